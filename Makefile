@@ -1,0 +1,178 @@
+# batchd's build. One Makefile, no recursion; `make help` lists the targets.
+#
+#   make            build/batchd and build/batchd_sqlite.so
+#   make V=asan     the same under build/asan, with ASan and UBSan (V=tsan: TSan)
+#   make CUDA=0     without the CUDA library, even where nvcc is installed
+
+MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+
+V      ?=
+CC     ?= cc
+PREFIX ?= /usr/local
+BUILD  := build$(if $(V),/$(V))
+
+CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda) $(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)))
+CUDA ?= $(if $(wildcard $(CUDA_HOME)/bin/nvcc),1,0)
+
+CSTD   := -std=c17 -D_GNU_SOURCE
+WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
+          -Wundef -Wvla -Wno-unused-parameter $(if $(CI),-Werror)
+OPT    := -O2 -g
+ifeq ($(V),asan)
+  OPT  := -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=undefined
+else ifeq ($(V),tsan)
+  OPT  := -O1 -g -fno-omit-frame-pointer -fsanitize=thread
+else ifneq ($(V),)
+  $(error V=$(V) is not a variant: asan, tsan or nothing)
+endif
+
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+CPPFLAGS += -I. -MMD -MP
+CFLAGS   += $(CSTD) $(WARN) $(OPT) -fPIC -ffp-contract=off
+LDFLAGS  += $(filter -fsanitize%,$(OPT)) -Wl,--as-needed
+
+# ---------------------------------------------------------------- sources
+
+BASE_SRC    := $(wildcard base/*.c)
+KERNELS_SRC := $(wildcard kernels/*.c kernels/cpu/*.c)
+SIMD_SRC    := $(wildcard kernels/cpu/simd/*.c)
+ENGINE_SRC  := $(wildcard engine/*.c engine/*/*.c)
+JOBS_SRC    := $(wildcard jobs/*.c)
+BATCHD_SRC  := $(wildcard batchd/*.c)
+EXT_SRC     := $(wildcard jobs/sqlite_ext/*.c)
+
+obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
+
+# kernels/cpu/simd is compiled once per instruction set; the device picks one when it is opened.
+ifeq ($(shell uname -m),x86_64)
+  SIMD_VARIANTS := v2 v3 v4
+  SIMD_FLAGS_v2 := -march=x86-64-v2
+  SIMD_FLAGS_v3 := -march=x86-64-v3
+  SIMD_FLAGS_v4 := -march=x86-64-v4 -mprefer-vector-width=512
+else
+  SIMD_VARIANTS := plain
+endif
+SIMD_OPT := $(if $(V),,-O3)
+SIMD_OBJ := $(foreach v,$(SIMD_VARIANTS),$(patsubst %.c,$(BUILD)/obj/%.$(v).o,$(SIMD_SRC)))
+
+LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread -ldl
+
+# ---------------------------------------------------------------- what is built
+
+.DEFAULT_GOAL := all
+.PHONY: all deps demo test all-tests check bench layers install uninstall help clean
+
+PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
+EXTENSION := $(if $(EXT_SRC),$(BUILD)/batchd_sqlite.so)
+
+all: $(PROGRAM) $(EXTENSION)
+
+ARCHIVES := $(addprefix $(BUILD)/lib,$(addsuffix .a,jobs engine kernels base))
+
+$(BUILD)/libbase.a:    $(call obj,$(BASE_SRC))
+$(BUILD)/libkernels.a: $(call obj,$(KERNELS_SRC)) $(SIMD_OBJ)
+$(BUILD)/libengine.a:  $(call obj,$(ENGINE_SRC))
+$(BUILD)/libjobs.a:    $(call obj,$(JOBS_SRC))
+$(BUILD)/libbatchd.a:  $(call obj,$(filter-out batchd/main.c,$(BATCHD_SRC)))
+
+$(BUILD)/lib%.a:
+	@rm -f $@
+	$(AR) rcs $@ $^
+
+$(BUILD)/obj/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(EXTRA_$(basename $(notdir $<))) -c $< -o $@
+
+# The version goes into one object alone, so that a commit does not rebuild the tree.
+EXTRA_version := -DBATCHD_VERSION='"$(VERSION)"'
+# Where `make install` puts things; a program in its build tree looks beside itself first.
+EXTRA_paths := -DBATCHD_PREFIX='"$(PREFIX)"'
+
+define SIMD_RULE
+$(BUILD)/obj/%.$(1).o: %.c
+	@mkdir -p $$(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(SIMD_OPT) $(SIMD_FLAGS_$(1)) -DSIMD_VARIANT=$(1) -c $$< -o $$@
+endef
+$(foreach v,$(SIMD_VARIANTS),$(eval $(call SIMD_RULE,$(v))))
+
+$(BUILD)/batchd: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(ARCHIVES)
+	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
+
+# SQLite derives the entry point's name from the file's name. Only libzstd is linked; the
+# sqlite3 that loads it brings the rest.
+$(BUILD)/batchd_sqlite.so: $(call obj,$(EXT_SRC))
+	$(CC) $(LDFLAGS) -shared $^ -lzstd -o $@
+
+# ---------------------------------------------------------------- tests
+
+UNIT_TESTS := $(patsubst tests/%.c,$(BUILD)/tests/%,$(wildcard tests/test_*.c))
+BATS_TESTS := $(wildcard tests/e2e/*.bats)
+TEST_AIDS  := $(call obj,$(wildcard tests/aid_*.c))
+
+# Tests of the queue run against the fake engine, a second implementation of engine/engine.h.
+FAKE_OBJ     := $(call obj,$(wildcard tests/fake/*.c))
+FAKE_PROGRAM := $(if $(PROGRAM),$(if $(FAKE_OBJ),$(BUILD)/tests/batchd-fake))
+TEST_PROGRAMS := $(UNIT_TESTS) $(FAKE_PROGRAM)
+
+$(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_AIDS) $(BUILD)/libbatchd.a $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+
+$(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
+
+TEST_ENV := BATCHD_BUILD=$(BUILD) BATCHD_TEST_DATA=$(abspath $(or $(BATCHD_TEST_DATA),../shared/data))
+
+check: layers all $(TEST_PROGRAMS)
+	@$(TEST_ENV) BATCHD_QUICK=1 tests/run $(UNIT_TESTS) $(BATS_TESTS)
+
+all-tests: layers all $(TEST_PROGRAMS)
+	@$(TEST_ENV) tests/run $(UNIT_TESTS) $(BATS_TESTS)
+
+# Two makes, because what `deps` installs must be there before the second begins.
+test: deps
+	@$(MAKE) --no-print-directory all-tests
+
+layers:
+	@tests/layers
+
+# ---------------------------------------------------------------- everything else
+
+deps:
+	@scripts/deps
+
+demo: deps
+	@$(MAKE) --no-print-directory all
+	@scripts/demo $(BUILD)
+
+bench: all
+	@scripts/bench $(BUILD)
+
+install: all
+	install -D -m 755 $(BUILD)/batchd $(DESTDIR)$(PREFIX)/bin/batchd
+	install -D -m 755 $(BUILD)/batchd_sqlite.so $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
+	@for page in docs/man/*.1; do test -e "$$page" || continue; \
+	  install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
+
+uninstall:
+	rm -f $(DESTDIR)$(PREFIX)/bin/batchd $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/batchd*.1
+	-rmdir $(DESTDIR)$(PREFIX)/lib/batchd 2>/dev/null
+
+clean:
+	rm -rf build
+
+help:
+	@echo 'make              build/batchd and build/batchd_sqlite.so'
+	@echo 'make deps         install the Debian packages that are missing'
+	@echo 'make demo         a CSV of small tasks through the demo model, with reports'
+	@echo 'make check        tests that take seconds'
+	@echo 'make test         all tests; V=asan or V=tsan under a sanitizer'
+	@echo 'make bench        speed of the engine on this machine'
+	@echo 'make layers       check which folder includes which'
+	@echo 'make install      PREFIX=/usr/local, DESTDIR= ; make uninstall'
+	@echo 'make clean'
+
+-include $(shell find $(BUILD)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,81 @@
+/* log.c - see log.h. */
+#include "base/log.h"
+#include "base/buf.h"
+#include "base/clock.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <unistd.h>
+
+static atomic_int max_level = LOG_INFO;
+static atomic_bool as_json;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static void (*before)(void *arg);
+static void *before_arg;
+
+void log_set_level(enum log_level level) {
+    max_level = (int)level;
+}
+
+enum log_level log_level(void) {
+    return (enum log_level)max_level;
+}
+
+void log_set_json(bool json) {
+    as_json = json;
+}
+
+void log_set_before(void (*fn)(void *arg), void *arg) {
+    pthread_mutex_lock(&lock);
+    before = fn;
+    before_arg = arg;
+    pthread_mutex_unlock(&lock);
+}
+
+static void line_json(struct buf *out, const char *level, const char *text) {
+    buf_printf(out, "{\"time_us\":%" PRId64 ",\"level\":\"%s\",\"message\":\"", clock_wall_us(), level);
+    for (const char *s = text; *s; s++) {
+        if (*s == '"' || *s == '\\') buf_printf(out, "\\%c", *s);
+        else if ((unsigned char)*s < 0x20) buf_printf(out, "\\u%04x", *s);
+        else buf_putc(out, *s);
+    }
+    buf_puts(out, "\"}\n");
+}
+
+static void line_text(struct buf *out, enum log_level level, const char *name, const char *text) {
+    buf_puts(out, "batchd: ");
+    if (level != LOG_INFO) buf_printf(out, "%s: ", name);
+    buf_printf(out, "%s\n", text);
+}
+
+static void emit(enum log_level level, const char *fmt, va_list ap) {
+    static const char *const names[] = {"error", "warning", "info", "debug"};
+    if ((int)level > max_level) return;
+    char text[2000];
+    vsnprintf(text, sizeof text, fmt, ap);
+    struct buf out = BUF_INIT(16384);
+    if (as_json) line_json(&out, names[level], text);
+    else line_text(&out, level, names[level], text);
+    pthread_mutex_lock(&lock);
+    if (before) before(before_arg);
+    ssize_t n = write(STDERR_FILENO, out.data, out.n);
+    (void)n; /* there is nowhere left to complain */
+    pthread_mutex_unlock(&lock);
+    buf_clear(&out);
+}
+
+#define DEFINE(name, level)            \
+    void name(const char *fmt, ...) {  \
+        va_list ap;                    \
+        va_start(ap, fmt);             \
+        emit(level, fmt, ap);          \
+        va_end(ap);                    \
+    }
+DEFINE(log_error, LOG_ERROR)
+DEFINE(log_warn, LOG_WARN)
+DEFINE(log_info, LOG_INFO)
+DEFINE(log_debug, LOG_DEBUG)

@@ -1,0 +1,22 @@
+/* utf8.h - the few questions about UTF-8 that more than one folder asks. */
+#ifndef BATCHD_BASE_UTF8_H
+#define BATCHD_BASE_UTF8_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Bytes from the start that are valid UTF-8 (no overlong forms, no surrogates,
+ * nothing above U+10FFFF); n when all are. */
+size_t utf8_valid_prefix(const char *s, size_t n);
+
+/* The code point at s and its length 1..4; -1 and length 1 where s is not valid. n > 0. */
+int32_t utf8_decode(const char *s, size_t n, size_t *len);
+
+/* 1..4 bytes into out; cp must be a Unicode scalar value. */
+size_t utf8_encode(int32_t cp, char out[4]);
+
+/* Could these n bytes, not valid as they are, be the beginning of one valid character? */
+bool utf8_is_incomplete(const char *s, size_t n);
+
+#endif

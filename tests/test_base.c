@@ -1,0 +1,173 @@
+/* test_base.c - base/: errors, buffers, sizes, hashes, UTF-8, mailboxes, files. */
+#include "tests/unit.h"
+
+#include "base/buf.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/mailbox.h"
+#include "base/mem.h"
+#include "base/suggest.h"
+#include "base/utf8.h"
+
+#include <pthread.h>
+#include <unistd.h>
+
+static void err_wrap_puts_context_before(void **state) {
+    struct err err = ERR_INIT;
+    assert_int_equal(err_set(&err, E_IO, "no such file %s", "x"), E_IO);
+    assert_int_equal(err_wrap(&err, "loading %s", "m"), E_IO);
+    assert_string_equal(err.text, "loading m: no such file x");
+}
+
+static void err_is_one_line_and_never_overflows(void **state) {
+    struct err err = ERR_INIT;
+    char big[3000];
+    memset(big, 'a', sizeof big - 1);
+    big[sizeof big - 1] = '\0';
+    err_set(&err, E_FAIL, "a\nb\033[31m");
+    assert_string_equal(err.text, "a b [31m");
+    err_set(&err, E_FAIL, "%s", big);
+    for (int i = 0; i < 3; i++) err_wrap(&err, "%s", big);
+    assert_int_equal(strlen(err.text), sizeof err.text - 1);
+}
+
+static void buf_keeps_its_ceiling(void **state) {
+    struct buf b = BUF_INIT(10);
+    buf_puts(&b, "12345");
+    buf_printf(&b, "%d", 678);
+    assert_string_equal(b.data, "12345678");
+    buf_puts(&b, "abc");
+    assert_true(b.full);
+    assert_int_equal(b.n, 8);
+    buf_putc(&b, 'x');
+    assert_int_equal(b.n, 8);
+    char *text = buf_take(&b);
+    assert_string_equal(text, "12345678");
+    assert_null(b.data);
+    free(text);
+}
+
+static void sizes_overflow_is_seen(void **state) {
+    size_t out = 7;
+    assert_false(size_mul((size_t)1 << 60, 32, &out));
+    assert_false(size_add((size_t)-1, 1, &out));
+    assert_int_equal(out, 7);
+    assert_true(size_mul(6, 7, &out));
+    assert_int_equal(out, 42);
+    assert_null(mem_try_zalloc((size_t)1 << 60, 32));
+}
+
+/* FIPS 180-2, appendix B. */
+static void sha256_agrees_with_the_standard(void **state) {
+    char hex[SHA256_HEX];
+    struct sha256 *s = sha256_new();
+    sha256_add(s, "abc", 3);
+    sha256_finish(s, hex);
+    assert_string_equal(hex, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+}
+
+static void hash64_spreads(void **state) {
+    enum { N = 100000, BUCKETS = 64 };
+    int count[BUCKETS] = {0};
+    for (uint64_t i = 0; i < N; i++) count[hash64_mix(1, i) % BUCKETS]++;
+    for (int i = 0; i < BUCKETS; i++) assert_in_range(count[i], N / BUCKETS * 9 / 10, N / BUCKETS * 11 / 10);
+    assert_true(hash64("abcdefgh", 8, 0) != hash64("abcdefgi", 8, 0));
+    assert_true(hash64("a\0", 2, 0) != hash64("a", 1, 0));
+}
+
+static void utf8_refuses_what_the_standard_refuses(void **state) {
+    assert_int_equal(utf8_valid_prefix("a\xc3\xa9\xe6\x9d\xb1\xf0\x9f\x98\x80", 10), 10);
+    assert_int_equal(utf8_valid_prefix("ab\xc0\x80", 4), 2);         /* overlong */
+    assert_int_equal(utf8_valid_prefix("\xed\xa0\x80", 3), 0);       /* surrogate */
+    assert_int_equal(utf8_valid_prefix("\xf4\x90\x80\x80", 4), 0);   /* above U+10FFFF */
+    assert_int_equal(utf8_valid_prefix("x\xe6\x9d", 3), 1);          /* cut off */
+    assert_true(utf8_is_incomplete("\xe6\x9d", 2));
+    assert_false(utf8_is_incomplete("\xe6\x41", 2));
+}
+
+static void utf8_every_scalar_value_round_trips(void **state) {
+    for (int32_t cp = 0; cp <= 0x10ffff; cp++) {
+        if (cp >= 0xd800 && cp < 0xe000) continue;
+        char s[4];
+        size_t n = utf8_encode(cp, s), len;
+        assert_int_equal(utf8_decode(s, n, &len), cp);
+        assert_int_equal(len, n);
+    }
+}
+
+static void suggest_finds_the_typo(void **state) {
+    static const char *const words[] = {"text", "product", "id"};
+    assert_string_equal(suggest("txt", words, 3), "text");
+    assert_string_equal(suggest("prodcut", words, 3), "product");
+    assert_null(suggest("weather", words, 3));
+}
+
+static void *put_thousand(void *arg) {
+    for (size_t i = 1; i <= 1000; i++) mailbox_put(arg, (void *)i, -1);
+    mailbox_close(arg);
+    return NULL;
+}
+
+static void mailbox_keeps_order_and_ends(void **state) {
+    struct mailbox *m = mailbox_new(3);
+    pthread_t t;
+    pthread_create(&t, NULL, put_thousand, m);
+    for (size_t i = 1; i <= 1000; i++) assert_int_equal((size_t)mailbox_take(m, -1), i);
+    assert_null(mailbox_take(m, -1));
+    pthread_join(t, NULL);
+    assert_false(mailbox_put(m, m, 0));
+    mailbox_free(m);
+}
+
+static void mailbox_waits_no_longer_than_told(void **state) {
+    struct mailbox *m = mailbox_new(1);
+    int64_t start = clock_mono_ns();
+    assert_null(mailbox_take(m, 20));
+    assert_true(mailbox_put(m, m, 0));
+    assert_false(mailbox_put(m, m, 20));
+    assert_in_range(clock_mono_ns() - start, 39000000, 2000000000);
+    mailbox_take(m, 0);
+    mailbox_free(m);
+}
+
+static void file_replaces_whole_or_not_at_all(void **state) {
+    char dir[] = "/tmp/batchd-test-XXXXXX";
+    assert_non_null(mkdtemp(dir));
+    struct err err = ERR_INIT;
+    char *path = path_join(dir, "out"), *text = NULL;
+    size_t n;
+    struct file_new *f;
+    assert_err(file_read(path, 100, &text, &n, &err), E_NOT_FOUND, "cannot open", &err);
+    assert_ok(file_new_open(&f, path, &err), &err);
+    fputs("one", file_new_stream(f));
+    file_new_abort(f);
+    assert_int_equal(access(path, F_OK), -1);
+    assert_ok(file_new_open(&f, path, &err), &err);
+    fputs("two", file_new_stream(f));
+    assert_ok(file_new_commit(f, &err), &err);
+    assert_ok(file_read(path, 100, &text, &n, &err), &err);
+    assert_string_equal(text, "two");
+    free(text);
+    assert_err(file_read(path, 2, &text, &n, &err), E_RANGE, "more than", &err);
+    assert_err(file_read(dir, 100, &text, &n, &err), E_IO, "not a regular file", &err);
+    unlink(path);
+    rmdir(dir);
+    free(path);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(err_wrap_puts_context_before),
+    cmocka_unit_test(err_is_one_line_and_never_overflows),
+    cmocka_unit_test(buf_keeps_its_ceiling),
+    cmocka_unit_test(sizes_overflow_is_seen),
+    cmocka_unit_test(sha256_agrees_with_the_standard),
+    cmocka_unit_test(hash64_spreads),
+    cmocka_unit_test(utf8_refuses_what_the_standard_refuses),
+    cmocka_unit_test(utf8_every_scalar_value_round_trips),
+    cmocka_unit_test(suggest_finds_the_typo),
+    cmocka_unit_test(mailbox_keeps_order_and_ends),
+    cmocka_unit_test(mailbox_waits_no_longer_than_told),
+    cmocka_unit_test(file_replaces_whole_or_not_at_all),
+};
+UNIT_MAIN(tests)
