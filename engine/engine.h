@@ -1,0 +1,229 @@
+/* engine.h - token ids in, token ids out. The one public header of engine/.
+ *
+ * Three parts, from simple to special: text (tokenizer, chat template), the
+ * description of a model folder, and the engine itself, which runs requests in
+ * continuous batches on one device.
+ *
+ * tests/fake/ holds a second implementation of this header, without a model. */
+#ifndef BATCHD_ENGINE_ENGINE_H
+#define BATCHD_ENGINE_ENGINE_H
+
+#include "base/buf.h"
+#include "base/err.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+/* ------------------------------------------------------------------ text */
+
+/* What a model folder says about text: tokenizer.json, and where they are there
+ * tokenizer_config.json, special_tokens_map.json and chat_template.jinja.
+ * Immutable once open: any thread may use it. */
+struct tokenizer;
+
+int tokenizer_open(struct tokenizer **out, const char *model_dir, struct err *err);
+void tokenizer_close(struct tokenizer *tok); /* NULL is fine */
+
+size_t tokenizer_n_ids(const struct tokenizer *tok); /* one more than the highest id */
+bool tokenizer_adds_bos(const struct tokenizer *tok); /* the post-processor puts a token in front */
+
+struct token_list { /* all zero = empty; give back with token_list_clear */
+    int32_t *ids;
+    size_t n, cap;
+};
+void token_list_clear(struct token_list *list);
+void token_list_push(struct token_list *list, int32_t id);
+
+struct text_span { /* bytes [begin, end) of a text */
+    size_t begin, end;
+};
+
+struct encode_options {     /* all zero = plain text as it stands */
+    bool add_special;       /* run the post-processor (BOS where the family has one) */
+    bool parse_special;     /* special tokens written out in the text become their ids */
+    const struct text_span *plain; /* ascending spans where parse_special does not hold: a row's */
+    size_t n_plain;                /* own text can never become a control token */
+};
+
+/* Append the ids of n bytes of valid UTF-8. E_PARSE when the bytes are not UTF-8,
+ * E_RANGE when a pattern of the pre-tokenizer runs into its limits. Time is
+ * O(n log n) whatever the text. */
+int tokenizer_encode(const struct tokenizer *tok, struct token_list *out, const char *text, size_t n,
+                     const struct encode_options *options, struct err *err);
+
+/* Append the text of n ids: exactly what the ids say, no clean-up of spaces, bytes
+ * that are not UTF-8 as U+FFFD. Ids out of range give nothing. */
+void tokenizer_decode(const struct tokenizer *tok, struct buf *out, const int32_t *ids, size_t n,
+                      bool skip_special);
+
+/* The same, token by token: what was pushed is in `text` as soon as later tokens
+ * cannot change it. After detokenizer_finish the text equals tokenizer_decode's. */
+struct detokenizer {
+    const struct tokenizer *tok; /* borrowed */
+    struct buf text;             /* decoded so far */
+    struct buf held;             /* bytes that may be part of an unfinished character */
+    bool started;                /* a token was pushed: the leading-space rule is spent */
+    bool skip_special;
+};
+void detokenizer_init(struct detokenizer *d, const struct tokenizer *tok, bool skip_special);
+void detokenizer_push(struct detokenizer *d, int32_t id);
+void detokenizer_finish(struct detokenizer *d);
+void detokenizer_clear(struct detokenizer *d);
+
+struct chat_message {
+    const char *role;    /* "system", "user", "assistant" ... */
+    const char *content; /* UTF-8, borrowed for the call */
+};
+
+struct chat_text {           /* all zero = empty; give back with chat_text_clear */
+    struct buf text;         /* the rendered conversation */
+    struct text_span *plain; /* the parts that came from messages, ascending */
+    size_t n_plain, cap_plain;
+};
+void chat_text_clear(struct chat_text *t);
+
+bool tokenizer_has_chat_template(const struct tokenizer *tok);
+
+/* Render with the model's template. E_UNSUPPORTED names the construct that the
+ * interpreter does not have; E_RANGE: a limit on steps, depth or output;
+ * E_PARSE: the template's own raise_exception, with its text. */
+int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const struct chat_message *messages,
+                          size_t n, bool add_generation_prompt, struct err *err);
+
+/* ------------------------------------------------------------------ model */
+
+struct model_info {
+    char family[32];            /* config.json's model_type */
+    char dtype[16];             /* of the checkpoint: "float32", "bfloat16", "float16" */
+    int64_t n_params;
+    int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab;
+    int32_t context;            /* longest sequence, tokens */
+    int32_t sliding_window;     /* 0 = none */
+    bool tied_embeddings;
+    int64_t kv_bytes_per_token; /* in the checkpoint's dtype */
+    int32_t stop_ids[16];       /* generation_config.json, else config.json's eos */
+    int32_t n_stop_ids;
+    bool has_temperature;       /* generation_config.json's defaults, where it gives them */
+    float temperature;
+    bool has_top_p;
+    float top_p;
+    bool has_top_k;
+    int32_t top_k;
+};
+
+/* Read config.json, generation_config.json and the headers of the weights, load nothing. */
+int model_describe(struct model_info *out, const char *model_dir, struct err *err);
+
+/* ------------------------------------------------------------------ engine */
+
+struct engine_options {
+    const char *model_dir;
+    const char *device;             /* "auto", "cpu" ("cuda" comes with its backend) */
+    const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16" */
+    const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
+    int64_t max_model_len;          /* 0 = the model's context */
+    int32_t max_num_seqs;           /* 0 = 64 on the CPU */
+    int32_t max_num_batched_tokens; /* 0 = 512 on the CPU: rows of a step */
+    int64_t kv_cache_memory_bytes;  /* 0 = the smaller of 1 GiB and a quarter of available memory */
+    int32_t threads;                /* 0 = all cores */
+    int32_t lookahead;              /* steps submitted before the oldest is collected: 0, 1, 2 */
+    FILE *step_log;                 /* NULL, or one line a step: see docs/engine.md */
+};
+extern const struct engine_options ENGINE_OPTIONS_DEFAULT;
+
+/* Sampling of one request, under OpenAI's and vLLM's names. Order of application:
+ * temperature, top_k, top_p, min_p; then one draw by Gumbel's trick with Philox
+ * keyed by (seed, position), so that a token does not depend on its neighbours. */
+struct sampling {
+    int32_t max_tokens; /* >= 1 */
+    int32_t min_tokens; /* stop ids and end-of-sequence cannot be sampled before */
+    float temperature;  /* 0 = greedy; ties go to the lowest id */
+    float top_p;        /* (0, 1]; 1 = off */
+    float min_p;        /* [0, 1]; 0 = off */
+    int32_t top_k;      /* 0 = off */
+    uint64_t seed;
+    bool ignore_eos;    /* the model's stop ids do not stop; those of the request do */
+    char **stop;        /* stop strings; the completion ends before the first one */
+    size_t n_stop;
+    int32_t *stop_token_ids; /* besides the model's */
+    size_t n_stop_token_ids;
+};
+extern const struct sampling SAMPLING_DEFAULT; /* 256 tokens, greedy */
+
+struct engine_request { /* from engine_request_new; the engine frees it */
+    uint64_t tag;       /* the caller's; comes back in the completion */
+    int32_t *tokens;    /* the prompt */
+    size_t n_tokens;
+    struct sampling sampling; /* owns its arrays */
+};
+struct engine_request *engine_request_new(void); /* SAMPLING_DEFAULT, no tokens */
+void engine_request_free(struct engine_request *r);
+
+enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_ERROR, FINISH_ABORTED };
+
+struct engine_completion { /* give back with engine_completion_free */
+    uint64_t tag;
+    enum finish_reason finish;
+    int32_t *tokens;     /* sampled ids; a stop id that ended the text is not among them */
+    size_t n_tokens;
+    size_t text_bytes;   /* cut the decoded text here (a stop string), SIZE_MAX = nowhere */
+    int32_t n_prompt_tokens, n_cached_tokens;
+    int32_t n_completion_tokens; /* sampled, the stop id included */
+    int32_t preemptions;
+    int64_t scheduled_ns, first_token_ns, last_token_ns; /* monotonic clock; 0 = did not happen */
+    const char *error_code; /* FINISH_ERROR: context_length, empty_prompt, bad_token, numeric; static */
+    char error[200];
+};
+void engine_completion_free(struct engine_completion *c); /* NULL is fine */
+
+/* The engine runs a thread of its own from open to close. The functions below may
+ * be called from any thread. */
+struct engine;
+
+/* E_NOT_FOUND, E_PARSE, E_UNSUPPORTED: the model folder; E_DEVICE, E_NO_MEMORY:
+ * with the arithmetic of what is needed and what there is. */
+int engine_open(struct engine **out, const struct engine_options *options, struct err *err);
+
+/* Stop at once, dropping what runs; then free. NULL is fine. */
+void engine_close(struct engine *e);
+
+const struct model_info *engine_model(const struct engine *e);
+const struct tokenizer *engine_tokenizer(const struct engine *e); /* NULL with dummy weights and no tokenizer.json */
+int32_t engine_max_model_len(const struct engine *e);
+const char *engine_device_name(const struct engine *e);
+
+/* Hand over a request. A prompt too long for the context and the like come back
+ * as completions with FINISH_ERROR. False: no room within timeout_ms, or the
+ * engine has failed; the request is still the caller's. */
+bool engine_submit(struct engine *e, struct engine_request *r, int64_t timeout_ms);
+
+/* The next completion in the order of finishing, or NULL after timeout_ms, or at
+ * once when the engine has failed: then engine_failure says why. */
+struct engine_completion *engine_collect(struct engine *e, int64_t timeout_ms);
+
+/* Give up all requests whose tag is in [first, last]; each comes back FINISH_ABORTED. */
+void engine_abort(struct engine *e, uint64_t first, uint64_t last);
+
+/* 0, or the error that stopped the engine (a device failure). */
+int engine_failure(struct engine *e, struct err *err);
+
+struct engine_stats { /* since open, except where it says now */
+    int64_t n_steps;
+    int64_t n_step_rows;        /* token rows computed, recomputed ones included */
+    int64_t n_prompt_tokens;    /* of admitted requests */
+    int64_t n_cached_tokens;
+    int64_t n_completion_tokens;
+    int64_t n_preemptions;
+    int32_t n_running, n_waiting; /* now */
+    int32_t kv_blocks_used, kv_blocks_total; /* now */
+};
+void engine_stats(struct engine *e, struct engine_stats *out);
+
+/* Rate of the model's matrix products alone at n_rows rows a step: token rows per
+ * second, every layer's products and the vocabulary projection, nothing between.
+ * The yardstick of `bench throughput`. Only while no request is in flight. */
+int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err);
+
+#endif
