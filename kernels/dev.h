@@ -1,0 +1,49 @@
+/* dev.h - a device: memory, and the order in which operations run.
+ *
+ * Operations (ops.h) are queued on the device and return nothing. The device
+ * keeps the first error; later operations then do nothing, and dev_sync reports
+ * it once. The CPU device has finished an operation when the call returns; a GPU
+ * has not, so whatever an operation reads must stay as it is until dev_sync or
+ * the step's event. A device belongs to one thread at a time. */
+#ifndef BATCHD_KERNELS_DEV_H
+#define BATCHD_KERNELS_DEV_H
+
+#include "base/err.h"
+#include "kernels/tensor.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct dev;
+
+struct dev_options {
+    const char *kind;    /* "auto", "cpu" */
+    int32_t threads;     /* CPU: threads that compute, 0 = one a core */
+    const char *variant; /* CPU: NULL = the best this processor has, "v2", "v3", "v4" for tests */
+};
+
+int dev_open(struct dev **out, const struct dev_options *options, struct err *err);
+void dev_close(struct dev *dev); /* NULL is fine; all memory must have gone back */
+
+const char *dev_name(const struct dev *dev);         /* "cpu (x86-64-v3, 2 threads)" */
+int64_t dev_memory_available(const struct dev *dev); /* bytes that dev_alloc could give now */
+
+/* Cleared memory, aligned to 256 bytes; NULL when there is none. */
+void *dev_alloc(struct dev *dev, size_t bytes);
+void dev_free(struct dev *dev, void *p); /* NULL is fine */
+
+void dev_upload(struct dev *dev, void *dst, const void *src, size_t bytes);   /* host to device */
+void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes); /* device to host; waits */
+
+/* Wait for all that was queued; the first error since the last call, or 0. */
+int dev_sync(struct dev *dev, struct err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

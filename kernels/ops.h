@@ -1,0 +1,210 @@
+/* ops.h - the operations a forward pass is written in.
+ *
+ * The data of a layer moves like this, T token rows at a time:
+ *
+ *   activation --linear--> product --qkv_finish--> q, KV cache --attention--> activation
+ *   activation --linear--> product --residual_norm--> residual stream, activation
+ *   activation --linear--> product --glu--> activation
+ *
+ * A *product* is what a matrix product leaves behind: raw numbers whose row
+ * scales, column scales and bias are still pending. Its consumers (qkv_finish,
+ * glu, residual_norm, sample) apply what is pending and emit an *activation*,
+ * which is ready to be multiplied. So a quantized weight or activation changes
+ * linear and its consumers, never the forward pass.
+ *
+ * Batch invariance: what an operation computes for one row depends on nothing
+ * but that row (for attention: and its own sequence's cache), bit for bit,
+ * whatever else is in the step and however many threads there are.
+ *
+ * Compute dtype: the dtype of the activations, F32 or BF16. Sums are in f32.
+ * With BF16 the results are rounded where Hugging Face's modules round. */
+#ifndef BATCHD_KERNELS_OPS_H
+#define BATCHD_KERNELS_OPS_H
+
+#include "kernels/dev.h"
+#include "kernels/tensor.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---------------------------------------------------------------- weights */
+
+enum quant_kind { QUANT_NONE }; /* int8, fp4, nf4, nf4_dq and fp8 come with their kernels */
+
+/* A run of consecutive rows of a weight that came from one checkpoint tensor and
+ * were quantized as one (double quantization's offset is per tensor), before
+ * Q|K|V or gate|up rows were put together. */
+struct weight_segment {
+    int64_t first_row, n_rows;
+    enum quant_kind quant;
+    struct tensor scale;        /* f32 [n_rows]: fp8 per-channel scales, int8's SCB; none for QUANT_NONE */
+    struct tensor absmax;       /* f32 or u8 [blocks]: 4-bit kinds */
+    struct tensor nested_absmax; /* f32 [blocks / 256]: double quantization */
+    float nested_offset;
+};
+
+/* w[N,K], as `y = x w^T` wants it. The device keeps the numbers in an order of its
+ * own choosing, with N and K padded by zeros to multiples of 16. */
+struct weight {
+    int64_t n, k;         /* logical sizes */
+    int64_t n_pad, k_pad; /* as stored */
+    enum dtype dtype;     /* F32 or BF16 */
+    void *data;           /* device's layout; from weight_new */
+    struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
+    int32_t n_segments;
+    struct tensor bias;   /* f32 [n_pad] or no tensor */
+};
+
+/* All zeros, no segments; NULL when the device has no memory for it. */
+struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtype);
+void weight_free(struct dev *dev, struct weight *w); /* NULL is fine */
+size_t weight_bytes(const struct weight *w);         /* device memory held */
+
+/* Copy a checkpoint tensor's rows from host memory (row-major [rows, k], F32,
+ * F16 or BF16, unaligned is fine) to rows [first_row, first_row + rows). */
+void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+/* f32 [n] from host memory, in the checkpoint's dtype. */
+void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+/* ---------------------------------------------------------------- products and activations */
+
+struct activation {         /* x[T,K], ready to be multiplied */
+    struct tensor x;        /* F32 or BF16 (I8, F8_E4M3 with row scales when quantized) */
+    struct tensor row_scale; /* f32 [T] or no tensor */
+};
+
+struct product {                   /* y[T,N] with what is pending */
+    struct tensor y;               /* F32 or BF16 (I32 from int8) */
+    struct tensor row_scale;       /* f32 [T] or no tensor */
+    const struct weight *weight;   /* its column scales and bias are pending */
+};
+
+/* y[T,N] = x[T,K] * w[N,K]^T. y->y has room for T rows of w->n columns; y->weight is set. */
+void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+
+/* ---------------------------------------------------------------- a step */
+
+enum { KV_BLOCK = 32 };       /* token positions in a KV block */
+enum { ATTENTION_TILE = 64 }; /* keys in a tile of attention's reduction tree */
+enum { ATTENTION_SPLIT = 512 }; /* keys in a split of it; a multiple of the tile */
+
+/* Consecutive rows of a step that belong to one sequence: positions
+ * first_position .. first_position + n_rows - 1. */
+struct step_sequence {
+    int32_t slot;
+    int32_t first_row, n_rows;
+    int32_t first_position;
+};
+
+/* A row whose logits are wanted, and how to draw a token from them. */
+struct step_sample {
+    int32_t row;          /* of the step */
+    int32_t slot;         /* the draw becomes this slot's last sample */
+    int32_t position;     /* of the token to be drawn: the row's position + 1 */
+    int32_t top_k;        /* 0 = off */
+    float temperature;    /* 0 = greedy */
+    float top_p, min_p;
+    uint64_t seed;
+    int32_t first_banned, n_banned; /* ids that cannot be drawn: banned[first_banned ..] */
+};
+
+/* One step: T token rows of several sequences, prefill and decode rows alike. */
+struct step {
+    int32_t n_rows;             /* T */
+    const int32_t *token;       /* [T] id, or ~slot: the last sample of that slot */
+    const int32_t *position;    /* [T] */
+    const int32_t *slot;        /* [T] */
+    int32_t n_sequences;
+    const struct step_sequence *sequences; /* ascending, covering all rows */
+    const int32_t *block_table; /* [n_slots][block_table_stride] KV block ids by slot */
+    int32_t block_table_stride;
+    int32_t n_samples;
+    const struct step_sample *samples; /* ascending row */
+    const int32_t *banned;
+};
+
+/* ---------------------------------------------------------------- KV cache */
+
+struct kv_cache {             /* keys and values of all layers */
+    enum dtype dtype;         /* F32 or BF16 */
+    int32_t n_layers, n_blocks, n_kv_heads, head_dim;
+    void **slab;              /* [n_layers] of [n_blocks][2: K, V][n_kv_heads][KV_BLOCK][head_dim] */
+};
+
+int kv_cache_open(struct kv_cache **out, struct dev *dev, enum dtype dtype, int32_t n_layers, int32_t n_blocks,
+                  int32_t n_kv_heads, int32_t head_dim, struct err *err);
+void kv_cache_close(struct dev *dev, struct kv_cache *kv); /* NULL is fine */
+int64_t kv_cache_block_bytes(enum dtype dtype, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim);
+
+/* ---------------------------------------------------------------- operations */
+
+/* cos and sin, f32 [max_position][n_rotated / 2] each, of position * inv_freq[i] (the
+ * angle in f32, as Hugging Face computes it), times attention_scaling. */
+struct rope {
+    int32_t n_rotated; /* leading dimensions of a head that turn; the rest pass through */
+    struct tensor cos, sin;
+};
+int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t n_rotated, int32_t max_position,
+              float attention_scaling, struct err *err);
+void rope_close(struct dev *dev, struct rope *rope);
+
+struct attention_shape {
+    int32_t n_heads, n_kv_heads, head_dim; /* query head h reads KV head h / (n_heads / n_kv_heads) */
+    float scale;                           /* head_dim^-0.5 unless the family says otherwise */
+    int32_t sliding_window;                /* key j is seen from i iff i - window < j <= i; 0 = no window */
+};
+
+/* residual[T,H] = the embedding of each row's token. */
+void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+
+/* residual += y (unless y is NULL); out = residual / rms(residual) * w.   w: f32 [H].
+ * With BF16: the quotient is rounded before it is multiplied with w. */
+void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
+                      const struct tensor *w, float eps);
+
+/* qkv[T, (n_heads + 2 n_kv_heads) head_dim] -> bias, RoPE ("half" rotation: dimension i
+ * with i + n_rotated / 2); q[T, n_heads head_dim]; k and v into their cache slots, which
+ * the rows' positions and block tables name. */
+void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer, const struct product *qkv,
+                   const struct attention_shape *shape, const struct rope *rope, const struct step *step);
+
+/* out[T, n_heads head_dim] = softmax(scale q k^T) v over the cache, causal. One reduction
+ * tree for every row: tiles of 64 keys ascending inside absolute splits of 512; each split
+ * starts fresh (m, l, O); splits are folded left to right, unnormalised, in f32; one
+ * division at the end. */
+void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
+                  int32_t layer, const struct attention_shape *shape, const struct step *step);
+
+/* gate_up[T, 2 F] = gate | up -> out[T, F] = silu(gate) * up. */
+void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+
+/* out[S, K] = the rows of x that want logits. */
+void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+
+/* Draw one token for each of the step's samples from logits[S, V]; f32, bias pending.
+ *
+ * Rule, the same on every device: banned ids are -inf. Greedy: the highest logit, ties to the
+ * lowest id. Else l = logit / temperature; keep the top_k highest (all that tie with the k-th);
+ * of those the smallest set of highest l whose softmax mass reaches top_p (all that tie with
+ * its last member); of those the ones with probability >= min_p times the highest; then
+ * argmax of l - log(-log u), ties to the lowest id, where u of token i is from
+ * Philox4x32-10 with key = seed and counter = (i / 4, position, 0, 0x62617463), word i % 4,
+ * mapped to (0, 1) as (word + 0.5) / 2^32.
+ *
+ * last_sample i32 [n_slots]: written at each sample's slot.
+ * drawn i32 [S]: the id, or -1 where a logit was NaN or all were -inf. */
+void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+               const struct step *step);
+
+/* A view of the device's copy of a step, good until the step after next is uploaded. */
+const struct step *step_upload(struct dev *dev, const struct step *host);
+
+/* last_sample for op_embed's ~slot rows. Set once after open. */
+void step_set_last_sample(struct dev *dev, int32_t *last_sample);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
