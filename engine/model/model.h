@@ -1,0 +1,72 @@
+/* model.h - a model on a device, and the steps it runs.
+ *
+ * model_open reads a folder and puts its weights on a device; a runner adds the
+ * KV cache, persistent sequence slots and room for one step's tensors. Steps are
+ * submitted and collected in order; up to RUNNER_DEPTH may be under way, and a
+ * step may use samples of the one before it that nobody has seen yet (~slot
+ * tokens, see kernels/ops.h). Belongs to the engine thread. */
+#ifndef BATCHD_ENGINE_MODEL_MODEL_H
+#define BATCHD_ENGINE_MODEL_MODEL_H
+
+#include "base/err.h"
+#include "engine/engine.h"
+#include "kernels/dev.h"
+#include "kernels/ops.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct model;
+
+struct model_options {
+    const char *dir;
+    enum dtype dtype;    /* compute dtype: F32 or BF16 */
+    bool dummy;          /* weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
+    int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
+};
+
+int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err);
+void model_close(struct model *m); /* NULL is fine */
+
+const struct model_info *model_get_info(const struct model *m);
+int64_t model_weight_bytes(const struct model *m);
+
+/* Compute dtype that "auto", "float32", "bfloat16" mean for this checkpoint on this
+ * device (fp16 checkpoints run in float32 on the CPU). E_UNSUPPORTED otherwise. */
+int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, struct err *err);
+
+enum { RUNNER_DEPTH = 3 }; /* steps under way at most: look-ahead 2 and the one being collected */
+
+struct runner;
+
+struct runner_options {
+    int32_t n_blocks;   /* KV blocks of KV_BLOCK tokens */
+    int32_t n_slots;    /* sequences at once */
+    int32_t max_rows;   /* token rows of a step */
+    int32_t max_samples; /* rows of a step that want logits; <= n_slots unless a caller wants all logits */
+};
+
+int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err);
+void runner_close(struct runner *r); /* NULL is fine */
+
+/* Queue one step; its arrays may be reused when the call returns. Fails only when
+ * RUNNER_DEPTH steps are under way (assert) or the device already failed. */
+int step_submit(struct runner *r, const struct step *step, struct err *err);
+
+struct step_result {
+    const int32_t *drawn;  /* [n_samples] in the step's order, -1 = logits not finite; borrowed
+                              until the next step_collect */
+    const float *logits;   /* [n_samples, vocab] where runner_keep_logits asked, else NULL */
+    int32_t n_samples;
+};
+
+/* Wait for the oldest step under way. */
+int step_collect(struct runner *r, struct step_result *out, struct err *err);
+
+/* Hand out logits with each result from now on (tests, evaluation); costs a copy. */
+void runner_keep_logits(struct runner *r, bool keep);
+
+/* Time `seconds` of the model's matrix products alone at n_rows rows; rows per second. */
+int runner_matmul_rate(struct runner *r, int32_t n_rows, double seconds, double *rows_per_s, struct err *err);
+
+#endif
