@@ -2,7 +2,6 @@
 #
 #   make            build/batchd and build/batchd_sqlite.so
 #   make V=asan     the same under build/asan, with ASan and UBSan (V=tsan: TSan)
-#   make CUDA=0     without the CUDA library, even where nvcc is installed
 
 MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
 
@@ -10,9 +9,6 @@ V      ?=
 CC     ?= cc
 PREFIX ?= /usr/local
 BUILD  := build$(if $(V),/$(V))
-
-CUDA_HOME ?= $(firstword $(wildcard /usr/local/cuda) $(patsubst %/bin/nvcc,%,$(shell command -v nvcc 2>/dev/null)))
-CUDA ?= $(if $(wildcard $(CUDA_HOME)/bin/nvcc),1,0)
 
 CSTD   := -std=c17 -D_GNU_SOURCE
 WARN   := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
