@@ -1,0 +1,58 @@
+/* backend.h - the function table that a device's backend fills.
+ *
+ * Private to kernels/: dev.c and ops.c check arguments and call through it. One
+ * process may hold devices of several backends, and tests compare them op by op. */
+#ifndef BATCHD_KERNELS_BACKEND_H
+#define BATCHD_KERNELS_BACKEND_H
+
+#include "kernels/dev.h"
+#include "kernels/ops.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct backend {
+    void (*close)(struct dev *dev);
+    int64_t (*memory_available)(const struct dev *dev);
+    void *(*alloc)(struct dev *dev, size_t bytes);
+    void (*free)(struct dev *dev, void *p);
+    void (*upload)(struct dev *dev, void *dst, const void *src, size_t bytes);
+    void (*download)(struct dev *dev, void *dst, const void *src, size_t bytes);
+    void (*sync)(struct dev *dev);
+    const struct step *(*step_upload)(struct dev *dev, const struct step *host);
+
+    size_t (*weight_bytes)(int64_t n_pad, int64_t k_pad, enum dtype dtype);
+    void (*weight_load)(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+    void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+    void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+    void (*residual_norm)(struct dev *dev, struct activation *out, struct tensor *residual,
+                          const struct product *y, const struct tensor *w, float eps);
+    void (*qkv_finish)(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
+                       const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
+                       const struct step *step);
+    void (*attention)(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
+                      int32_t layer, const struct attention_shape *shape, const struct step *step);
+    void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up);
+    void (*gather)(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+    void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+                   const struct step *step);
+};
+
+struct dev { /* the beginning of every backend's own device struct */
+    const struct backend *backend;
+    char name[96];
+    struct err failed;    /* the first error since the last dev_sync */
+    int32_t *last_sample; /* see step_set_last_sample */
+};
+
+/* Latch an error: later operations do nothing until dev_sync has reported it. */
+void dev_fail(struct dev *dev, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+
+int cpu_dev_open(struct dev **out, const struct dev_options *options, struct err *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

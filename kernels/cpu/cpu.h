@@ -1,0 +1,61 @@
+/* cpu.h - the CPU device from inside.
+ *
+ * Operations run on the calling thread and the device's pool, and are done when
+ * they return. Inner loops come from a table (simd.h), chosen for this processor. */
+#ifndef BATCHD_KERNELS_CPU_CPU_H
+#define BATCHD_KERNELS_CPU_CPU_H
+
+#include "kernels/backend.h"
+#include "kernels/cpu/pool.h"
+#include "kernels/cpu/simd/simd.h"
+
+struct cpu_dev {
+    struct dev dev;           /* first: a struct dev * of this backend is one of these */
+    struct pool *pool;
+    const struct simd *simd;
+    void *scratch;            /* grows as operations ask, never shrinks */
+    size_t scratch_bytes;
+};
+
+static inline struct cpu_dev *cpu_of(struct dev *dev) {
+    return (struct cpu_dev *)dev;
+}
+
+/* At least `bytes` of scratch for the operation that runs now. */
+void *cpu_scratch(struct cpu_dev *cpu, size_t bytes);
+
+/* Row `i` of a tensor of any dtype. */
+static inline void *row_of(const struct tensor *t, int64_t i) {
+    return (char *)t->data + (size_t)(i * t->shape[1]) * dtype_bytes(t->dtype);
+}
+
+/* kv's K (which = 0) or V (1) of a block and head: [KV_BLOCK][head_dim]. */
+static inline void *kv_tile(const struct kv_cache *kv, int32_t layer, int64_t block, int which, int32_t head) {
+    int64_t tile = (block * 2 + which) * kv->n_kv_heads + head;
+    return (char *)kv->slab[layer] + (size_t)(tile * KV_BLOCK * kv->head_dim) * dtype_bytes(kv->dtype);
+}
+
+/* cpu_linear.c */
+size_t cpu_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
+void cpu_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+void cpu_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+
+/* cpu_rows.c */
+void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
+                       const struct tensor *w, float eps);
+void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+
+/* cpu_attention.c */
+void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
+                    const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
+                    const struct step *step);
+void cpu_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
+                   int32_t layer, const struct attention_shape *shape, const struct step *step);
+
+/* cpu_sample.c */
+void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+                const struct step *step);
+
+#endif

@@ -1,0 +1,147 @@
+/* cpu_dev.c - the CPU device: memory, threads, and which instruction set to use. */
+#include "base/mem.h"
+#include "kernels/cpu/cpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void cpu_close(struct dev *dev) {
+    struct cpu_dev *cpu = cpu_of(dev);
+    pool_free(cpu->pool);
+    free(cpu->scratch);
+    free(cpu);
+}
+
+static int64_t cpu_memory_available(const struct dev *dev) {
+    FILE *f = fopen("/proc/meminfo", "re");
+    char line[200];
+    long long kib = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %lld", &kib) == 1) break;
+    if (f) fclose(f);
+    return kib ? kib * 1024 : (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+}
+
+/* Fresh pages are zero already, so a large pool costs memory only where it is used. */
+static void *cpu_alloc(struct dev *dev, size_t bytes) {
+    size_t header = 256, total;
+    if (!size_add(bytes, 2 * header, &total)) return NULL;
+    char *raw = calloc(1, total);
+    if (!raw) return NULL;
+    char *p = (char *)(((uintptr_t)raw + 2 * header - 1) & ~(uintptr_t)(header - 1));
+    memcpy(p - sizeof raw, &raw, sizeof raw);
+    return p;
+}
+
+static void cpu_free(struct dev *dev, void *p) {
+    void *raw;
+    memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
+    free(raw);
+}
+
+static void cpu_copy(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    if (bytes) memcpy(dst, src, bytes);
+}
+
+static void cpu_sync(struct dev *dev) {
+}
+
+static const struct step *cpu_step_upload(struct dev *dev, const struct step *host) {
+    return host; /* every operation is done when it returns */
+}
+
+void *cpu_scratch(struct cpu_dev *cpu, size_t bytes) {
+    if (bytes > cpu->scratch_bytes) {
+        free(cpu->scratch);
+        cpu->scratch = mem_aligned(64, bytes);
+        cpu->scratch_bytes = bytes;
+    }
+    return cpu->scratch;
+}
+
+static const struct backend cpu_backend = {
+    .close = cpu_close,
+    .memory_available = cpu_memory_available,
+    .alloc = cpu_alloc,
+    .free = cpu_free,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .sync = cpu_sync,
+    .step_upload = cpu_step_upload,
+    .weight_bytes = cpu_weight_bytes,
+    .weight_load = cpu_weight_load,
+    .linear = cpu_linear,
+    .embed = cpu_embed,
+    .residual_norm = cpu_residual_norm,
+    .qkv_finish = cpu_qkv_finish,
+    .attention = cpu_attention,
+    .glu = cpu_glu,
+    .gather = cpu_gather,
+    .sample = cpu_sample,
+};
+
+struct variant {
+    const char *name, *full_name;
+    const struct simd *simd;
+    bool (*runs_here)(void);
+};
+
+#if defined __x86_64__
+extern const struct simd simd_v2, simd_v3, simd_v4;
+
+static bool has_v2(void) {
+    return __builtin_cpu_supports("sse4.2") && __builtin_cpu_supports("popcnt");
+}
+static bool has_v3(void) {
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
+}
+static bool has_v4(void) {
+    return has_v3() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vl");
+}
+
+static const struct variant variants[] = { /* best first */
+    {"v4", "x86-64-v4", &simd_v4, has_v4},
+    {"v3", "x86-64-v3", &simd_v3, has_v3},
+    {"v2", "x86-64-v2", &simd_v2, has_v2},
+};
+#else
+extern const struct simd simd_plain;
+
+static bool has_plain(void) {
+    return true;
+}
+
+static const struct variant variants[] = {{"plain", "plain C", &simd_plain, has_plain}};
+#endif
+
+static int pick_variant(const struct variant **out, const char *asked, struct err *err) {
+    for (size_t i = 0; i < sizeof variants / sizeof *variants; i++) {
+        if (asked && strcmp(asked, variants[i].name) != 0) continue;
+        if (!variants[i].runs_here()) continue;
+        *out = &variants[i];
+        return 0;
+    }
+    if (asked) return err_set(err, E_DEVICE, "this processor does not run the %s kernels", asked);
+    return err_set(err, E_DEVICE, "this processor is older than x86-64-v2 (SSE4.2); batchd needs that much");
+}
+
+int cpu_dev_open(struct dev **out, const struct dev_options *options, struct err *err) {
+    const struct variant *variant = NULL;
+    int r = pick_variant(&variant, options->variant, err);
+    if (r < 0) return r;
+    int threads = options->threads > 0 ? options->threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
+    if (threads < 1) threads = 1;
+    if (threads > 256) return err_set(err, E_RANGE, "threads: %d is more than 256", threads);
+    struct cpu_dev *cpu = mem_zalloc(1, sizeof *cpu);
+    cpu->dev.backend = &cpu_backend;
+    snprintf(cpu->dev.name, sizeof cpu->dev.name, "cpu (%s, %d thread%s)", variant->full_name, threads,
+             threads == 1 ? "" : "s");
+    cpu->simd = variant->simd;
+    cpu->pool = pool_new(threads);
+    *out = &cpu->dev;
+    return 0;
+}

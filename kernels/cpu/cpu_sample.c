@@ -1,0 +1,175 @@
+/* cpu_sample.c - one token for each row of logits, by the rule that ops.h states.
+ *
+ * top_k and top_p need a threshold, not an order: both are "the highest value v such
+ * that the weight of all candidates >= v reaches a target", with weight 1 for top_k
+ * and a fixed-point probability for top_p. A radix search over order-preserving
+ * integers finds it in three passes, and integer sums do not depend on their order. */
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/philox.h"
+
+#include <math.h>
+#include <string.h>
+
+enum { BINS = 2048 };
+
+/* Larger float, larger integer; -inf is the least number that occurs. */
+static uint32_t order_key(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    return u & 0x80000000u ? ~u : u | 0x80000000u;
+}
+
+/* The highest key such that the weight of all keys >= it is at least target. */
+static uint32_t threshold_key(const uint32_t *keys, const uint64_t *weights, int64_t n, uint64_t target) {
+    static const struct {
+        int shift, bits;
+    } pass[] = {{21, 11}, {10, 11}, {0, 10}};
+    uint64_t above = 0;
+    uint32_t prefix = 0;
+    for (int p = 0; p < 3; p++) {
+        uint64_t bin[BINS] = {0};
+        uint32_t known = p == 0 ? 0 : ~0u << (pass[p].shift + pass[p].bits);
+        for (int64_t i = 0; i < n; i++)
+            if ((keys[i] & known) == prefix)
+                bin[keys[i] >> pass[p].shift & ((1u << pass[p].bits) - 1)] += weights ? weights[i] : 1;
+        int b = (1 << pass[p].bits) - 1;
+        while (b > 0 && above + bin[b] < target) above += bin[b--];
+        prefix |= (uint32_t)b << pass[p].shift;
+    }
+    return prefix;
+}
+
+struct candidates { /* scratch of one row */
+    float *l;          /* [vocab] logits over temperature; -inf = out */
+    uint32_t *key;
+    uint64_t *mass;
+    float *prob;
+};
+
+static void keep_from(float *l, const uint32_t *key, int64_t n, uint32_t threshold) {
+    for (int64_t i = 0; i < n; i++)
+        if (key[i] < threshold) l[i] = -INFINITY;
+}
+
+static void apply_top_k(struct candidates *c, int64_t n, int32_t top_k) {
+    if (top_k <= 0 || top_k >= n) return;
+    for (int64_t i = 0; i < n; i++) c->key[i] = order_key(c->l[i]);
+    keep_from(c->l, c->key, n, threshold_key(c->key, NULL, n, (uint64_t)top_k));
+}
+
+static void apply_top_p(const struct simd *simd, struct candidates *c, int64_t n, float top_p, float max) {
+    if (top_p >= 1.0f) return;
+    for (int64_t i = 0; i < n; i++) c->prob[i] = c->l[i] - max;
+    simd->exps(c->prob, c->prob, n);
+    uint64_t total = 0;
+    for (int64_t i = 0; i < n; i++) {
+        c->key[i] = order_key(c->l[i]);
+        c->mass[i] = c->l[i] > -INFINITY ? (uint64_t)((double)c->prob[i] * 0x1p40) : 0;
+        total += c->mass[i];
+    }
+    uint64_t target = (uint64_t)ceil((double)total * (double)top_p);
+    if (target < 1) target = 1;
+    keep_from(c->l, c->key, n, threshold_key(c->key, c->mass, n, target));
+}
+
+static void apply_min_p(struct candidates *c, int64_t n, float min_p, float max) {
+    if (min_p <= 0.0f) return;
+    float least = max + logf(min_p);
+    for (int64_t i = 0; i < n; i++)
+        if (c->l[i] < least) c->l[i] = -INFINITY;
+}
+
+/* argmax of l + Gumbel noise: a draw from softmax(l). */
+static int32_t draw(const float *l, int64_t n, uint64_t seed, int32_t position) {
+    float best = -INFINITY;
+    int32_t id = -1;
+    for (int64_t i = 0; i < n; i += 4) {
+        int64_t m = n - i < 4 ? n - i : 4;
+        bool any = false;
+        for (int64_t j = 0; j < m; j++) any |= l[i + j] > -INFINITY;
+        if (!any) continue;
+        struct philox_block r = philox4x32((uint32_t)(i / 4), (uint32_t)position, 0, 0x62617463u, (uint32_t)seed,
+                                           (uint32_t)(seed >> 32));
+        for (int64_t j = 0; j < m; j++) {
+            if (!(l[i + j] > -INFINITY)) continue;
+            float u = ((float)r.word[j] + 0.5f) * 0x1p-32f;
+            if (u >= 1.0f) u = 1.0f - 0x1p-24f; /* the highest words round up to 1 */
+            float score = l[i + j] - logf(-logf(u));
+            if (score > best || id < 0) {
+                best = score;
+                id = (int32_t)(i + j);
+            }
+        }
+    }
+    return id;
+}
+
+static int32_t argmax(const float *l, int64_t n, float *max) {
+    int32_t id = -1;
+    *max = -INFINITY;
+    for (int64_t i = 0; i < n; i++) {
+        if (isnan(l[i])) return -1;
+        if (l[i] > *max) {
+            *max = l[i];
+            id = (int32_t)i;
+        }
+    }
+    return id;
+}
+
+static int32_t sample_row(const struct simd *simd, struct candidates *c, const float *logits, const float *bias,
+                          int64_t n, const struct step_sample *s, const int32_t *banned) {
+    for (int64_t i = 0; i < n; i++) c->l[i] = bias ? logits[i] + bias[i] : logits[i];
+    for (int32_t i = 0; i < s->n_banned; i++) {
+        int32_t id = banned[s->first_banned + i];
+        if (id >= 0 && id < n) c->l[id] = -INFINITY;
+    }
+    float max;
+    int32_t best = argmax(c->l, n, &max);
+    if (best < 0 || isinf(max)) return -1;
+    if (s->temperature <= 0.0f) return best;
+    float inverse = 1.0f / s->temperature;
+    for (int64_t i = 0; i < n; i++) c->l[i] *= inverse;
+    max *= inverse;
+    if (isinf(max)) return best; /* a temperature so small that it overflows is greedy */
+    apply_top_k(c, n, s->top_k);
+    apply_top_p(simd, c, n, s->top_p, max);
+    apply_min_p(c, n, s->min_p, max);
+    return draw(c->l, n, s->seed, s->position);
+}
+
+struct sampler {
+    struct cpu_dev *cpu;
+    int32_t *drawn, *last_sample;
+    const struct product *logits;
+    const struct step *step;
+    char *scratch;
+    size_t scratch_bytes; /* of one thread */
+};
+
+static void sample_part(void *arg, int part, int n_parts) {
+    const struct sampler *a = arg;
+    int64_t begin, end, n = a->logits->y.shape[1];
+    pool_share(a->step->n_samples, part, n_parts, &begin, &end);
+    char *at = a->scratch + (size_t)part * a->scratch_bytes;
+    struct candidates c;
+    c.mass = (uint64_t *)at;
+    c.l = (float *)(c.mass + n);
+    c.prob = c.l + n;
+    c.key = (uint32_t *)(c.prob + n);
+    const float *bias = a->logits->weight ? a->logits->weight->bias.data : NULL;
+    for (int64_t i = begin; i < end; i++) {
+        const struct step_sample *s = &a->step->samples[i];
+        a->drawn[i] = sample_row(a->cpu->simd, &c, row_of(&a->logits->y, i), bias, n, s, a->step->banned);
+        a->last_sample[s->slot] = a->drawn[i];
+    }
+}
+
+void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+                const struct step *step) {
+    struct cpu_dev *cpu = cpu_of(dev);
+    size_t n = (size_t)logits->y.shape[1], bytes = (n * 20 + 127) / 64 * 64;
+    char *scratch = cpu_scratch(cpu, bytes * (size_t)pool_n_threads(cpu->pool));
+    struct sampler a = {cpu, drawn, last_sample, logits, step, scratch, bytes};
+    pool_run(cpu->pool, sample_part, &a);
+}

@@ -1,0 +1,62 @@
+/* dev.c - see dev.h. */
+#include "kernels/dev.h"
+#include "base/mem.h"
+#include "kernels/backend.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+int dev_open(struct dev **out, const struct dev_options *options, struct err *err) {
+    const char *kind = options->kind ? options->kind : "auto";
+    if (strcmp(kind, "auto") == 0 || strcmp(kind, "cpu") == 0) return cpu_dev_open(out, options, err);
+    if (strcmp(kind, "cuda") == 0)
+        return err_set(err, E_DEVICE, "this build has no CUDA backend; use --device cpu");
+    return err_set(err, E_USAGE, "no device \"%s\": auto and cpu are known", kind);
+}
+
+void dev_close(struct dev *dev) {
+    if (dev) dev->backend->close(dev);
+}
+
+const char *dev_name(const struct dev *dev) {
+    return dev->name;
+}
+
+int64_t dev_memory_available(const struct dev *dev) {
+    return dev->backend->memory_available(dev);
+}
+
+void *dev_alloc(struct dev *dev, size_t bytes) {
+    return dev->backend->alloc(dev, bytes);
+}
+
+void dev_free(struct dev *dev, void *p) {
+    if (p) dev->backend->free(dev, p);
+}
+
+void dev_upload(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    dev->backend->upload(dev, dst, src, bytes);
+}
+
+void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    dev->backend->download(dev, dst, src, bytes);
+}
+
+int dev_sync(struct dev *dev, struct err *err) {
+    dev->backend->sync(dev);
+    int r = dev->failed.code;
+    if (r) err_set(err, r, "%s", dev->failed.text);
+    dev->failed.code = 0;
+    return r;
+}
+
+void dev_fail(struct dev *dev, int code, const char *fmt, ...) {
+    if (dev->failed.code) return;
+    char text[sizeof dev->failed.text];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    err_set(&dev->failed, code, "%s", text);
+}

@@ -1,0 +1,207 @@
+/* ops.c - what the operations of all backends have in common: checks of shapes,
+ * dispatch, and the memory of weights, KV cache and RoPE tables. */
+#include "kernels/ops.h"
+#include "base/mem.h"
+#include "kernels/backend.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---------------------------------------------------------------- weights */
+
+static int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
+struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtype) {
+    assert(n > 0 && k > 0 && (dtype == DTYPE_F32 || dtype == DTYPE_BF16));
+    struct weight *w = mem_zalloc(1, sizeof *w);
+    w->n = n;
+    w->k = k;
+    w->n_pad = round_up(n, 16);
+    w->k_pad = round_up(k, 16);
+    w->dtype = dtype;
+    w->data = dev_alloc(dev, dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype));
+    if (w->data) return w;
+    free(w);
+    return NULL;
+}
+
+void weight_free(struct dev *dev, struct weight *w) {
+    if (!w) return;
+    dev_free(dev, w->data);
+    dev_free(dev, w->bias.data);
+    free(w->segments);
+    free(w);
+}
+
+size_t weight_bytes(const struct weight *w) {
+    size_t bytes = (size_t)w->n_pad * (size_t)w->k_pad * dtype_bytes(w->dtype);
+    return bytes + (w->bias.data ? tensor_bytes(&w->bias) : 0);
+}
+
+void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    int64_t rows = host->shape[0];
+    assert(host->shape[1] == w->k && first_row >= 0 && first_row + rows <= w->n);
+    w->segments = mem_realloc(w->segments, (size_t)w->n_segments + 1, sizeof *w->segments);
+    w->segments[w->n_segments++] =
+        (struct weight_segment){.first_row = first_row, .n_rows = rows, .quant = QUANT_NONE};
+    dev->backend->weight_load(dev, w, first_row, host);
+}
+
+static float host_number(const struct tensor *t, int64_t i) {
+    const char *at = (const char *)t->data + (size_t)i * dtype_bytes(t->dtype);
+    float f;
+    uint16_t h;
+    switch (t->dtype) {
+    case DTYPE_F32: memcpy(&f, at, 4); return f;
+    case DTYPE_F16: memcpy(&h, at, 2); return f16_to_f32(h);
+    case DTYPE_BF16: memcpy(&h, at, 2); return bf16_to_f32(h);
+    default: assert(!"a checkpoint tensor is F32, F16 or BF16"); return 0;
+    }
+}
+
+void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    int64_t n = host->shape[0];
+    assert(first_row >= 0 && first_row + n <= w->n);
+    if (!w->bias.data) {
+        w->bias = tensor_1d(dev_alloc(dev, (size_t)w->n_pad * 4), DTYPE_F32, w->n_pad);
+        if (!w->bias.data) {
+            dev_fail(dev, E_NO_MEMORY, "no memory for a bias of %lld numbers", (long long)w->n);
+            return;
+        }
+    }
+    float *values = mem_zalloc((size_t)n, sizeof *values);
+    for (int64_t i = 0; i < n; i++) values[i] = host_number(host, i);
+    dev_upload(dev, (float *)w->bias.data + first_row, values, (size_t)n * 4);
+    free(values);
+}
+
+/* ---------------------------------------------------------------- KV cache, RoPE */
+
+int64_t kv_cache_block_bytes(enum dtype dtype, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim) {
+    return (int64_t)n_layers * 2 * n_kv_heads * KV_BLOCK * head_dim * (int64_t)dtype_bytes(dtype);
+}
+
+int kv_cache_open(struct kv_cache **out, struct dev *dev, enum dtype dtype, int32_t n_layers, int32_t n_blocks,
+                  int32_t n_kv_heads, int32_t head_dim, struct err *err) {
+    struct kv_cache *kv = mem_zalloc(1, sizeof *kv);
+    *kv = (struct kv_cache){dtype, n_layers, n_blocks, n_kv_heads, head_dim, NULL};
+    kv->slab = mem_zalloc((size_t)n_layers, sizeof *kv->slab);
+    size_t bytes = (size_t)n_blocks * (size_t)kv_cache_block_bytes(dtype, 1, n_kv_heads, head_dim);
+    for (int32_t i = 0; i < n_layers; i++) {
+        kv->slab[i] = dev_alloc(dev, bytes);
+        if (kv->slab[i]) continue;
+        kv_cache_close(dev, kv);
+        return err_set(err, E_NO_MEMORY, "no memory for a KV cache of %d layers x %zu bytes; lower --kv-cache-memory-bytes",
+                       n_layers, bytes);
+    }
+    *out = kv;
+    return 0;
+}
+
+void kv_cache_close(struct dev *dev, struct kv_cache *kv) {
+    if (!kv) return;
+    for (int32_t i = 0; i < kv->n_layers; i++) dev_free(dev, kv->slab[i]);
+    free(kv->slab);
+    free(kv);
+}
+
+int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t n_rotated, int32_t max_position,
+              float attention_scaling, struct err *err) {
+    size_t half = (size_t)n_rotated / 2, n = (size_t)max_position * half;
+    float *cosines = mem_try_zalloc(n, sizeof *cosines), *sines = mem_try_zalloc(n, sizeof *sines);
+    struct tensor c = tensor_2d(dev_alloc(dev, n * 4), DTYPE_F32, max_position, (int64_t)half);
+    struct tensor s = tensor_2d(dev_alloc(dev, n * 4), DTYPE_F32, max_position, (int64_t)half);
+    int r = 0;
+    if (!cosines || !sines || !c.data || !s.data) {
+        r = err_set(err, E_NO_MEMORY, "no memory for RoPE tables of %d positions", max_position);
+        dev_free(dev, c.data);
+        dev_free(dev, s.data);
+        goto out;
+    }
+    for (size_t p = 0; p < (size_t)max_position; p++)
+        for (size_t i = 0; i < half; i++) {
+            float angle = (float)p * inv_freq[i];
+            cosines[p * half + i] = (float)cos((double)angle) * attention_scaling;
+            sines[p * half + i] = (float)sin((double)angle) * attention_scaling;
+        }
+    dev_upload(dev, c.data, cosines, n * 4);
+    dev_upload(dev, s.data, sines, n * 4);
+    *out = (struct rope){n_rotated, c, s};
+out:
+    free(cosines);
+    free(sines);
+    return r;
+}
+
+void rope_close(struct dev *dev, struct rope *rope) {
+    dev_free(dev, rope->cos.data);
+    dev_free(dev, rope->sin.data);
+    rope->cos.data = rope->sin.data = NULL;
+}
+
+/* ---------------------------------------------------------------- operations */
+
+static bool dev_is_ok(const struct dev *dev) {
+    return dev->failed.code == 0;
+}
+
+void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
+    assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
+    y->weight = w;
+    if (dev_is_ok(dev) && x->x.shape[0] > 0) dev->backend->linear(dev, y, x, w);
+}
+
+void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step) {
+    assert(residual->shape[0] == step->n_rows && residual->shape[1] == table->k);
+    if (dev_is_ok(dev)) dev->backend->embed(dev, residual, table, step);
+}
+
+void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
+                      const struct tensor *w, float eps) {
+    assert(out->x.shape[0] == residual->shape[0] && out->x.shape[1] == residual->shape[1]);
+    assert(w->dtype == DTYPE_F32 && w->shape[0] == residual->shape[1]);
+    assert(!y || (y->y.shape[0] == residual->shape[0] && y->y.shape[1] == residual->shape[1]));
+    if (dev_is_ok(dev)) dev->backend->residual_norm(dev, out, residual, y, w, eps);
+}
+
+void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer, const struct product *qkv,
+                   const struct attention_shape *shape, const struct rope *rope, const struct step *step) {
+    assert(qkv->y.shape[1] == (int64_t)(shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
+    assert(q->shape[0] == step->n_rows && q->shape[1] == (int64_t)shape->n_heads * shape->head_dim);
+    if (dev_is_ok(dev)) dev->backend->qkv_finish(dev, q, kv, layer, qkv, shape, rope, step);
+}
+
+void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
+                  int32_t layer, const struct attention_shape *shape, const struct step *step) {
+    assert(out->x.shape[0] == step->n_rows && out->x.shape[1] == q->shape[1]);
+    assert(shape->n_heads % shape->n_kv_heads == 0);
+    if (dev_is_ok(dev)) dev->backend->attention(dev, out, q, kv, layer, shape, step);
+}
+
+void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
+    assert(gate_up->y.shape[1] == 2 * out->x.shape[1] && gate_up->y.shape[0] == out->x.shape[0]);
+    if (dev_is_ok(dev)) dev->backend->glu(dev, out, gate_up);
+}
+
+void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {
+    assert(out->x.shape[0] == step->n_samples && out->x.shape[1] == x->x.shape[1]);
+    if (dev_is_ok(dev)) dev->backend->gather(dev, out, x, step);
+}
+
+void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+               const struct step *step) {
+    assert(logits->y.dtype == DTYPE_F32 && logits->y.shape[0] == step->n_samples);
+    if (dev_is_ok(dev)) dev->backend->sample(dev, drawn, last_sample, logits, step);
+}
+
+const struct step *step_upload(struct dev *dev, const struct step *host) {
+    return dev->backend->step_upload(dev, host);
+}
+
+void step_set_last_sample(struct dev *dev, int32_t *last_sample) {
+    dev->last_sample = last_sample;
+}
