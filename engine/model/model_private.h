@@ -1,0 +1,41 @@
+/* model_private.h - what model.c, forward.c and runner.c share. */
+#ifndef BATCHD_ENGINE_MODEL_MODEL_PRIVATE_H
+#define BATCHD_ENGINE_MODEL_MODEL_PRIVATE_H
+
+#include "engine/model/config.h"
+#include "engine/model/model.h"
+#include "engine/model/weights.h"
+
+struct model {
+    struct dev *dev; /* borrowed */
+    struct model_config config;
+    struct weights weights;
+    struct rope rope;
+    struct attention_shape shape;
+    enum dtype dtype;
+};
+
+/* The tensors of one step, with room for max_rows rows; views are cut to size. */
+struct workspace {
+    struct tensor residual; /* [T, hidden] */
+    struct tensor x;        /* [T, hidden]: normed */
+    struct tensor qkv;      /* [T, (heads + 2 kv_heads) head_dim] */
+    struct tensor q;        /* [T, heads head_dim] */
+    struct tensor attended; /* [T, heads head_dim] */
+    struct tensor projected; /* [T, hidden]: o and down */
+    struct tensor gate_up;  /* [T, 2 intermediate] */
+    struct tensor gated;    /* [T, intermediate] */
+    struct tensor wanted;   /* [S, hidden]: rows that want logits */
+    struct tensor logits;   /* f32 [S, vocab] */
+};
+
+/* One forward pass: the step's logits, bias pending. */
+void forward(struct model *m, struct workspace *ws, struct kv_cache *kv, const struct step *step,
+             struct product *logits);
+
+/* `rows` rows of a tensor that has room for more. */
+static inline struct tensor rows_of(const struct tensor *t, int64_t rows) {
+    return tensor_2d(t->data, t->dtype, rows, t->shape[1]);
+}
+
+#endif

@@ -1,0 +1,174 @@
+/* runner.c - the steps of a model: KV cache, slots, and a ring of results.
+ *
+ * All tensors of a step are allocated when the runner opens; a step allocates
+ * nothing. Results wait in a ring of RUNNER_DEPTH until they are collected. */
+#include "base/clock.h"
+#include "base/mem.h"
+#include "engine/model/model_private.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct pending { /* one step under way */
+    int32_t n_samples;
+    int32_t *drawn;  /* on the device, [max_samples] */
+    float *logits;   /* on the host, [max_samples, vocab], where they are kept */
+};
+
+struct runner {
+    struct model *model; /* borrowed */
+    struct dev *dev;
+    struct runner_options options;
+    struct kv_cache *kv;
+    struct workspace ws;
+    int32_t *last_sample; /* on the device, [n_slots] */
+    struct pending ring[RUNNER_DEPTH];
+    int first, n;         /* oldest step under way, and how many */
+    int32_t *drawn_host;  /* [max_samples], what step_collect hands out */
+    bool keep_logits;
+};
+
+static int room(struct runner *r, struct tensor *t, enum dtype dtype, int64_t rows, int64_t cols, struct err *err) {
+    *t = tensor_2d(NULL, dtype, rows, cols);
+    t->data = dev_alloc(r->dev, tensor_bytes(t));
+    if (t->data) return 0;
+    return err_set(err, E_NO_MEMORY, "no memory for a step's tensors of %lld x %lld; lower --max-num-batched-tokens",
+                   (long long)rows, (long long)cols);
+}
+
+static int open_workspace(struct runner *r, struct err *err) {
+    const struct model_info *m = &r->model->config.info;
+    int64_t t = r->options.max_rows, s = r->options.max_samples;
+    int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+    enum dtype d = r->model->dtype;
+    struct workspace *w = &r->ws;
+    int e = room(r, &w->residual, d, t, m->hidden, err);
+    if (e == 0) e = room(r, &w->x, d, t, m->hidden, err);
+    if (e == 0) e = room(r, &w->qkv, d, t, q + 2 * kv, err);
+    if (e == 0) e = room(r, &w->q, d, t, q, err);
+    if (e == 0) e = room(r, &w->attended, d, t, q, err);
+    if (e == 0) e = room(r, &w->projected, d, t, m->hidden, err);
+    if (e == 0) e = room(r, &w->gate_up, d, t, 2 * (int64_t)m->intermediate, err);
+    if (e == 0) e = room(r, &w->gated, d, t, m->intermediate, err);
+    if (e == 0) e = room(r, &w->wanted, d, s, m->hidden, err);
+    if (e == 0) e = room(r, &w->logits, DTYPE_F32, s, m->vocab, err);
+    return e;
+}
+
+int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err) {
+    const struct model_info *info = &m->config.info;
+    struct runner *r = mem_zalloc(1, sizeof *r);
+    r->model = m;
+    r->dev = m->dev;
+    r->options = *options;
+    int e = kv_cache_open(&r->kv, r->dev, m->dtype, info->n_layers, options->n_blocks, info->n_kv_heads,
+                          info->head_dim, err);
+    if (e == 0) e = open_workspace(r, err);
+    if (e < 0) {
+        runner_close(r);
+        return e;
+    }
+    size_t samples = (size_t)options->max_samples;
+    r->drawn_host = mem_zalloc(samples, sizeof *r->drawn_host);
+    r->last_sample = dev_alloc(r->dev, (size_t)options->n_slots * sizeof *r->last_sample);
+    bool ok = r->last_sample != NULL;
+    for (int i = 0; i < RUNNER_DEPTH; i++) {
+        r->ring[i].drawn = dev_alloc(r->dev, samples * sizeof(int32_t));
+        ok = ok && r->ring[i].drawn;
+    }
+    if (!ok) {
+        runner_close(r);
+        return err_set(err, E_NO_MEMORY, "no memory for the slots of %d sequences; lower --max-num-seqs", options->n_slots);
+    }
+    step_set_last_sample(r->dev, r->last_sample);
+    *out = r;
+    return 0;
+}
+
+void runner_close(struct runner *r) {
+    if (!r) return;
+    struct tensor *all[] = {&r->ws.residual,  &r->ws.x,       &r->ws.qkv,   &r->ws.q,      &r->ws.attended,
+                            &r->ws.projected, &r->ws.gate_up, &r->ws.gated, &r->ws.wanted, &r->ws.logits};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
+    for (int i = 0; i < RUNNER_DEPTH; i++) {
+        dev_free(r->dev, r->ring[i].drawn);
+        free(r->ring[i].logits);
+    }
+    dev_free(r->dev, r->last_sample);
+    kv_cache_close(r->dev, r->kv);
+    free(r->drawn_host);
+    free(r);
+}
+
+void runner_keep_logits(struct runner *r, bool keep) {
+    size_t n = (size_t)r->options.max_samples * (size_t)r->model->config.info.vocab;
+    r->keep_logits = keep;
+    for (int i = 0; keep && i < RUNNER_DEPTH; i++)
+        if (!r->ring[i].logits) r->ring[i].logits = mem_zalloc(n, sizeof(float));
+}
+
+int step_submit(struct runner *r, const struct step *step, struct err *err) {
+    assert(r->n < RUNNER_DEPTH);
+    assert(step->n_rows > 0 && step->n_rows <= r->options.max_rows && step->n_samples <= r->options.max_samples);
+    struct pending *p = &r->ring[(r->first + r->n) % RUNNER_DEPTH];
+    const struct step *on_device = step_upload(r->dev, step);
+    struct product logits;
+    forward(r->model, &r->ws, r->kv, on_device, &logits);
+    op_sample(r->dev, p->drawn, r->last_sample, &logits, on_device);
+    p->n_samples = step->n_samples;
+    if (r->keep_logits && step->n_samples > 0)
+        dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
+    r->n++;
+    return 0;
+}
+
+int step_collect(struct runner *r, struct step_result *out, struct err *err) {
+    assert(r->n > 0);
+    struct pending *p = &r->ring[r->first];
+    r->first = (r->first + 1) % RUNNER_DEPTH;
+    r->n--;
+    int e = dev_sync(r->dev, err);
+    if (e < 0) return e;
+    dev_download(r->dev, r->drawn_host, p->drawn, (size_t)p->n_samples * sizeof *r->drawn_host);
+    *out = (struct step_result){r->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
+    return 0;
+}
+
+/* Every product of a step, with nothing between them. */
+static void matmuls(struct runner *r, int64_t t) {
+    struct model *m = r->model;
+    struct workspace *ws = &r->ws;
+    struct activation x = {.x = rows_of(&ws->x, t)}, attended = {.x = rows_of(&ws->attended, t)};
+    struct activation gated = {.x = rows_of(&ws->gated, t)};
+    struct product qkv = {.y = rows_of(&ws->qkv, t)}, y = {.y = rows_of(&ws->projected, t)};
+    struct product gate_up = {.y = rows_of(&ws->gate_up, t)};
+    for (int32_t i = 0; i < m->weights.n_layers; i++) {
+        const struct layer_weights *w = &m->weights.layers[i];
+        op_linear(r->dev, &qkv, &x, w->qkv);
+        op_linear(r->dev, &y, &attended, w->o);
+        op_linear(r->dev, &gate_up, &x, w->gate_up);
+        op_linear(r->dev, &y, &gated, w->down);
+    }
+    int64_t s = t < r->options.max_samples ? t : r->options.max_samples;
+    struct activation wanted = {.x = rows_of(&ws->wanted, s)};
+    struct product logits = {.y = rows_of(&ws->logits, s)};
+    op_linear(r->dev, &logits, &wanted, m->weights.lm_head);
+}
+
+int runner_matmul_rate(struct runner *r, int32_t n_rows, double seconds, double *rows_per_s, struct err *err) {
+    assert(r->n == 0);
+    if (n_rows < 1 || n_rows > r->options.max_rows)
+        return err_set(err, E_RANGE, "%d rows are not in 1 .. %d", n_rows, r->options.max_rows);
+    matmuls(r, n_rows); /* caches and clocks warm up */
+    int e = dev_sync(r->dev, err);
+    int64_t start = clock_mono_ns(), now = start, steps = 0;
+    while (e == 0 && now - start < (int64_t)(seconds * 1e9)) {
+        matmuls(r, n_rows);
+        e = dev_sync(r->dev, err);
+        now = clock_mono_ns();
+        steps++;
+    }
+    if (e == 0) *rows_per_s = (double)steps * n_rows / ((double)(now - start) / 1e9);
+    return e;
+}
