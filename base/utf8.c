@@ -85,3 +85,8 @@ size_t utf8_encode(int32_t cp, char out[4]) {
     out[3] = (char)(0x80 | (cp & 0x3f));
     return 4;
 }
+
+size_t utf8_ill_formed(const char *s, size_t n) {
+    size_t want, have = matching(s, n, &want);
+    return have > 0 ? have : 1;
+}

@@ -19,4 +19,8 @@ size_t utf8_encode(int32_t cp, char out[4]);
 /* Could these n bytes, not valid as they are, be the beginning of one valid character? */
 bool utf8_is_incomplete(const char *s, size_t n);
 
+/* Length of the ill-formed part at s, where no valid character begins: what a decoder
+ * replaces by one U+FFFD (Unicode 3.9, "maximal subpart"). At least 1. n > 0. */
+size_t utf8_ill_formed(const char *s, size_t n);
+
 #endif
