@@ -8,44 +8,44 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char *dtype_of_weights(const struct checkpoint *c, const char *torch_dtype) {
-    for (size_t i = 0; c && i < checkpoint_n_tensors(c); i++)
-        if (checkpoint_at(c, i)->is_float) return dtype_name(checkpoint_at(c, i)->dtype);
-    return *torch_dtype ? torch_dtype : "float32";
+/* The embedding is there in every checkpoint; norms are at times kept in f32. */
+static const char *checkpoint_dtype(const struct model_config *config, const struct checkpoint *c) {
+    const struct checkpoint_tensor *t = c ? checkpoint_find(c, "model.embed_tokens.weight") : NULL;
+    if (t && t->is_float) return dtype_name(t->dtype);
+    return *config->torch_dtype ? config->torch_dtype : "float32";
 }
 
-static int64_t kv_bytes_per_token(const struct model_info *m, enum dtype dtype) {
-    return (int64_t)m->n_layers * 2 * m->n_kv_heads * m->head_dim * (int64_t)dtype_bytes(dtype);
-}
-
-static int64_t count_params(const struct model_info *m, const struct checkpoint *c) {
-    int64_t n = 0;
-    for (size_t i = 0; c && i < checkpoint_n_tensors(c); i++)
-        n += (int64_t)(checkpoint_at(c, i)->bytes / (checkpoint_at(c, i)->is_float ? dtype_bytes(checkpoint_at(c, i)->dtype) : 1));
-    if (c) return n;
-    int64_t h = m->hidden, q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
-    n = m->n_layers * (2 * h + 2 * q * h + 2 * kv * h + 3 * h * m->intermediate) + h + (int64_t)m->vocab * h;
-    return m->tied_embeddings ? n : n + (int64_t)m->vocab * h;
-}
-
-static void complete_info(struct model_config *config, const struct checkpoint *c) {
+/* What only the weights tell, after a check that all of them are there; c NULL: dummy weights. */
+static int complete_info(struct model_config *config, const struct checkpoint *c, struct err *err) {
     struct model_info *m = &config->info;
-    snprintf(m->dtype, sizeof m->dtype, "%s", dtype_of_weights(c, config->torch_dtype));
-    m->n_params = count_params(m, c);
-    m->kv_bytes_per_token = kv_bytes_per_token(m, strcmp(m->dtype, "float32") == 0 ? DTYPE_F32 : DTYPE_BF16);
-    if (c && !checkpoint_find(c, "lm_head.weight")) m->tied_embeddings = true;
+    struct weights_plan plan;
+    int r = weights_plan(&plan, config, c, DTYPE_F32, err);
+    if (r < 0) return r;
+    snprintf(m->dtype, sizeof m->dtype, "%s", checkpoint_dtype(config, c));
+    int64_t number = strcmp(m->dtype, "float32") == 0 ? 4 : 2;
+    m->kv_bytes_per_token = (int64_t)m->n_layers * 2 * m->n_kv_heads * m->head_dim * number;
+    m->n_params = plan.n_params;
+    m->tied_embeddings = plan.tied;
+    return 0;
+}
+
+/* config.json, and unless the weights are dummies the checkpoint's headers; *c is the caller's to close. */
+static int read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy,
+                       struct err *err) {
+    *c = NULL;
+    int r = config_read(config, dir, err);
+    if (r == 0 && !dummy) r = checkpoint_open(c, dir, err);
+    if (r == 0) r = complete_info(config, *c, err);
+    return r;
 }
 
 int model_describe(struct model_info *out, const char *model_dir, struct err *err) {
     struct model_config config;
-    struct checkpoint *c = NULL;
-    int r = config_read(&config, model_dir, err);
-    if (r == 0) r = checkpoint_open(&c, model_dir, err);
-    if (r < 0) return r;
-    complete_info(&config, c);
+    struct checkpoint *c;
+    int r = read_folder(&config, &c, model_dir, false, err);
     checkpoint_close(c);
-    *out = config.info;
-    return 0;
+    if (r == 0) *out = config.info;
+    return r;
 }
 
 int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, struct err *err) {
@@ -60,31 +60,33 @@ int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info
 
 static int open_rope(struct model *m, int32_t max_positions, struct err *err) {
     const struct model_info *info = &m->config.info;
-    float inv_freq[128];
+    float inv_freq[MAX_HEAD_DIM / 2];
     config_inv_freq(&m->config, inv_freq);
     int32_t n = max_positions > 0 ? max_positions : info->context;
+    int64_t bytes = 4 * (int64_t)n * (info->head_dim / 2) * (int64_t)sizeof(float); /* cos and sin, host and device */
+    if (bytes > dev_memory_available(m->dev))
+        return err_set(err, E_NO_MEMORY, "no memory for the positions of %d tokens; lower --max-model-len", n);
     return rope_open(&m->rope, m->dev, inv_freq, info->head_dim, n, 1.0f, err);
 }
 
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err) {
-    struct checkpoint *c = NULL;
+    struct checkpoint *c;
     struct model *m = mem_zalloc(1, sizeof *m);
+    const struct model_info *info = &m->config.info;
     m->dev = dev;
     m->dtype = options->dtype;
-    int r = config_read(&m->config, options->dir, err);
-    if (r == 0 && !options->dummy) r = checkpoint_open(&c, options->dir, err);
-    if (r < 0) goto out;
-    complete_info(&m->config, c);
-    const struct model_info *info = &m->config.info;
+    int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
+    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, err);
+    if (r == 0) r = open_rope(m, options->max_positions, err);
+    checkpoint_close(c);
+    if (r < 0) {
+        model_close(m);
+        return r;
+    }
     m->shape = (struct attention_shape){info->n_heads, info->n_kv_heads, info->head_dim,
                                         1.0f / sqrtf((float)info->head_dim), info->sliding_window};
-    r = weights_load(&m->weights, dev, &m->config, c, m->dtype, err);
-    if (r == 0) r = open_rope(m, options->max_positions, err);
-out:
-    checkpoint_close(c);
-    if (r < 0) model_close(m);
-    else *out = m;
-    return r;
+    *out = m;
+    return 0;
 }
 
 void model_close(struct model *m) {
@@ -99,5 +101,13 @@ const struct model_info *model_get_info(const struct model *m) {
 }
 
 int64_t model_weight_bytes(const struct model *m) {
-    return m->weights.bytes;
+    const struct weights *w = &m->weights;
+    size_t bytes = weight_bytes(w->embed) + tensor_bytes(&w->final_norm);
+    if (w->lm_head != w->embed) bytes += weight_bytes(w->lm_head);
+    for (int32_t i = 0; i < w->n_layers; i++) {
+        const struct layer_weights *l = &w->layers[i];
+        bytes += tensor_bytes(&l->attention_norm) + tensor_bytes(&l->mlp_norm);
+        bytes += weight_bytes(l->qkv) + weight_bytes(l->o) + weight_bytes(l->gate_up) + weight_bytes(l->down);
+    }
+    return (int64_t)bytes;
 }

@@ -2,6 +2,7 @@
 #include "engine/model/safetensors.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "engine/model/json_members.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -15,19 +16,22 @@
 
 enum {
     MAX_HEADER = 16 << 20,
+    MAX_INDEX = 16 << 20,
     MAX_TENSORS = 65536, /* of all shards together */
     MAX_SHARDS = 1024,
-    MAX_INDEX = 64 << 20,
+    MAX_NAME = 255,
+    MAX_ENTRY = 4096, /* bytes of JSON that describe one tensor */
 };
 
-struct mapping {
-    void *data;
+struct shard {
+    char *name; /* of the file, without its folder */
+    void *data; /* the whole file, mapped */
     size_t bytes;
 };
 
 struct checkpoint {
-    struct mapping *maps;
-    size_t n_maps;
+    struct shard *shards;
+    size_t n_shards;
     struct checkpoint_tensor *tensors; /* ascending name once open */
     size_t n, cap;
 };
@@ -43,37 +47,16 @@ static const struct {
     {"I16", 2, false, 0},        {"I8", 1, false, 0},         {"U8", 1, false, 0},
     {"U16", 2, false, 0},        {"U32", 4, false, 0},        {"U64", 8, false, 0},
     {"BOOL", 1, false, 0},       {"F8_E4M3", 1, false, 0},    {"F8_E5M2", 1, false, 0},
+    {"F8_E8M0", 1, false, 0},    {"C64", 8, false, 0},
 };
 
-/* ---------------------------------------------------------------- one file */
+/* ---------------------------------------------------------------- one tensor */
 
-static int map_file(struct mapping *out, const char *path, struct err *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return err_set(err, errno == ENOENT ? E_NOT_FOUND : E_IO, "cannot open %s: %s", path, strerror(errno));
-    struct stat st;
-    int r = 0;
-    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) r = err_set(err, E_IO, "%s is not a regular file", path);
-    else if (st.st_size < 8)
-        r = err_set(err, E_PARSE, "%s has %lld bytes, too few for a safetensors file", path, (long long)st.st_size);
-    if (r == 0) {
-        void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (data == MAP_FAILED) r = err_set(err, E_IO, "cannot map %s: %s", path, strerror(errno));
-        else *out = (struct mapping){data, (size_t)st.st_size};
-    }
-    close(fd);
-    return r;
-}
-
-static uint64_t load_le64(const unsigned char *p) {
-    uint64_t v = 0;
-    for (int i = 7; i >= 0; i--) v = v << 8 | p[i];
-    return v;
-}
-
-static int parse_dtype(struct checkpoint_tensor *t, const char *text, size_t *element, struct err *err) {
+static int parse_dtype(struct checkpoint_tensor *t, const json_t *dtype, size_t *element, struct err *err) {
+    const char *text = json_string_value(dtype);
     for (size_t i = 0; text && i < sizeof file_dtypes / sizeof *file_dtypes; i++) {
         if (strcmp(text, file_dtypes[i].text) != 0) continue;
-        strcpy(t->dtype_text, text);
+        t->dtype_text = file_dtypes[i].text;
         t->is_float = file_dtypes[i].is_float;
         t->dtype = file_dtypes[i].dtype;
         *element = file_dtypes[i].bytes;
@@ -82,53 +65,92 @@ static int parse_dtype(struct checkpoint_tensor *t, const char *text, size_t *el
     return err_set(err, E_PARSE, "tensor %s: dtype %s is not known", t->name, text ? text : "(missing)");
 }
 
-static int parse_shape(struct checkpoint_tensor *t, const json_t *shape, size_t element, size_t *bytes,
-                       struct err *err) {
+static int parse_shape(struct checkpoint_tensor *t, const json_t *shape, size_t element, struct err *err) {
     if (!json_is_array(shape) || json_array_size(shape) > SAFETENSORS_MAX_DIMS)
         return err_set(err, E_PARSE, "tensor %s: shape is not an array of at most %d numbers", t->name,
                        SAFETENSORS_MAX_DIMS);
-    *bytes = element;
+    t->bytes = element;
     t->n_dims = (int32_t)json_array_size(shape);
     for (int32_t i = 0; i < t->n_dims; i++) {
         const json_t *dim = json_array_get(shape, (size_t)i);
         if (!json_is_integer(dim) || json_integer_value(dim) < 0)
             return err_set(err, E_PARSE, "tensor %s: a dimension is not a count", t->name);
         t->shape[i] = json_integer_value(dim);
-        if (!size_mul(*bytes, (size_t)t->shape[i], bytes))
-            return err_set(err, E_PARSE, "tensor %s: its shape has more bytes than there are", t->name);
+        if (!size_mul(t->bytes, (size_t)t->shape[i], &t->bytes))
+            return err_set(err, E_PARSE, "tensor %s: the product of its shape overflows", t->name);
     }
     return 0;
 }
 
-/* One entry of the header; data_bytes is what the file has behind its header. */
-static int parse_tensor(struct checkpoint_tensor *t, const char *name, const json_t *entry, const char *data,
-                        size_t data_bytes, struct err *err) {
-    size_t element = 0, bytes = 0;
-    memset(t, 0, sizeof *t);
-    t->name = mem_strdup(name);
-    int r = parse_dtype(t, json_string_value(json_object_get(entry, "dtype")), &element, err);
-    if (r == 0) r = parse_shape(t, json_object_get(entry, "shape"), element, &bytes, err);
-    const json_t *offsets = json_object_get(entry, "data_offsets");
+/* Where the tensor lies in the file's data; shape and dtype must make as many bytes. */
+static int parse_place(struct checkpoint_tensor *t, const json_t *offsets, struct json_slice data, struct err *err) {
     const json_t *b = json_array_get(offsets, 0), *e = json_array_get(offsets, 1);
-    if (r == 0 && (json_array_size(offsets) != 2 || !json_is_integer(b) || !json_is_integer(e)))
-        r = err_set(err, E_PARSE, "tensor %s: data_offsets is not a pair of numbers", name);
-    if (r < 0) goto fail;
-    json_int_t begin = json_integer_value(b), end = json_integer_value(e);
-    if (begin < 0 || end < begin || (uint64_t)end > data_bytes) {
-        r = err_set(err, E_PARSE, "tensor %s: data [%" PRId64 ", %" PRId64 ") is not inside the file's %zu bytes of data", name,
-                    (int64_t)begin, (int64_t)end, data_bytes);
-        goto fail;
-    }
-    if ((size_t)(end - begin) != bytes) {
-        r = err_set(err, E_PARSE, "tensor %s: shape and dtype make %zu bytes, data_offsets %" PRId64, name, bytes,
-                    (int64_t)(end - begin));
-        goto fail;
-    }
-    t->data = data + begin;
-    t->bytes = bytes;
+    if (json_array_size(offsets) != 2 || !json_is_integer(b) || !json_is_integer(e))
+        return err_set(err, E_PARSE, "tensor %s: data_offsets is not a pair of numbers", t->name);
+    int64_t begin = json_integer_value(b), end = json_integer_value(e);
+    if (begin < 0 || end < begin || (uint64_t)end > data.n)
+        return err_set(err, E_PARSE, "tensor %s: [%" PRId64 ", %" PRId64 ") is not inside the file's %zu bytes of data",
+                       t->name, begin, end, data.n);
+    if ((uint64_t)(end - begin) != t->bytes)
+        return err_set(err, E_PARSE, "tensor %s: shape and dtype make %zu bytes, data_offsets %" PRId64, t->name,
+                       t->bytes, end - begin);
+    t->data = data.data + begin;
     return 0;
-fail:
-    free(t->name);
+}
+
+static int parse_entry(struct checkpoint_tensor *t, struct json_slice entry, struct json_slice data, struct err *err) {
+    size_t element = 0;
+    json_error_t why = {.text = "more than 4096 bytes"};
+    json_t *root = entry.n <= MAX_ENTRY ? json_loadb(entry.data, entry.n, JSON_REJECT_DUPLICATES, &why) : NULL;
+    int r = root ? 0 : err_set(err, E_PARSE, "tensor %s: %s", t->name, why.text);
+    if (r == 0) r = parse_dtype(t, json_object_get(root, "dtype"), &element, err);
+    if (r == 0) r = parse_shape(t, json_object_get(root, "shape"), element, err);
+    if (r == 0) r = parse_place(t, json_object_get(root, "data_offsets"), data, err);
+    json_decref(root);
+    return r;
+}
+
+/* ---------------------------------------------------------------- one file */
+
+/* Free text for people; only its form is checked. */
+static int check_metadata(struct json_slice text, struct err *err) {
+    struct json_members members;
+    struct json_slice key, value;
+    int more;
+    if (text.n == 4 && memcmp(text.data, "null", 4) == 0) return 0;
+    json_members_init(&members, text);
+    while ((more = json_members_next(&members, &key, &value)) > 0)
+        if (*value.data != '"') break;
+    return more == 0 ? 0 : err_set(err, E_PARSE, "__metadata__ is not an object of strings");
+}
+
+static int add_tensor(struct checkpoint *c, char *name, struct json_slice entry, struct json_slice data,
+                      struct err *err) {
+    struct checkpoint_tensor t = {.name = name, .file = (int32_t)c->n_shards - 1};
+    if (c->n == MAX_TENSORS) return err_set(err, E_PARSE, "more than %d tensors", MAX_TENSORS);
+    int r = parse_entry(&t, entry, data, err);
+    if (r < 0) return r;
+    if (c->n == c->cap) {
+        c->cap = c->cap ? c->cap * 2 : 64;
+        c->tensors = mem_realloc(c->tensors, c->cap, sizeof *c->tensors);
+    }
+    c->tensors[c->n++] = t;
+    return 0;
+}
+
+static int add_tensors(struct checkpoint *c, struct json_slice header, struct json_slice data, struct err *err) {
+    struct json_members members;
+    struct json_slice key, value;
+    int more, r = 0;
+    json_members_init(&members, header);
+    while (r == 0 && (more = json_members_next(&members, &key, &value)) != 0) {
+        if (more < 0) return err_set(err, E_PARSE, "header: %s", members.error);
+        char *name = json_slice_string(key, MAX_NAME);
+        if (!name) return err_set(err, E_PARSE, "header: a name is not a string of at most %d bytes", MAX_NAME);
+        bool is_metadata = strcmp(name, "__metadata__") == 0;
+        r = is_metadata ? check_metadata(value, err) : add_tensor(c, name, value, data, err);
+        if (is_metadata || r < 0) free(name);
+    }
     return r;
 }
 
@@ -139,140 +161,170 @@ static int by_place(const void *a, const void *b) {
 }
 
 /* Sorted by place, the tensors must lie end to end over all of the data. */
-static int check_tiling(struct checkpoint_tensor *t, size_t n, const char *data, size_t bytes, struct err *err) {
-    qsort(t, n, sizeof *t, by_place);
-    const char *at = data;
+static int check_tiling(struct checkpoint_tensor *t, size_t n, struct json_slice data, struct err *err) {
+    const char *at = data.data;
+    if (n > 0) qsort(t, n, sizeof *t, by_place);
     for (size_t i = 0; i < n; i++) {
-        if ((const char *)t[i].data < at) return err_set(err, E_PARSE, "tensor %s overlaps another", t[i].name);
-        if ((const char *)t[i].data > at)
-            return err_set(err, E_PARSE, "%zu bytes before tensor %s belong to none",
-                           (size_t)((const char *)t[i].data - at), t[i].name);
+        const char *begin = t[i].data;
+        if (begin < at) return err_set(err, E_PARSE, "tensor %s overlaps tensor %s", t[i].name, t[i - 1].name);
+        if (begin > at)
+            return err_set(err, E_PARSE, "%zu bytes before tensor %s belong to none", (size_t)(begin - at), t[i].name);
         at += t[i].bytes;
     }
-    if (at != data + bytes)
-        return err_set(err, E_PARSE, "%zu bytes at the end belong to no tensor", (size_t)(data + bytes - at));
-    return 0;
+    if (at == data.data + data.n) return 0;
+    return err_set(err, E_PARSE, "%zu bytes at the end belong to no tensor", (size_t)(data.data + data.n - at));
 }
 
-static int too_deep(const char *json, size_t n) {
-    int depth = 0, text = 0;
-    for (size_t i = 0; i < n; i++) {
-        if (text) {
-            if (json[i] == '\\') i++;
-            else if (json[i] == '"') text = 0;
-        } else if (json[i] == '"') text = 1;
-        else if (json[i] == '{' || json[i] == '[') {
-            if (++depth > 4) return 1;
-        } else if (json[i] == '}' || json[i] == ']') depth--;
+static uint64_t load_le64(const unsigned char *p) {
+    uint64_t v = 0;
+    for (int i = 7; i >= 0; i--) v = v << 8 | p[i];
+    return v;
+}
+
+static int read_header(struct checkpoint *c, struct err *err) {
+    const struct shard *s = &c->shards[c->n_shards - 1];
+    size_t first = c->n;
+    uint64_t n = load_le64(s->data);
+    if (n > MAX_HEADER)
+        return err_set(err, E_PARSE, "the header claims %" PRIu64 " bytes; at most %d are allowed", n, MAX_HEADER);
+    if (n > s->bytes - 8)
+        return err_set(err, E_PARSE, "the header claims %" PRIu64 " bytes, the file has %zu", n, s->bytes);
+    struct json_slice header = {(const char *)s->data + 8, (size_t)n};
+    struct json_slice data = {header.data + n, s->bytes - 8 - (size_t)n};
+    int r = add_tensors(c, header, data, err);
+    return r < 0 ? r : check_tiling(c->tensors + first, c->n - first, data, err);
+}
+
+static int map_file(struct shard *out, const char *path, struct err *err) {
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return err_set(err, errno == ENOENT ? E_NOT_FOUND : errno == EACCES ? E_PERMISSION : E_IO, "cannot open: %s",
+                       strerror(errno));
+    struct stat st;
+    int r = 0;
+    if (fstat(fd, &st) < 0 || !S_ISREG(st.st_mode)) r = err_set(err, E_IO, "not a regular file");
+    else if (st.st_size < 8)
+        r = err_set(err, E_PARSE, "%lld bytes are too few for a safetensors file", (long long)st.st_size);
+    if (r == 0) {
+        out->bytes = (size_t)st.st_size;
+        out->data = mmap(NULL, out->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+        if (out->data == MAP_FAILED) r = err_set(err, E_IO, "cannot map: %s", strerror(errno));
     }
-    return 0;
-}
-
-static int add_tensors(struct checkpoint *c, const json_t *header, const struct mapping *map, size_t header_bytes,
-                       struct err *err) {
-    const char *data = (const char *)map->data + 8 + header_bytes, *name;
-    size_t data_bytes = map->bytes - 8 - header_bytes, first = c->n;
-    json_t *entry;
-    json_object_foreach((json_t *)header, name, entry) {
-        if (strcmp(name, "__metadata__") == 0) continue;
-        if (c->n == MAX_TENSORS) return err_set(err, E_PARSE, "more than %d tensors", MAX_TENSORS);
-        if (c->n == c->cap) {
-            c->cap = c->cap ? c->cap * 2 : 64;
-            c->tensors = mem_realloc(c->tensors, c->cap, sizeof *c->tensors);
-        }
-        int r = parse_tensor(&c->tensors[c->n], name, entry, data, data_bytes, err);
-        if (r < 0) return r;
-        c->n++;
-    }
-    return check_tiling(c->tensors + first, c->n - first, data, data_bytes, err);
-}
-
-static int add_file(struct checkpoint *c, const char *path, struct err *err) {
-    struct mapping map;
-    int r = map_file(&map, path, err);
-    if (r < 0) return r;
-    c->maps = mem_realloc(c->maps, c->n_maps + 1, sizeof *c->maps);
-    c->maps[c->n_maps++] = map;
-    uint64_t header_bytes = load_le64(map.data);
-    if (header_bytes > MAX_HEADER || header_bytes > map.bytes - 8)
-        return err_set(err, E_PARSE, "%s: the header claims %" PRIu64 " bytes, the file has %zu", path, header_bytes,
-                       map.bytes);
-    const char *text = (const char *)map.data + 8;
-    if (too_deep(text, (size_t)header_bytes)) return err_set(err, E_PARSE, "%s: header is nested too deeply", path);
-    json_error_t why;
-    json_t *header = json_loadb(text, (size_t)header_bytes, JSON_REJECT_DUPLICATES, &why);
-    if (!json_is_object(header)) r = err_set(err, E_PARSE, "%s: header is not a JSON object: %s", path, why.text);
-    else r = add_tensors(c, header, &map, (size_t)header_bytes, err);
-    json_decref(header);
-    if (r < 0 && !strstr(err ? err->text : path, path)) err_wrap(err, "%s", path);
+    close(fd);
     return r;
 }
 
-/* ---------------------------------------------------------------- folders */
+static int add_file(struct checkpoint *c, const char *path, const char *name, struct err *err) {
+    struct shard s;
+    int r = map_file(&s, path, err);
+    if (r == 0) {
+        s.name = mem_strdup(name);
+        c->shards = mem_realloc(c->shards, c->n_shards + 1, sizeof *c->shards);
+        c->shards[c->n_shards++] = s;
+        r = read_header(c, err);
+    }
+    if (r < 0) err_wrap(err, "%s", path);
+    return r;
+}
 
 static int by_name(const void *a, const void *b) {
     return strcmp(((const struct checkpoint_tensor *)a)->name, ((const struct checkpoint_tensor *)b)->name);
 }
 
+/* Sort for checkpoint_find; a name may be there once. */
 static int finish(struct checkpoint *c, struct err *err) {
-    qsort(c->tensors, c->n, sizeof *c->tensors, by_name);
-    for (size_t i = 1; i < c->n; i++)
-        if (strcmp(c->tensors[i - 1].name, c->tensors[i].name) == 0)
-            return err_set(err, E_PARSE, "tensor %s is in two shards", c->tensors[i].name);
-    return 0;
-}
-
-/* A shard is a file of the folder itself: the index cannot lead anywhere else. */
-static int is_plain_name(const char *name) {
-    return name && *name && !strchr(name, '/') && name[0] != '.';
-}
-
-static int add_shards(struct checkpoint *c, const char *dir, const json_t *weight_map, const char *index,
-                      struct err *err) {
-    const char *tensor, *seen[MAX_SHARDS];
-    size_t n_seen = 0;
-    json_t *value;
-    json_object_foreach((json_t *)weight_map, tensor, value) {
-        const char *shard = json_string_value(value);
-        if (!is_plain_name(shard))
-            return err_set(err, E_PARSE, "%s: shard of %s is not the name of a file in the folder", index, tensor);
-        size_t i = 0;
-        while (i < n_seen && strcmp(seen[i], shard) != 0) i++;
-        if (i < n_seen) continue;
-        if (n_seen == MAX_SHARDS) return err_set(err, E_PARSE, "%s: more than %d shards", index, MAX_SHARDS);
-        seen[n_seen++] = shard;
-        char *path = path_join(dir, shard);
-        int r = add_file(c, path, err);
-        free(path);
-        if (r < 0) return r;
+    if (c->n > 0) qsort(c->tensors, c->n, sizeof *c->tensors, by_name);
+    for (size_t i = 1; i < c->n; i++) {
+        const struct checkpoint_tensor *a = &c->tensors[i - 1], *b = &c->tensors[i];
+        if (strcmp(a->name, b->name) != 0) continue;
+        if (a->file == b->file)
+            return err_set(err, E_PARSE, "%s: tensor %s is there twice", c->shards[a->file].name, a->name);
+        return err_set(err, E_PARSE, "tensor %s is in %s and in %s", a->name, c->shards[a->file].name,
+                       c->shards[b->file].name);
     }
     return 0;
 }
 
+/* ---------------------------------------------------------------- shards */
+
+/* A shard is a file of the folder itself: the index cannot lead anywhere else. */
+static bool is_plain_name(const char *name) {
+    return name && *name && !strchr(name, '/') && *name != '.';
+}
+
+/* Ascending keys make runs of one shard, so the last one is tried first. */
+static int shard_index(const struct checkpoint *c, const char *name) {
+    for (size_t i = c->n_shards; i-- > 0;)
+        if (strcmp(c->shards[i].name, name) == 0) return (int)i;
+    return -1;
+}
+
+static int add_shard(struct checkpoint *c, const char *dir, const char *tensor, const char *shard, struct err *err) {
+    if (!is_plain_name(shard))
+        return err_set(err, E_PARSE, "the shard of %s is not the name of a file in the folder", tensor);
+    if (shard_index(c, shard) >= 0) return 0;
+    if (c->n_shards == MAX_SHARDS) return err_set(err, E_PARSE, "more than %d shards", MAX_SHARDS);
+    char *path = path_join(dir, shard);
+    int r = add_file(c, path, shard, err);
+    free(path);
+    return r;
+}
+
+static int check_in_shard(struct checkpoint *c, const char *dir, const char *tensor, const char *shard,
+                          struct err *err) {
+    const struct checkpoint_tensor *t = checkpoint_find(c, tensor);
+    if (t && t->file == shard_index(c, shard)) return 0;
+    return err_set(err, E_PARSE, "tensor %s is not in %s", tensor, shard);
+}
+
+/* Call fn for each (tensor, shard) of the index. */
+static int each_mapping(struct checkpoint *c, const char *dir, struct json_slice weight_map,
+                        int (*fn)(struct checkpoint *, const char *, const char *, const char *, struct err *),
+                        struct err *err) {
+    struct json_members members;
+    struct json_slice key, value;
+    int more, r = 0, n = 0;
+    json_members_init(&members, weight_map);
+    while (r == 0 && (more = json_members_next(&members, &key, &value)) != 0) {
+        if (more < 0) return err_set(err, E_PARSE, "weight_map: %s", members.error);
+        if (++n > MAX_TENSORS) return err_set(err, E_PARSE, "weight_map: more than %d tensors", MAX_TENSORS);
+        char *tensor = json_slice_string(key, MAX_NAME), *shard = json_slice_string(value, MAX_NAME);
+        if (tensor && shard) r = fn(c, dir, tensor, shard, err);
+        else r = err_set(err, E_PARSE, "weight_map: not pairs of strings of at most %d bytes", MAX_NAME);
+        free(tensor);
+        free(shard);
+    }
+    return r;
+}
+
+static int find_weight_map(struct json_slice index, struct json_slice *weight_map, struct err *err) {
+    struct json_members members;
+    struct json_slice key, value;
+    int more;
+    *weight_map = (struct json_slice){NULL, 0};
+    json_members_init(&members, index);
+    while ((more = json_members_next(&members, &key, &value)) > 0)
+        if (key.n == 12 && memcmp(key.data, "\"weight_map\"", 12) == 0) *weight_map = value;
+    if (more < 0) return err_set(err, E_PARSE, "%s", members.error);
+    return weight_map->n ? 0 : err_set(err, E_PARSE, "no weight_map");
+}
+
 static int open_sharded(struct checkpoint *c, const char *dir, const char *index, struct err *err) {
-    char *text;
+    char *text = NULL;
+    struct json_slice weight_map;
     size_t n;
     int r = file_read(index, MAX_INDEX, &text, &n, err);
     if (r < 0) return r;
-    json_error_t why;
-    json_t *root = json_loadb(text, n, JSON_REJECT_DUPLICATES, &why);
-    const json_t *weight_map = json_object_get(root, "weight_map");
-    if (!root) r = err_set(err, E_PARSE, "%s: %s", index, why.text);
-    else if (!json_is_object(weight_map)) r = err_set(err, E_PARSE, "%s: no object weight_map", index);
-    else r = add_shards(c, dir, weight_map, index, err);
+    r = find_weight_map((struct json_slice){text, n}, &weight_map, err);
+    if (r == 0) r = each_mapping(c, dir, weight_map, add_shard, err);
     if (r == 0) r = finish(c, err);
-    const char *name;
-    json_t *shard;
-    if (r == 0)
-        json_object_foreach((json_t *)weight_map, name, shard) {
-            if (checkpoint_find(c, name)) continue;
-            r = err_set(err, E_PARSE, "%s: tensor %s is not in %s", index, name, json_string_value(shard));
-            break;
-        }
-    json_decref(root);
+    if (r == 0) r = each_mapping(c, dir, weight_map, check_in_shard, err);
+    if (r < 0) err_wrap(err, "%s", index);
     free(text);
     return r;
 }
+
+/* ---------------------------------------------------------------- open, close, find */
 
 static int close_if(int r, struct checkpoint *c, struct checkpoint **out) {
     if (r < 0) checkpoint_close(c);
@@ -282,7 +334,7 @@ static int close_if(int r, struct checkpoint *c, struct checkpoint **out) {
 
 int checkpoint_open_file(struct checkpoint **out, const char *path, struct err *err) {
     struct checkpoint *c = mem_zalloc(1, sizeof *c);
-    int r = add_file(c, path, err);
+    int r = add_file(c, path, path, err);
     if (r == 0) r = finish(c, err);
     return close_if(r, c, out);
 }
@@ -304,9 +356,12 @@ int checkpoint_open(struct checkpoint **out, const char *model_dir, struct err *
 
 void checkpoint_close(struct checkpoint *c) {
     if (!c) return;
-    for (size_t i = 0; i < c->n_maps; i++) munmap(c->maps[i].data, c->maps[i].bytes);
+    for (size_t i = 0; i < c->n_shards; i++) {
+        munmap(c->shards[i].data, c->shards[i].bytes);
+        free(c->shards[i].name);
+    }
     for (size_t i = 0; i < c->n; i++) free(c->tensors[i].name);
-    free(c->maps);
+    free(c->shards);
     free(c->tensors);
     free(c);
 }

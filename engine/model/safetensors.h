@@ -3,7 +3,11 @@
  * Format: https://github.com/huggingface/safetensors - 8 bytes of header length,
  * a JSON header, then the data. Everything the header claims is checked before
  * it is used: sizes by checked arithmetic, ranges inside the file, no overlap and
- * no holes, no duplicate names. Immutable once open. */
+ * no holes, no duplicate names. What a hostile header can cost is bounded: 16 MiB
+ * of header, 65,536 tensors, less than 64 MiB of memory.
+ *
+ * Immutable once open. The files are mapped: one that is cut short while it is
+ * open ends the process with SIGBUS. */
 #ifndef BATCHD_ENGINE_MODEL_SAFETENSORS_H
 #define BATCHD_ENGINE_MODEL_SAFETENSORS_H
 
@@ -14,30 +18,32 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum { SAFETENSORS_MAX_DIMS = 4 };
+enum { SAFETENSORS_MAX_DIMS = 8 };
 
 struct checkpoint_tensor {
     char *name;
-    char dtype_text[12];  /* as the file says it: "F32", "BF16", "I64" ... */
-    bool is_float;        /* dtype is F32, F16 or BF16 */
-    enum dtype dtype;     /* only where is_float */
+    const char *dtype_text; /* as the file says it: "F32", "BF16", "I64" ...; static */
+    bool is_float;          /* dtype is F32, F16 or BF16 */
+    enum dtype dtype;       /* only where is_float */
     int32_t n_dims;
     int64_t shape[SAFETENSORS_MAX_DIMS];
-    const void *data;     /* in the mapping, not aligned */
+    const void *data;       /* in the mapping, not aligned */
     size_t bytes;
+    int32_t file;           /* which shard, 0 .. */
 };
 
 struct checkpoint;
 
-/* model.safetensors, or the shards that model.safetensors.index.json names. */
+/* model.safetensors, or the shards that model.safetensors.index.json names.
+ * E_NOT_FOUND: neither is there; E_PARSE: the text names the file and the tensor. */
 int checkpoint_open(struct checkpoint **out, const char *model_dir, struct err *err);
 
-/* One file; for tests and for folders of one file. */
+/* One file, whatever its name. */
 int checkpoint_open_file(struct checkpoint **out, const char *path, struct err *err);
 void checkpoint_close(struct checkpoint *c); /* NULL is fine */
 
 size_t checkpoint_n_tensors(const struct checkpoint *c);
-const struct checkpoint_tensor *checkpoint_at(const struct checkpoint *c, size_t i);
+const struct checkpoint_tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* ascending name */
 const struct checkpoint_tensor *checkpoint_find(const struct checkpoint *c, const char *name); /* NULL = none */
 
 #endif

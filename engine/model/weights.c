@@ -1,6 +1,11 @@
-/* weights.c - see weights.h. Tensor names are those of Hugging Face's Llama family. */
+/* weights.c - see weights.h. Tensor names are those of Hugging Face's Llama family.
+ *
+ * One walk over the names of a model serves both functions: without a device it
+ * checks and counts (the plan), with one it also loads. So nothing is allocated
+ * for a checkpoint that does not fit its config.json. */
 #include "engine/model/weights.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "base/mem.h"
 
 #include <inttypes.h>
@@ -9,40 +14,51 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MAX_TENSOR_NAME = 128, DUMMY_CHUNK = 1 << 24 /* numbers generated at once */ };
+
 struct loader {
-    struct dev *dev;
+    struct dev *dev; /* NULL = plan only */
     const struct model_config *c;
     const struct checkpoint *checkpoint; /* NULL = dummy weights */
     enum dtype dtype;
-    uint64_t dummy_seed;
     struct weights *w;
+    struct weights_plan plan;
+    size_t n_used; /* checkpoint tensors that the model needs */
+    uint64_t dummy_counter;
     struct err *err;
 };
 
 /* ---------------------------------------------------------------- checkpoint tensors */
 
-static int find(const struct loader *l, const char *name, int64_t rows, int64_t cols, struct tensor *out) {
+static void shape_text(char *out, size_t size, const struct checkpoint_tensor *t) {
+    size_t n = (size_t)snprintf(out, size, "[");
+    for (int32_t i = 0; i < t->n_dims; i++)
+        n += (size_t)snprintf(out + n, size - n, "%s%" PRId64, i ? ", " : "", t->shape[i]);
+    snprintf(out + n, size - n, "]");
+}
+
+/* n_dims 1: [rows]; 2: [rows, cols]. */
+static int find(struct loader *l, const char *name, int32_t n_dims, int64_t rows, int64_t cols, struct tensor *out) {
     const struct checkpoint_tensor *t = checkpoint_find(l->checkpoint, name);
     if (!t) return err_set(l->err, E_PARSE, "no tensor %s", name);
     if (!t->is_float)
         return err_set(l->err, E_UNSUPPORTED, "tensor %s has dtype %s; F32, F16 and BF16 are supported", name,
                        t->dtype_text);
-    bool fits = cols == 1 ? t->n_dims == 1 && t->shape[0] == rows
-                          : t->n_dims == 2 && t->shape[0] == rows && t->shape[1] == cols;
-    if (!fits && t->n_dims == 2)
-        return err_set(l->err, E_PARSE, "tensor %s has shape [%" PRId64 ", %" PRId64 "], config.json makes it [%" PRId64 ", %" PRId64 "]",
-                       name, t->shape[0], t->shape[1], rows, cols);
-    if (!fits)
-        return err_set(l->err, E_PARSE, "tensor %s has %d dimensions, the first %" PRId64 "; config.json makes it [%" PRId64 ", %" PRId64 "]",
-                       name, t->n_dims, t->shape[0], rows, cols);
+    if (t->n_dims != n_dims || t->shape[0] != rows || (n_dims == 2 && t->shape[1] != cols)) {
+        char has[200], expected[64];
+        shape_text(has, sizeof has, t);
+        snprintf(expected, sizeof expected, n_dims == 1 ? "[%" PRId64 "]" : "[%" PRId64 ", %" PRId64 "]", rows, cols);
+        return err_set(l->err, E_PARSE, "%s has shape %s, expected %s", name, has, expected);
+    }
     *out = tensor_2d((void *)t->data, t->dtype, rows, cols);
+    l->n_used++;
     return 0;
 }
 
-/* Normal numbers by Box and Muller from a counter; the same on every machine. */
-static void dummy_rows(struct loader *l, float *out, int64_t n, double deviation) {
+/* Normal numbers by Box and Muller from a counter. */
+static void dummy_numbers(struct loader *l, float *out, int64_t n, double deviation) {
     for (int64_t i = 0; i < n; i += 2) {
-        uint64_t r = hash64_mix(++l->dummy_seed, 0x64756d6d79);
+        uint64_t r = hash64_mix(++l->dummy_counter, 0x64756d6d79);
         double u = ((double)(r >> 32) + 0.5) / 4294967296.0, v = (double)(uint32_t)r / 4294967296.0;
         double radius = sqrt(-2.0 * log(u)) * deviation;
         out[i] = (float)(radius * cos(6.283185307179586 * v));
@@ -50,54 +66,76 @@ static void dummy_rows(struct loader *l, float *out, int64_t n, double deviation
     }
 }
 
-/* Rows [first, first + rows) of w from the tensor `name`. */
-static int load_rows(struct loader *l, struct weight *w, int64_t first, int64_t rows, const char *name) {
-    struct tensor t;
-    if (l->checkpoint) {
-        int r = find(l, name, rows, w->k, &t);
-        if (r == 0) weight_load(l->dev, w, first, &t);
-        return r;
+static int load_dummy(struct loader *l, struct weight *w, int64_t first, int64_t rows) {
+    int64_t chunk = w->k > DUMMY_CHUNK ? 1 : DUMMY_CHUNK / w->k;
+    if (chunk > rows) chunk = rows;
+    float *numbers = mem_try((size_t)chunk * (size_t)w->k * sizeof *numbers);
+    if (!numbers) return err_set(l->err, E_NO_MEMORY, "no memory for dummy weights");
+    for (int64_t at = 0; at < rows; at += chunk) {
+        int64_t n = rows - at < chunk ? rows - at : chunk;
+        struct tensor t = tensor_2d(numbers, DTYPE_F32, n, w->k);
+        dummy_numbers(l, numbers, n * w->k, 1.0 / sqrt((double)w->k));
+        weight_load(l->dev, w, first + at, &t);
     }
-    float *numbers = mem_try_zalloc((size_t)rows, (size_t)w->k * sizeof *numbers);
-    if (!numbers) return err_set(l->err, E_NO_MEMORY, "no memory for dummy weights of %s", name);
-    dummy_rows(l, numbers, rows * w->k, 1.0 / sqrt((double)w->k));
-    t = tensor_2d(numbers, DTYPE_F32, rows, w->k);
-    weight_load(l->dev, w, first, &t);
     free(numbers);
     return 0;
 }
 
-/* A bias that config.json may promise and the checkpoint may hold; absent is none. */
-static int load_bias(struct loader *l, struct weight *w, int64_t first, int64_t rows, const char *name) {
+/* Rows [first, first + rows) of a weight of k columns; w NULL in a plan. */
+static int load_rows(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
+    struct tensor t = {0};
+    l->plan.n_params += rows * k;
+    int r = l->checkpoint ? find(l, name, 2, rows, k, &t) : 0;
+    if (r < 0 || !w) return r;
+    if (!l->checkpoint) return load_dummy(l, w, first, rows);
+    weight_load(l->dev, w, first, &t);
+    return 0;
+}
+
+/* A bias is there exactly when config.json says so. */
+static int load_bias(struct loader *l, struct weight *w, int64_t first, int64_t rows, const char *name, bool expected) {
     struct tensor t;
-    if (!l->checkpoint || !checkpoint_find(l->checkpoint, name)) return 0;
-    int r = find(l, name, rows, 1, &t);
-    if (r == 0) weight_load_bias(l->dev, w, first, &t);
+    if (expected) l->plan.n_params += rows;
+    if (!l->checkpoint) return 0;
+    if (!expected && checkpoint_find(l->checkpoint, name))
+        return err_set(l->err, E_UNSUPPORTED, "tensor %s is there, but config.json says that the layer has no bias",
+                       name);
+    int r = expected ? find(l, name, 1, rows, 1, &t) : 0;
+    if (r == 0 && expected && w) weight_load_bias(l->dev, w, first, &t);
     return r;
 }
 
-static int load_vector(struct loader *l, struct tensor *out, int64_t n, const char *name) {
-    struct tensor t = {0};
-    if (l->checkpoint) {
-        int r = find(l, name, n, 1, &t);
-        if (r < 0) return r;
+static float number_at(const struct tensor *t, int64_t i) {
+    float f;
+    uint16_t h;
+    const char *at = (const char *)t->data + (size_t)i * dtype_bytes(t->dtype);
+    if (t->dtype == DTYPE_F32) {
+        memcpy(&f, at, sizeof f);
+        return f;
     }
+    memcpy(&h, at, sizeof h);
+    return t->dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+}
+
+/* A norm's weights, f32 on the device; rounded where the model computes in bf16. */
+static int load_norm(struct loader *l, struct tensor *out, const char *prefix, const char *part) {
+    int64_t n = l->c->info.hidden;
+    char name[MAX_TENSOR_NAME];
+    struct tensor t = {0};
+    snprintf(name, sizeof name, "%s%s.weight", prefix, part);
+    l->plan.n_params += n;
+    l->plan.bytes += n * (int64_t)sizeof(float);
+    int r = l->checkpoint ? find(l, name, 1, n, 1, &t) : 0;
+    if (r < 0 || !l->dev) return r;
+    *out = tensor_1d(dev_alloc(l->dev, (size_t)n * sizeof(float)), DTYPE_F32, n);
+    if (!out->data) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
     float *values = mem_zalloc((size_t)n, sizeof *values);
     for (int64_t i = 0; i < n; i++) {
-        uint16_t h = 0;
-        if (!t.data) values[i] = 1.0f;
-        else if (t.dtype == DTYPE_F32) memcpy(&values[i], (const char *)t.data + i * 4, 4);
-        else {
-            memcpy(&h, (const char *)t.data + i * 2, 2);
-            values[i] = t.dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-        }
+        values[i] = t.data ? number_at(&t, i) : 1.0f;
         if (l->dtype == DTYPE_BF16) values[i] = bf16_to_f32(bf16_from_f32(values[i]));
     }
-    *out = tensor_1d(dev_alloc(l->dev, (size_t)n * 4), DTYPE_F32, n);
-    if (out->data) dev_upload(l->dev, out->data, values, (size_t)n * 4);
+    dev_upload(l->dev, out->data, values, (size_t)n * sizeof *values);
     free(values);
-    if (!out->data) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
-    l->w->bytes += n * 4;
     return 0;
 }
 
@@ -108,70 +146,102 @@ struct part { /* one checkpoint tensor of a weight */
     int64_t rows;
 };
 
-/* Put the parts' rows (and biases) under each other in one weight. */
-static int load_weight(struct loader *l, struct weight **out, int64_t k, const char *prefix, const struct part *parts,
-                       int n_parts) {
+static int64_t padded(int64_t n) {
+    return (n + 15) / 16 * 16;
+}
+
+/* Put the parts' rows (and biases) under each other in one weight of k columns. */
+static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
+                       const struct part *parts, int n_parts) {
     int64_t n = 0, first = 0;
     for (int i = 0; i < n_parts; i++) n += parts[i].rows;
-    *out = weight_new(l->dev, n, k, l->dtype);
-    if (!*out)
-        return err_set(l->err, E_NO_MEMORY, "no memory for %s%s: %" PRId64 " x %" PRId64 " numbers of %s; available are %" PRId64 " bytes",
-                       prefix, parts[0].name, n, k, dtype_name(l->dtype), dev_memory_available(l->dev));
+    l->plan.bytes += padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) + (has_bias ? padded(n) * 4 : 0);
+    if (l->dev) {
+        *out = weight_new(l->dev, n, k, l->dtype);
+        if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
+    }
     for (int i = 0; i < n_parts; first += parts[i++].rows) {
-        char name[160], bias[160];
+        char name[MAX_TENSOR_NAME], bias[MAX_TENSOR_NAME];
         snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
         snprintf(bias, sizeof bias, "%s%s.bias", prefix, parts[i].name);
-        int r = load_rows(l, *out, first, parts[i].rows, name);
-        if (r == 0) r = load_bias(l, *out, first, parts[i].rows, bias);
+        struct weight *w = l->dev ? *out : NULL;
+        int r = load_rows(l, w, first, parts[i].rows, k, name);
+        if (r == 0) r = load_bias(l, w, first, parts[i].rows, bias, has_bias);
         if (r < 0) return r;
     }
-    l->w->bytes += (int64_t)weight_bytes(*out);
     return 0;
 }
 
 static int load_layer(struct loader *l, int32_t i) {
     const struct model_info *m = &l->c->info;
     struct layer_weights *w = &l->w->layers[i];
-    int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
-    char prefix[64], name[128];
-    snprintf(prefix, sizeof prefix, "model.layers.%d.", i);
+    int64_t h = m->hidden, q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+    bool attention_bias = l->c->attention_bias, mlp_bias = l->c->mlp_bias;
+    char at[64];
+    snprintf(at, sizeof at, "model.layers.%d.", i);
 
-    snprintf(name, sizeof name, "%sinput_layernorm.weight", prefix);
-    int r = load_vector(l, &w->attention_norm, m->hidden, name);
-    if (r == 0)
-        r = load_weight(l, &w->qkv, m->hidden, prefix,
-                        (struct part[]){{"self_attn.q_proj", q}, {"self_attn.k_proj", kv}, {"self_attn.v_proj", kv}}, 3);
-    if (r == 0) r = load_weight(l, &w->o, q, prefix, &(struct part){"self_attn.o_proj", m->hidden}, 1);
-    snprintf(name, sizeof name, "%spost_attention_layernorm.weight", prefix);
-    if (r == 0) r = load_vector(l, &w->mlp_norm, m->hidden, name);
-    if (r == 0)
-        r = load_weight(l, &w->gate_up, m->hidden, prefix,
-                        (struct part[]){{"mlp.gate_proj", m->intermediate}, {"mlp.up_proj", m->intermediate}}, 2);
-    if (r == 0) r = load_weight(l, &w->down, m->intermediate, prefix, &(struct part){"mlp.down_proj", m->hidden}, 1);
+    const struct part qkv[] = {{"self_attn.q_proj", q}, {"self_attn.k_proj", kv}, {"self_attn.v_proj", kv}};
+    const struct part o = {"self_attn.o_proj", h}, down = {"mlp.down_proj", h};
+    const struct part gate_up[] = {{"mlp.gate_proj", m->intermediate}, {"mlp.up_proj", m->intermediate}};
+    int r = load_norm(l, &w->attention_norm, at, "input_layernorm");
+    if (r == 0) r = load_weight(l, &w->qkv, h, attention_bias, at, qkv, 3);
+    if (r == 0) r = load_weight(l, &w->o, q, attention_bias, at, &o, 1);
+    if (r == 0) r = load_norm(l, &w->mlp_norm, at, "post_attention_layernorm");
+    if (r == 0) r = load_weight(l, &w->gate_up, h, mlp_bias, at, gate_up, 2);
+    if (r == 0) r = load_weight(l, &w->down, m->intermediate, mlp_bias, at, &down, 1);
     return r;
 }
 
-/* Tied where config.json says so, and where the checkpoint has no head of its own. */
-static int load_head(struct loader *l) {
+static int load_all(struct loader *l) {
     const struct model_info *m = &l->c->info;
-    bool tied = m->tied_embeddings || (l->checkpoint && !checkpoint_find(l->checkpoint, "lm_head.weight"));
-    if (tied) {
-        l->w->lm_head = l->w->embed;
-        return 0;
-    }
-    return load_weight(l, &l->w->lm_head, m->hidden, "", &(struct part){"lm_head", m->vocab}, 1);
+    const struct part embed = {"embed_tokens", m->vocab}, head = {"lm_head", m->vocab};
+    l->plan = (struct weights_plan){0};
+    l->n_used = 0;
+    int r = load_weight(l, &l->w->embed, m->hidden, false, "model.", &embed, 1);
+    for (int32_t i = 0; r == 0 && i < m->n_layers; i++) r = load_layer(l, i);
+    if (r == 0) r = load_norm(l, &l->w->final_norm, "model.", "norm");
+    if (r < 0) return r;
+    l->plan.tied = m->tied_embeddings || (l->checkpoint && !checkpoint_find(l->checkpoint, "lm_head.weight"));
+    if (!l->plan.tied) return load_weight(l, &l->w->lm_head, m->hidden, false, "", &head, 1);
+    l->w->lm_head = l->w->embed;
+    return 0;
+}
+
+/* load_all without a device. */
+static int plan(struct loader *l) {
+    struct loader planner = *l;
+    struct weights nothing = {.layers = mem_zalloc((size_t)l->c->info.n_layers, sizeof *nothing.layers)};
+    planner.dev = NULL;
+    planner.w = &nothing;
+    int r = load_all(&planner);
+    free(nothing.layers);
+    l->plan = planner.plan;
+    l->n_used = planner.n_used;
+    return r;
+}
+
+int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
+                 enum dtype dtype, struct err *err) {
+    struct loader l = {.c = c, .checkpoint = checkpoint, .dtype = dtype, .err = err};
+    int r = plan(&l);
+    if (r == 0) *out = l.plan;
+    return r;
 }
 
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, struct err *err) {
-    const struct model_info *m = &c->info;
-    struct weights w = {.n_layers = m->n_layers};
-    w.layers = mem_zalloc((size_t)m->n_layers, sizeof *w.layers);
-    struct loader l = {dev, c, checkpoint, dtype, 0, &w, err};
-    int r = load_weight(&l, &w.embed, m->hidden, "model.", &(struct part){"embed_tokens", m->vocab}, 1);
-    for (int32_t i = 0; r == 0 && i < m->n_layers; i++) r = load_layer(&l, i);
-    if (r == 0) r = load_vector(&l, &w.final_norm, m->hidden, "model.norm.weight");
-    if (r == 0) r = load_head(&l);
+    struct weights w = {.n_layers = c->info.n_layers};
+    struct loader l = {.dev = dev, .c = c, .checkpoint = checkpoint, .dtype = dtype, .w = &w, .err = err};
+    int r = plan(&l);
+    if (r < 0) return r;
+    int64_t available = dev_memory_available(dev);
+    if (l.plan.bytes > available)
+        return err_set(err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available",
+                       l.plan.bytes >> 20, dtype_name(dtype), available >> 20);
+    if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
+        log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
+    w.layers = mem_zalloc((size_t)w.n_layers, sizeof *w.layers);
+    r = load_all(&l);
     if (r == 0) r = dev_sync(dev, err);
     if (r < 0) weights_clear(dev, &w);
     else *out = w;

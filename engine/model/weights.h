@@ -22,11 +22,21 @@ struct weights {
     struct weight *embed;       /* [vocab, hidden] */
     struct weight *lm_head;     /* the same as embed where they are tied */
     struct tensor final_norm;   /* f32 [hidden] */
-    int64_t bytes;              /* on the device */
 };
 
-/* Copy a checkpoint's tensors to the device; each is checked for existence and
- * shape, and an error names it. checkpoint NULL: random weights, N(0, 1/sqrt K). */
+struct weights_plan {
+    int64_t bytes;    /* on the device, in the dtype asked for */
+    int64_t n_params; /* a tied embedding counts once */
+    bool tied;        /* config.json says so, or the checkpoint has no lm_head.weight */
+};
+
+/* What weights_load would do: every tensor is checked for existence, dtype and
+ * shape, and an error names it; nothing is allocated. checkpoint NULL: as config.json alone says. */
+int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
+                 enum dtype dtype, struct err *err);
+
+/* Plan, then copy the tensors to the device. checkpoint NULL: random weights,
+ * N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what there is. */
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, struct err *err);
 void weights_clear(struct dev *dev, struct weights *w);

@@ -1,0 +1,438 @@
+/* test_config.c - which config.json runs, what it comes to, and what the refusal of
+ * the others says. The numbers of tests/data/rope come from transformers. */
+#include "tests/unit.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "engine/model/config.h"
+
+#include <dirent.h>
+#include <jansson.h>
+#include <math.h>
+#include <unistd.h>
+
+static char dir[] = "/tmp/batchd-config-XXXXXX";
+
+static void write_text(const char *name, const char *text) {
+    char path[600];
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    unlink(path);
+    if (!text) return;
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    assert_int_equal(fclose(f), 0);
+}
+
+/* A small Llama's config.json with `changes` (a JSON object) laid over it; a
+ * change {"key": "-"} takes the key away. */
+static void write_config(const char *changes) {
+    static const char base[] =
+        "{\"model_type\":\"llama\",\"hidden_size\":64,\"num_hidden_layers\":2,\"num_attention_heads\":4,"
+        "\"num_key_value_heads\":2,\"intermediate_size\":96,\"vocab_size\":100,\"max_position_embeddings\":256,"
+        "\"rms_norm_eps\":1e-5,\"hidden_act\":\"silu\",\"eos_token_id\":2,\"torch_dtype\":\"bfloat16\"}";
+    json_t *root = json_loads(base, 0, NULL), *over = json_loads(changes, 0, NULL), *value;
+    const char *key;
+    assert_non_null(over);
+    json_object_update(root, over);
+    json_object_foreach(over, key, value)
+        if (json_is_string(value) && strcmp(json_string_value(value), "-") == 0) json_object_del(root, key);
+    char *text = json_dumps(root, 0);
+    write_text("config.json", text);
+    free(text);
+    json_decref(over);
+    json_decref(root);
+}
+
+static struct model_config taken(const char *changes) {
+    struct model_config c;
+    struct err err = ERR_INIT;
+    write_config(changes);
+    assert_ok(config_read(&c, dir, &err), &err);
+    return c;
+}
+
+static void refused(const char *changes, int code, const char *text) {
+    struct model_config c;
+    struct err err = ERR_INIT;
+    write_config(changes);
+    assert_err(config_read(&c, dir, &err), code, text, &err);
+}
+
+/* ---------------------------------------------------------------- real files */
+
+static int read_real(struct model_config *c, const char *name, struct err *err) {
+    char path[600];
+    snprintf(path, sizeof path, "%s/configs/%s", test_data(), name);
+    return config_read(c, path, err);
+}
+
+static void llama_3_1_8b(void **state) {
+    if (!test_data()) skip();
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_ok(read_real(&c, "meta-llama--Llama-3.1-8B-Instruct", &err), &err);
+    const struct model_info *m = &c.info;
+    assert_string_equal(m->family, "llama");
+    assert_int_equal(m->n_layers, 32);
+    assert_int_equal(m->hidden, 4096);
+    assert_int_equal(m->n_heads, 32);
+    assert_int_equal(m->n_kv_heads, 8);
+    assert_int_equal(m->head_dim, 128);
+    assert_int_equal(m->intermediate, 14336);
+    assert_int_equal(m->vocab, 128256);
+    assert_int_equal(m->context, 131072);
+    assert_int_equal(m->sliding_window, 0);
+    assert_false(m->tied_embeddings);
+    assert_int_equal(m->n_stop_ids, 3);
+    assert_int_equal(m->stop_ids[2], 128009);
+    assert_true(m->has_temperature && m->temperature == 0.6f && m->has_top_p && m->top_p == 0.9f && !m->has_top_k);
+    assert_int_equal(c.rope_scaling, ROPE_LLAMA3);
+    assert_true(c.rope_theta == 500000.0f && c.rope_factor == 8.0f && c.rope_original_context == 8192);
+    assert_true(c.norm_eps == 1e-5f);
+    assert_string_equal(c.torch_dtype, "bfloat16");
+}
+
+static void mistral_7b_v0_1_slides(void **state) {
+    if (!test_data()) skip();
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_ok(read_real(&c, "mistralai--Mistral-7B-v0.1", &err), &err);
+    assert_string_equal(c.info.family, "mistral");
+    assert_int_equal(c.info.sliding_window, 4096);
+    assert_int_equal(c.info.n_kv_heads, 8);
+    assert_false(c.info.has_temperature || c.info.has_top_p || c.info.has_top_k);
+    assert_ok(read_real(&c, "mistralai--Mistral-7B-Instruct-v0.2", &err), &err);
+    assert_int_equal(c.info.sliding_window, 0);
+    assert_true(c.rope_theta == 1e6f);
+}
+
+static void llama_2_7b_has_no_rope_theta(void **state) {
+    if (!test_data()) skip();
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_ok(read_real(&c, "meta-llama--Llama-2-7b-hf", &err), &err);
+    assert_true(c.rope_theta == 10000.0f);
+    assert_int_equal(c.rope_scaling, ROPE_DEFAULT);
+}
+
+/* Every config.json of the test data is of a family that runs, or is refused by its name. */
+static void every_real_family_runs_or_is_refused_by_name(void **state) {
+    if (!test_data()) skip();
+    char path[600];
+    int n_taken = 0, n_refused = 0;
+    snprintf(path, sizeof path, "%s/configs", test_data());
+    DIR *d = opendir(path);
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) {
+        char *text, file[1000], *family, expected[100];
+        size_t n;
+        snprintf(file, sizeof file, "%s/%s/config.json", path, e->d_name);
+        if (*e->d_name == '.' || file_read(file, 1 << 20, &text, &n, NULL) < 0) continue;
+        family = strstr(text, "\"model_type\": \"");
+        assert_non_null(family);
+        family += strlen("\"model_type\": \"");
+        *strchr(family, '"') = '\0';
+        struct model_config c;
+        struct err err = ERR_INIT;
+        if (strcmp(family, "llama") == 0 || strcmp(family, "mistral") == 0) {
+            assert_ok(read_real(&c, e->d_name, &err), &err);
+            n_taken++;
+        } else {
+            snprintf(expected, sizeof expected, "config.json: model_type \"%s\" is not supported (llama, mistral are)", family);
+            assert_err(read_real(&c, e->d_name, &err), E_UNSUPPORTED, expected, &err);
+            n_refused++;
+        }
+        free(text);
+    }
+    closedir(d);
+    assert_true(n_taken >= 9 && n_refused >= 15);
+}
+
+/* ---------------------------------------------------------------- defaults */
+
+static void absent_keys_mean_what_they_mean_to_transformers(void **state) {
+    struct model_config c = taken("{\"num_key_value_heads\":\"-\",\"rms_norm_eps\":\"-\",\"hidden_act\":\"-\"}");
+    assert_int_equal(c.info.n_kv_heads, 4);
+    assert_int_equal(c.info.head_dim, 16);
+    assert_true(c.norm_eps == 1e-6f && c.rope_theta == 10000.0f);
+    assert_false(c.attention_bias || c.mlp_bias || c.info.tied_embeddings);
+    assert_int_equal(c.info.sliding_window, 0);
+    c = taken("{\"model_type\":\"mistral\",\"num_attention_heads\":8,\"num_key_value_heads\":\"-\",\"max_position_embeddings\":\"-\"}");
+    assert_int_equal(c.info.sliding_window, 4096);
+    assert_int_equal(c.info.n_kv_heads, 8);
+    assert_int_equal(c.info.context, 131072);
+    c = taken("{\"model_type\":\"mistral\",\"sliding_window\":null}");
+    assert_int_equal(c.info.sliding_window, 0);
+    c = taken("{\"sliding_window\":7}"); /* Llama knows no window */
+    assert_int_equal(c.info.sliding_window, 0);
+}
+
+static void head_dim_may_differ_from_hidden_over_heads(void **state) {
+    assert_int_equal(taken("{\"head_dim\":32}").info.head_dim, 32);
+    assert_int_equal(taken("{\"head_dim\":null}").info.head_dim, 16);
+    assert_int_equal(taken("{\"hidden_size\":66,\"head_dim\":8}").info.head_dim, 8);
+}
+
+static void flags_are_read(void **state) {
+    struct model_config c = taken("{\"attention_bias\":true,\"mlp_bias\":true,\"tie_word_embeddings\":true}");
+    assert_true(c.attention_bias && c.mlp_bias && c.info.tied_embeddings);
+    assert_string_equal(taken("{\"torch_dtype\":\"-\",\"dtype\":\"float16\"}").torch_dtype, "float16");
+}
+
+static void rope_in_both_spellings(void **state) {
+    struct model_config c = taken("{\"rope_theta\":5000,\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}}");
+    assert_true(c.rope_theta == 5000.0f && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 2.5f);
+    c = taken("{\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":7000.0}}");
+    assert_true(c.rope_theta == 7000.0f && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 4.0f);
+    c = taken("{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":123.0}}");
+    assert_true(c.rope_theta == 123.0f && c.rope_scaling == ROPE_DEFAULT);
+    c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4}}");
+    assert_int_equal(c.rope_original_context, 256); /* max_position_embeddings */
+}
+
+/* tests/data/rope/inv_freq.jsonl: {"config": ..., "inv_freq": [...]} a line. */
+static void inv_freq_equals_transformers(void **state) {
+    FILE *f = fopen("tests/data/rope/inv_freq.jsonl", "r");
+    assert_non_null(f);
+    char *line = NULL;
+    size_t cap = 0, n_lines = 0;
+    for (; getline(&line, &cap, f) > 0; n_lines++) {
+        json_t *root = json_loads(line, 0, NULL);
+        const json_t *want = json_object_get(root, "inv_freq");
+        char *changes = json_dumps(json_object_get(root, "config"), 0);
+        struct model_config c = taken(changes);
+        float got[MAX_HEAD_DIM / 2];
+        config_inv_freq(&c, got);
+        assert_int_equal(json_array_size(want), c.info.head_dim / 2);
+        for (size_t i = 0; i < json_array_size(want); i++) {
+            double w = json_number_value(json_array_get(want, i));
+            if (!(fabs((double)got[i] - w) <= 1e-6 * w)) fail_msg("%s: inv_freq[%zu] is %.9g, not %.9g", changes, i, (double)got[i], w);
+        }
+        free(changes);
+        json_decref(root);
+    }
+    assert_true(n_lines >= 6);
+    free(line);
+    fclose(f);
+}
+
+/* ---------------------------------------------------------------- generation_config.json */
+
+static struct model_config generation(const char *text) {
+    write_text("generation_config.json", text);
+    struct model_config c = taken("{}");
+    write_text("generation_config.json", NULL);
+    return c;
+}
+
+static void generation_config_overrides_stop_ids(void **state) {
+    struct model_config c = generation("{\"eos_token_id\":[7,8,9]}");
+    assert_int_equal(c.info.n_stop_ids, 3);
+    assert_int_equal(c.info.stop_ids[0], 7);
+    c = generation("{\"eos_token_id\":5}");
+    assert_true(c.info.n_stop_ids == 1 && c.info.stop_ids[0] == 5);
+    c = generation("{\"eos_token_id\":null}");
+    assert_true(c.info.n_stop_ids == 1 && c.info.stop_ids[0] == 2);
+    c = generation("{}");
+    assert_true(c.info.n_stop_ids == 1 && c.info.stop_ids[0] == 2);
+    c = taken("{\"eos_token_id\":null}");
+    assert_int_equal(c.info.n_stop_ids, 0);
+}
+
+static void sampling_defaults_need_do_sample(void **state) {
+    struct model_info m = generation("{\"temperature\":0.6,\"top_p\":0.9}").info;
+    assert_false(m.has_temperature || m.has_top_p || m.has_top_k);
+    m = generation("{\"do_sample\":true,\"temperature\":0.6,\"top_p\":0.9,\"top_k\":20}").info;
+    assert_true(m.has_temperature && m.temperature == 0.6f && m.has_top_p && m.top_p == 0.9f && m.has_top_k && m.top_k == 20);
+    m = generation("{\"do_sample\":true}").info;
+    assert_true(m.has_temperature && m.temperature == 1.0f && !m.has_top_p && !m.has_top_k);
+    m = generation("{\"do_sample\":false,\"temperature\":0.6}").info;
+    assert_false(m.has_temperature);
+}
+
+static void generation_refused(const char *text, int code, const char *part) {
+    struct model_config c;
+    struct err err = ERR_INIT;
+    write_config("{}");
+    write_text("generation_config.json", text);
+    assert_err(config_read(&c, dir, &err), code, part, &err);
+    write_text("generation_config.json", NULL);
+}
+
+static void hostile_generation_configs_are_refused(void **state) {
+    generation_refused("{\"eos_token_id\":100}", E_RANGE, "generation_config.json: eos_token_id: 100");
+    generation_refused("{\"eos_token_id\":[1,-1]}", E_RANGE, "eos_token_id: [1,-1]");
+    generation_refused("{\"eos_token_id\":\"</s>\"}", E_RANGE, "eos_token_id");
+    generation_refused("{\"eos_token_id\":[0,1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16]}", E_RANGE, "more than 16");
+    generation_refused("{\"do_sample\":true,\"temperature\":-1}", E_RANGE, "generation_config.json: temperature: -1");
+    generation_refused("{\"do_sample\":true,\"top_p\":1.5}", E_RANGE, "top_p: 1.5 is not in");
+    generation_refused("{\"do_sample\":true,\"top_k\":-3}", E_RANGE, "top_k: -3 is not in");
+    generation_refused("{\"do_sample\":\"yes\"}", E_PARSE, "do_sample: \"yes\" is not true or false");
+    generation_refused("{\"temperature\":NaN}", E_PARSE, "generation_config.json:1");
+    generation_refused("[]", E_PARSE, "generation_config.json is not a JSON object");
+}
+
+/* ---------------------------------------------------------------- refusals */
+
+static void unsupported_values_are_refused_by_name(void **state) {
+    refused("{\"model_type\":\"gpt2\"}", E_UNSUPPORTED, "config.json: model_type \"gpt2\" is not supported (llama, mistral are)");
+    refused("{\"hidden_act\":\"gelu\"}", E_UNSUPPORTED, "hidden_act \"gelu\" is not supported");
+    refused("{\"quantization_config\":{\"quant_method\":\"gptq\"}}", E_UNSUPPORTED, "quantization_config.quant_method \"gptq\"");
+    refused("{\"quantization_config\":{}}", E_UNSUPPORTED, "quantization_config.quant_method");
+    refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED, "rope_scaling.rope_type \"dynamic\"");
+    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", E_UNSUPPORTED, "rope_type \"yarn\" is not supported");
+    refused("{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", E_UNSUPPORTED, "rope_parameters.rope_type \"longrope\"");
+    refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
+    refused("{\"partial_rotary_factor\":0.5}", E_UNSUPPORTED, "partial_rotary_factor: 0.5 is not supported");
+    refused("{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.25}}", E_UNSUPPORTED,
+            "rope_parameters.partial_rotary_factor: 0.25");
+    refused("{\"head_dim\":12}", E_UNSUPPORTED, "head_dim 12 is not supported (multiples of 8 up to 256 are)");
+    refused("{\"head_dim\":512}", E_UNSUPPORTED, "head_dim 512 is not supported");
+    refused("{\"model_type\":\"mistral\",\"attention_bias\":true}", E_UNSUPPORTED, "attention_bias \"true\"");
+    refused("{\"model_type\":\"mistral\",\"sliding_window\":8,\"layer_types\":[\"sliding_attention\",\"full_attention\"]}",
+            E_UNSUPPORTED, "layer_types \"full_attention\"");
+}
+
+static void values_that_make_no_sense_are_refused(void **state) {
+    refused("{\"num_attention_heads\":0}", E_RANGE, "config.json: num_attention_heads: 0 is not in 1 .. 4096");
+    refused("{\"num_attention_heads\":-4}", E_RANGE, "num_attention_heads: -4");
+    refused("{\"num_key_value_heads\":0}", E_RANGE, "num_key_value_heads: 0");
+    refused("{\"num_key_value_heads\":3}", E_RANGE, "num_attention_heads: 4 is not a multiple of num_key_value_heads: 3");
+    refused("{\"num_key_value_heads\":8}", E_RANGE, "is not a multiple");
+    refused("{\"hidden_size\":66}", E_RANGE, "hidden_size: 66 is not a multiple of num_attention_heads: 4");
+    refused("{\"hidden_size\":-64}", E_RANGE, "hidden_size: -64");
+    refused("{\"hidden_size\":64.0}", E_PARSE, "hidden_size: 64.0 is not a whole number");
+    refused("{\"hidden_size\":\"64\"}", E_PARSE, "hidden_size: \"64\" is not a whole number");
+    refused("{\"hidden_size\":\"-\"}", E_PARSE, "config.json: hidden_size is missing");
+    refused("{\"hidden_size\":null}", E_PARSE, "config.json: hidden_size is missing");
+    refused("{\"model_type\":\"-\"}", E_PARSE, "config.json: model_type is missing");
+    refused("{\"model_type\":[\"llama\"]}", E_PARSE, "model_type: [\"llama\"] is not a string");
+    refused("{\"num_hidden_layers\":1000000000}", E_RANGE, "num_hidden_layers: 1000000000 is not in");
+    refused("{\"num_hidden_layers\":0}", E_RANGE, "num_hidden_layers: 0");
+    refused("{\"intermediate_size\":9223372036854775807}", E_RANGE, "intermediate_size: 9223372036854775807");
+    refused("{\"vocab_size\":0}", E_RANGE, "vocab_size: 0");
+    refused("{\"head_dim\":0}", E_RANGE, "head_dim: 0");
+    refused("{\"max_position_embeddings\":-1}", E_RANGE, "max_position_embeddings: -1");
+    refused("{\"rms_norm_eps\":-1e-5}", E_RANGE, "rms_norm_eps: -1");
+    refused("{\"rms_norm_eps\":[]}", E_PARSE, "rms_norm_eps: [] is not a number");
+    refused("{\"rope_theta\":0}", E_RANGE, "rope_theta: 0 is not in");
+    refused("{\"rope_theta\":-10000.0}", E_RANGE, "rope_theta: -10000.0");
+    refused("{\"rope_theta\":1e300}", E_RANGE, "rope_theta: 1");
+    refused("{\"rope_scaling\":5}", E_PARSE, "rope_scaling: 5 is not an object");
+    refused("{\"rope_scaling\":{\"rope_type\":\"linear\"}}", E_PARSE, "config.json: rope_scaling.factor is missing");
+    refused("{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0}}", E_RANGE, "rope_scaling.factor: 0 is not in");
+    refused("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}", E_RANGE,
+            "rope_scaling.high_freq_factor: 4 is not above low_freq_factor");
+    refused("{\"model_type\":\"mistral\",\"sliding_window\":0}", E_RANGE, "sliding_window: 0");
+    refused("{\"eos_token_id\":100}", E_RANGE, "config.json: eos_token_id: 100 is not a token id below vocab_size");
+    refused("{\"attention_bias\":1}", E_PARSE, "attention_bias: 1 is not true or false");
+}
+
+static void a_long_value_is_cut_in_the_message(void **state) {
+    char changes[3000] = "{\"hidden_size\":\"";
+    memset(changes + strlen(changes), 'x', 2000);
+    strcat(changes, "\"}");
+    refused(changes, E_PARSE, "hidden_size: ");
+    snprintf(changes, sizeof changes, "{\"hidden_size\":[%0100d]}", 0);
+    struct model_config c;
+    struct err err = ERR_INIT;
+    write_text("config.json", "{\"model_type\":\"llama\",\"hidden_size\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25]}");
+    assert_err(config_read(&c, dir, &err), E_PARSE, "hidden_size: [1,2,3,4,5,", &err);
+    assert_non_null(strstr(err.text, "... is not a whole number"));
+}
+
+static void files_that_are_no_config_are_refused(void **state) {
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_err(config_read(&c, "/nonexistent/model", &err), E_NOT_FOUND, "/nonexistent/model has no config.json", &err);
+    write_text("config.json", "");
+    assert_int_equal(config_read(&c, dir, &err), E_PARSE);
+    write_text("config.json", "{\"model_type\":");
+    assert_err(config_read(&c, dir, &err), E_PARSE, "config.json:1: ", &err);
+    write_text("config.json", "[1]");
+    assert_err(config_read(&c, dir, &err), E_PARSE, "is not a JSON object", &err);
+    write_text("config.json", "{\"rms_norm_eps\":NaN}");
+    assert_err(config_read(&c, dir, &err), E_PARSE, "config.json:1", &err);
+    char *deep = mem_alloc((2 << 20) + 1);
+    memset(deep, '[', 2 << 20);
+    deep[2 << 20] = '\0';
+    write_text("config.json", deep);
+    assert_err(config_read(&c, dir, &err), E_RANGE, "more than the 1048576 allowed", &err);
+    deep[100000] = '\0';
+    write_text("config.json", deep);
+    assert_int_equal(config_read(&c, dir, &err), E_PARSE);
+    free(deep);
+}
+
+/* ---------------------------------------------------------------- mutations */
+
+/* Any value in the place of any other: refused, or within the limits the rest relies on. */
+static void mutations_are_refused_or_in_range(void **state) {
+    static const char *const keys[] = {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+                                       "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings",
+                                       "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
+                                       "eos_token_id", "model_type", "layer_types", "torch_dtype"};
+    static const char *const values[] = {"0", "1", "-1", "7", "8", "64", "1024", "1000000000", "9223372036854775807", "1e308",
+                                         "-0.0", "null", "true", "\"\"", "\"mistral\"", "[]", "[1,2]", "[[[]]]", "{}",
+                                         "{\"type\":\"linear\",\"factor\":3}", "{\"rope_type\":1}",
+                                         "\"a very long string that does not fit into the room for a dtype\""};
+    enum { N_KEYS = sizeof keys / sizeof *keys, N_VALUES = sizeof values / sizeof *values };
+    int n_taken = 0, n = 0;
+    for (int i = 0; i < N_KEYS * N_VALUES; i++) {
+        for (int j = 0; j < N_KEYS; j += test_is_quick() ? 5 : 1, n++) {
+            char changes[500];
+            snprintf(changes, sizeof changes, "{\"%s\":%s,\"%s\":%s}", keys[i % N_KEYS], values[i / N_KEYS],
+                     keys[(i + 1 + j) % N_KEYS], values[(i * 7 + j) % N_VALUES]);
+            struct model_config c;
+            struct err err = ERR_INIT;
+            write_config(changes);
+            if (config_read(&c, dir, &err) < 0) {
+                assert_true(strlen(err.text) > 10);
+                continue;
+            }
+            const struct model_info *m = &c.info;
+            assert_true(m->hidden > 0 && m->n_layers > 0 && m->n_layers <= 4096 && m->vocab > 0 && m->context > 0);
+            assert_true(m->n_heads > 0 && m->n_kv_heads > 0 && m->n_heads % m->n_kv_heads == 0 && m->intermediate > 0);
+            assert_true(m->head_dim > 0 && m->head_dim <= MAX_HEAD_DIM && m->head_dim % 8 == 0);
+            assert_true(m->sliding_window >= 0 && isfinite(c.norm_eps) && c.rope_theta >= 1.0f);
+            n_taken++;
+        }
+    }
+    assert_in_range(n_taken, n / 50, n * 4 / 5);
+}
+
+static int make_dir(void **state) {
+    return mkdtemp(dir) ? 0 : -1;
+}
+
+static int drop_dir(void **state) {
+    char command[100];
+    snprintf(command, sizeof command, "rm -rf %s", dir);
+    return system(command);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(llama_3_1_8b),
+    cmocka_unit_test(mistral_7b_v0_1_slides),
+    cmocka_unit_test(llama_2_7b_has_no_rope_theta),
+    cmocka_unit_test(every_real_family_runs_or_is_refused_by_name),
+    cmocka_unit_test(absent_keys_mean_what_they_mean_to_transformers),
+    cmocka_unit_test(head_dim_may_differ_from_hidden_over_heads),
+    cmocka_unit_test(flags_are_read),
+    cmocka_unit_test(rope_in_both_spellings),
+    cmocka_unit_test(inv_freq_equals_transformers),
+    cmocka_unit_test(generation_config_overrides_stop_ids),
+    cmocka_unit_test(sampling_defaults_need_do_sample),
+    cmocka_unit_test(hostile_generation_configs_are_refused),
+    cmocka_unit_test(unsupported_values_are_refused_by_name),
+    cmocka_unit_test(values_that_make_no_sense_are_refused),
+    cmocka_unit_test(a_long_value_is_cut_in_the_message),
+    cmocka_unit_test(files_that_are_no_config_are_refused),
+    cmocka_unit_test(mutations_are_refused_or_in_range),
+};
+
+int main(int argc, char **argv) {
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, make_dir, drop_dir);
+}
