@@ -107,7 +107,7 @@ BATS_TESTS := $(wildcard tests/e2e/*.bats)
 TEST_AIDS  := $(call obj,$(wildcard tests/aid_*.c))
 
 # Tests of the queue run against the fake engine, a second implementation of engine/engine.h.
-FAKE_OBJ     := $(call obj,$(wildcard tests/fake/*.c))
+FAKE_OBJ     := $(call obj,$(wildcard tests/fake/*.c engine/sample/*.c))
 FAKE_PROGRAM := $(if $(PROGRAM),$(if $(FAKE_OBJ),$(BUILD)/tests/batchd-fake))
 TEST_PROGRAMS := $(UNIT_TESTS) $(FAKE_PROGRAM)
 
