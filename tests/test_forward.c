@@ -1,84 +1,49 @@
-/* test_forward.c - the forward pass against reference ids and logits of a small
- * trained model, in fp32, bf16 and sharded fp16 checkpoints, computed in float32. */
-#include "tests/unit.h"
+/* test_forward.c - the forward pass against numbers from elsewhere, and against
+ * itself: a row's logits are the same bits whatever else is in the step.
+ *
+ * Oracles: a small trained model with ids and top-5 logits of a plain fp32 forward
+ * pass (outside test data), and two random models with every feature of the family
+ * switched on, computed by transformers (tests/models/make_tiny.py). */
+#include "tests/aid_model.h"
 
-#include "base/file.h"
 #include "base/mem.h"
-#include "engine/model/model.h"
 
 #include <jansson.h>
 #include <math.h>
 
-enum { MAX_CONTEXT = 512, BLOCKS_PER_SEQ = MAX_CONTEXT / KV_BLOCK, SLOTS = 2 };
-
-struct bench { /* an opened model with room for two sequences */
-    struct dev *dev;
-    struct model *model;
-    struct runner *runner;
-    int32_t table[SLOTS * BLOCKS_PER_SEQ];
-};
-
-static void open_bench(struct bench *b, const char *dir, enum dtype dtype, int threads) {
-    struct err err = ERR_INIT;
-    assert_ok(dev_open(&b->dev, &(struct dev_options){.kind = "cpu", .threads = threads}, &err), &err);
-    assert_ok(model_open(&b->model, b->dev, &(struct model_options){.dir = dir, .dtype = dtype}, &err), &err);
-    struct runner_options o = {SLOTS * BLOCKS_PER_SEQ, SLOTS, 64, 4};
-    assert_ok(runner_open(&b->runner, b->model, &o, &err), &err);
-    runner_keep_logits(b->runner, true);
-    for (int32_t i = 0; i < SLOTS * BLOCKS_PER_SEQ; i++) b->table[i] = SLOTS * BLOCKS_PER_SEQ - 1 - i;
-}
-
-static void close_bench(struct bench *b) {
-    runner_close(b->runner);
-    model_close(b->model);
-    dev_close(b->dev);
-}
-
-/* Rows of one sequence; the last one samples greedily. token NULL: the slot's last sample. */
-static void submit_rows(struct bench *b, int32_t slot, const int32_t *token, int32_t first, int32_t n) {
-    int32_t tokens[64], positions[64], slots[64];
-    for (int32_t i = 0; i < n; i++) {
-        tokens[i] = token ? token[i] : ~slot;
-        positions[i] = first + i;
-        slots[i] = slot;
-    }
-    struct step_sequence seq = {slot, 0, n, first};
-    struct step_sample sample = {.row = n - 1, .slot = slot, .position = first + n, .top_p = 1.0f};
-    struct step step = {.n_rows = n,
-                        .token = tokens,
-                        .position = positions,
-                        .slot = slots,
-                        .n_sequences = 1,
-                        .sequences = &seq,
-                        .block_table = b->table,
-                        .block_table_stride = BLOCKS_PER_SEQ,
-                        .n_samples = 1,
-                        .samples = &sample};
-    struct err err = ERR_INIT;
-    assert_ok(step_submit(b->runner, &step, &err), &err);
-}
-
-static struct step_result collect(struct bench *b) {
-    struct step_result r;
-    struct err err = ERR_INIT;
-    assert_ok(step_collect(b->runner, &r, &err), &err);
-    return r;
-}
-
-/* Prefill in chunks; returns the result of the last. */
-static struct step_result prefill(struct bench *b, int32_t slot, const int32_t *ids, int32_t n, int32_t chunk) {
-    struct step_result r = {0};
-    for (int32_t at = 0; at < n; at += chunk) {
-        submit_rows(b, slot, ids + at, at, n - at < chunk ? n - at : chunk);
-        r = collect(b);
-    }
-    return r;
-}
-
 static size_t int_array(const json_t *a, int32_t *out) {
+    assert_true(json_array_size(a) > 0 && json_array_size(a) <= RIG_CONTEXT);
     for (size_t i = 0; i < json_array_size(a); i++) out[i] = (int32_t)json_integer_value(json_array_get(a, i));
     return json_array_size(a);
 }
+
+static const char *stories(const char *name) {
+    static char path[600];
+    snprintf(path, sizeof path, "%s/models/%s", test_data(), name);
+    return path;
+}
+
+/* Call fn for each line of DIR/file. */
+static int each_line(struct rig *r, const char *dir, const char *file, void (*fn)(struct rig *, const json_t *)) {
+    char path[700];
+    snprintf(path, sizeof path, "%s/%s", dir, file);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    char *line = NULL;
+    size_t cap = 0;
+    int n = 0;
+    for (; getline(&line, &cap, f) > 0; n++) {
+        json_t *root = json_loads(line, 0, NULL);
+        assert_non_null(root);
+        fn(r, root);
+        json_decref(root);
+    }
+    free(line);
+    fclose(f);
+    return n;
+}
+
+/* ---------------------------------------------------------------- the trained model */
 
 /* top: [[id, logit], ...] of one step. */
 static void check_top(const float *logits, const json_t *top) {
@@ -91,114 +56,306 @@ static void check_top(const float *logits, const json_t *top) {
     }
 }
 
-static void check_reference_line(struct bench *b, const json_t *line, int32_t chunk) {
-    int32_t ids[MAX_CONTEXT], want[MAX_CONTEXT];
-    size_t n = int_array(json_object_get(line, "prompt_ids"), ids);
+/* Prefill in one chunk, then decode what was drawn. */
+static void check_story(struct rig *r, const json_t *line) {
+    int32_t ids[RIG_CONTEXT], want[RIG_CONTEXT];
+    int32_t n = (int32_t)int_array(json_object_get(line, "prompt_ids"), ids);
     size_t n_want = int_array(json_object_get(line, "greedy_ids"), want);
     const json_t *top = json_object_get(line, "top5");
-    assert_true(n > 0 && n_want > 0);
-    struct step_result r = prefill(b, 0, ids, (int32_t)n, chunk);
+    assert_int_equal(json_array_size(top), n_want);
+    struct batch b = {0};
+    batch_add(&b, 0, ids, 0, n, 1);
     for (size_t i = 0; i < n_want; i++) {
-        assert_int_equal(r.drawn[0], want[i]);
-        check_top(r.logits, json_array_get(top, i));
-        submit_rows(b, 0, &want[i], (int32_t)(n + i), 1);
-        r = collect(b);
+        struct step_result result = rig_run(r, &b);
+        assert_int_equal(result.drawn[0], want[i]);
+        check_top(result.logits, json_array_get(top, i));
+        b = (struct batch){0};
+        batch_add(&b, 0, &result.drawn[0], n + (int32_t)i, 1, 1);
     }
 }
 
-static void each_line(const char *model, void (*fn)(struct bench *, const json_t *, int32_t), struct bench *b,
-                      int32_t chunk) {
-    char path[500];
-    snprintf(path, sizeof path, "%s/models/%s/reference_greedy.jsonl", test_data(), model);
-    FILE *f = fopen(path, "r");
-    assert_non_null(f);
-    char *line = NULL;
-    size_t cap = 0;
-    while (getline(&line, &cap, f) > 0) {
-        json_t *root = json_loads(line, 0, NULL);
-        assert_non_null(root);
-        fn(b, root, chunk);
-        json_decref(root);
-    }
-    free(line);
-    fclose(f);
-}
-
-static void reference(const char *model) {
+static void check_stories(const char *name) {
     if (!test_data()) skip();
-    char dir[500];
-    snprintf(dir, sizeof dir, "%s/models/%s", test_data(), model);
-    struct bench b;
-    open_bench(&b, dir, DTYPE_F32, 2);
-    each_line(model, check_reference_line, &b, 64);
-    close_bench(&b);
+    struct rig r;
+    rig_open(&r, stories(name), &(struct rig_options){DTYPE_F32, 2, false});
+    assert_int_equal(each_line(&r, stories(name), "reference_greedy.jsonl", check_story), 5);
+    rig_close(&r);
 }
 
 static void stories_fp32_gives_the_reference_ids_and_logits(void **state) {
-    reference("stories260K");
+    check_stories("stories260K");
 }
 static void stories_bf16_gives_the_reference_ids_and_logits(void **state) {
-    reference("stories260K-bf16");
+    check_stories("stories260K-bf16");
 }
 static void stories_f16_sharded_gives_the_reference_ids_and_logits(void **state) {
-    reference("stories260K-f16-sharded");
+    check_stories("stories260K-f16-sharded");
 }
 
-/* The same prompt in chunks of any size, in another slot, on other threads: the same bits. */
-static void chunks_change_no_bit(void **state) {
-    if (!test_data()) skip();
-    char dir[500];
-    snprintf(dir, sizeof dir, "%s/models/stories260K", test_data());
-    enum { N = 150 };
-    int32_t ids[N];
-    for (int i = 0; i < N; i++) ids[i] = i == 0 ? 1 : 3 + (i * 37) % 500;
-    for (int d = 0; d < 2; d++) {
-        float *first = NULL;
-        size_t bytes = 0;
-        for (int threads = 1; threads <= 3; threads++) {
-            struct bench b;
-            open_bench(&b, dir, d ? DTYPE_BF16 : DTYPE_F32, threads);
-            bytes = (size_t)model_get_info(b.model)->vocab * sizeof(float);
-            static const int32_t chunks[] = {64, 1, 7, 32, 33};
-            for (size_t c = 0; c < 5; c++) {
-                struct step_result r = prefill(&b, (int32_t)c % SLOTS, ids, N, chunks[c]);
-                if (!first) first = mem_dup(r.logits, bytes);
-                assert_memory_equal(first, r.logits, bytes);
-            }
-            close_bench(&b);
+/* ---------------------------------------------------------------- transformers */
+
+/* One line of reference.jsonl: a prompt with its greedy continuation, and the logits
+ * [n - from][vocab] of its last positions. */
+struct reference {
+    int32_t ids[RIG_CONTEXT], n, n_prompt, from;
+    int32_t greedy[RIG_CONTEXT], n_greedy;
+    float *logits;
+    double bf16_error; /* rms, of transformers' own bf16 */
+};
+
+static void reference_read(struct reference *ref, const json_t *line, int32_t vocab) {
+    const json_t *logits = json_object_get(line, "logits");
+    ref->n_prompt = (int32_t)int_array(json_object_get(line, "prompt_ids"), ref->ids);
+    ref->n_greedy = (int32_t)int_array(json_object_get(line, "greedy_ids"), ref->greedy);
+    ref->n = ref->n_prompt + ref->n_greedy - 1;
+    memcpy(ref->ids + ref->n_prompt, ref->greedy, (size_t)(ref->n_greedy - 1) * sizeof *ref->greedy);
+    ref->from = (int32_t)json_integer_value(json_object_get(line, "from"));
+    ref->bf16_error = json_real_value(json_object_get(line, "bf16_error"));
+    assert_int_equal(json_array_size(logits), ref->n - ref->from);
+    ref->logits = mem_zalloc((size_t)(ref->n - ref->from) * (size_t)vocab, sizeof(float));
+    for (int32_t p = 0; p < ref->n - ref->from; p++) {
+        const json_t *row = json_array_get(logits, (size_t)p);
+        assert_int_equal(json_array_size(row), vocab);
+        for (int32_t v = 0; v < vocab; v++)
+            ref->logits[p * vocab + v] = (float)json_number_value(json_array_get(row, (size_t)v));
+    }
+}
+
+static double rms(const float *x, const float *minus, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)x[i] - (minus ? (double)minus[i] : 0.0);
+        sum += d * d;
+    }
+    return sqrt(sum / (double)n);
+}
+
+static int32_t argmax(const float *x, int32_t n) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < n; i++)
+        if (x[i] > x[best]) best = i;
+    return best;
+}
+
+static float gap_of_top_two(const float *x, int32_t n) {
+    int32_t best = argmax(x, n);
+    float second = -INFINITY;
+    for (int32_t i = 0; i < n; i++)
+        if (i != best && x[i] > second) second = x[i];
+    return x[best] - second;
+}
+
+/* Greedy decoding from the prompt gives the same ids. */
+static void check_greedy(struct rig *r, const struct reference *ref) {
+    float *ignored = mem_zalloc((size_t)r->vocab, sizeof *ignored);
+    int32_t drawn = rig_logits(r, 0, ref->ids, ref->n_prompt, RIG_ROWS, ref->n_prompt - 1, ignored);
+    for (int32_t i = 0; i < ref->n_greedy; i++) {
+        assert_int_equal(drawn, ref->greedy[i]);
+        struct batch b = {0};
+        batch_add(&b, 0, &drawn, ref->n_prompt + i, 1, 1);
+        drawn = rig_run(r, &b).drawn[0];
+    }
+    free(ignored);
+}
+
+/* float32: every logit within 1e-4 of the row's largest; the same ids. */
+static void check_f32(struct rig *r, const json_t *line) {
+    struct reference ref;
+    reference_read(&ref, line, r->vocab);
+    size_t n_rows = (size_t)(ref.n - ref.from), vocab = (size_t)r->vocab;
+    float *got = mem_zalloc(n_rows * vocab, sizeof *got);
+    rig_logits(r, 0, ref.ids, ref.n, RIG_ROWS, ref.from, got);
+    for (size_t i = 0; i < n_rows; i++) {
+        const float *want = ref.logits + i * vocab;
+        double scale = 0;
+        for (size_t v = 0; v < vocab; v++) scale = fmax(scale, fabs((double)want[v]));
+        for (size_t v = 0; v < vocab; v++) {
+            double off = fabs((double)got[i * vocab + v] - (double)want[v]);
+            if (!(off <= 1e-4 * scale)) fail_msg("position %d, id %zu: off by %g of %g", ref.from + (int)i, v, off, scale);
         }
-        free(first);
+    }
+    check_greedy(r, &ref);
+    free(got);
+    free(ref.logits);
+}
+
+/* bf16, teacher-forced: at most 1.5 times transformers' own bf16 error; the same argmax
+ * except where the fp32 top two are closer than 5 % of the logits' rms. */
+static void check_bf16(struct rig *r, const json_t *line) {
+    struct reference ref;
+    reference_read(&ref, line, r->vocab);
+    size_t n_rows = (size_t)(ref.n - ref.from), n = n_rows * (size_t)r->vocab;
+    float *got = mem_zalloc(n, sizeof *got);
+    rig_logits(r, 0, ref.ids, ref.n, RIG_ROWS, ref.from, got);
+    double off = rms(got, ref.logits, n), scale = rms(ref.logits, NULL, n);
+    if (!(off <= 1.5 * ref.bf16_error)) fail_msg("%d ids: rms error %g, transformers has %g", ref.n, off, ref.bf16_error);
+    for (size_t i = 0; i < n_rows; i++) {
+        const float *want = ref.logits + i * (size_t)r->vocab;
+        if ((double)gap_of_top_two(want, r->vocab) < 0.05 * scale) continue;
+        assert_int_equal(argmax(got + i * (size_t)r->vocab, r->vocab), argmax(want, r->vocab));
+    }
+    free(got);
+    free(ref.logits);
+}
+
+static void check_tiny(const char *dir, enum dtype dtype) {
+    struct rig r;
+    rig_open(&r, dir, &(struct rig_options){dtype, 2, false});
+    assert_int_equal(each_line(&r, dir, "reference.jsonl", dtype == DTYPE_F32 ? check_f32 : check_bf16), 4);
+    rig_close(&r);
+}
+
+/* Biases everywhere, llama3 RoPE scaling, a head of its own, head_dim unlike hidden / heads. */
+static void tiny_llama3_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-llama3", DTYPE_F32);
+}
+static void tiny_llama3_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-llama3", DTYPE_BF16);
+}
+
+/* A window of 8 tokens, one KV head, tied embeddings. */
+static void tiny_mistral_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-mistral", DTYPE_F32);
+}
+static void tiny_mistral_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-mistral", DTYPE_BF16);
+}
+
+/* ---------------------------------------------------------------- the same bits */
+
+static void random_ids(int32_t *ids, int32_t n, int32_t vocab, uint32_t seed) {
+    for (int32_t i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        ids[i] = i == 0 ? 1 : 3 + (int32_t)(seed >> 8) % (vocab - 3);
     }
 }
 
-/* Decode rows that name "the last sample of the slot", three steps deep. */
+static const char *const models[] = {"tests/models/tiny-llama3", "tests/models/tiny-mistral"};
+
+/* The same prompt in chunks of any size, in another slot, on other threads: the same bits.
+ * 600 tokens pass the border of attention's splits. */
+static void chunks_change_no_bit(void **state) {
+    static const int32_t chunks[] = {RIG_ROWS, 1, 7, 32, 33};
+    enum { N = 600, FROM = N - 40 };
+    for (int model = 0; model < 2; model++)
+        for (int bf16 = 0; bf16 < 2; bf16++) {
+            float *first = NULL;
+            for (int threads = 1; threads <= 3; threads++) {
+                struct rig r;
+                int32_t ids[N];
+                rig_open(&r, models[model], &(struct rig_options){bf16 ? DTYPE_BF16 : DTYPE_F32, threads, false});
+                random_ids(ids, N, r.vocab, 1);
+                size_t bytes = (N - FROM) * (size_t)r.vocab * sizeof(float);
+                float *got = mem_alloc(bytes);
+                for (size_t c = 0; c < (threads == 1 ? 5 : 2); c++) {
+                    rig_logits(&r, (int32_t)c % RIG_SLOTS, ids, N, chunks[c], FROM, got);
+                    if (!first) first = mem_dup(got, bytes);
+                    assert_memory_equal(first, got, bytes);
+                }
+                free(got);
+                rig_close(&r);
+            }
+            free(first);
+        }
+}
+
+/* Three sequences in the same steps, prefill chunks beside decode rows, in another order
+ * each time: every logit has the bits it has alone. */
+static void company_changes_no_bit(void **state) {
+    enum { N = 90, SEQUENCES = 3 };
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        struct rig r;
+        int32_t ids[SEQUENCES][N], at[SEQUENCES] = {0};
+        float *alone[SEQUENCES];
+        rig_open(&r, models[0], &(struct rig_options){bf16 ? DTYPE_BF16 : DTYPE_F32, 2, false});
+        size_t row = (size_t)r.vocab * sizeof(float);
+        for (int32_t s = 0; s < SEQUENCES; s++) {
+            random_ids(ids[s], N, r.vocab, (uint32_t)s + 10);
+            alone[s] = mem_alloc(N * row);
+            rig_logits(&r, 3, ids[s], N, RIG_ROWS, 0, alone[s]);
+        }
+        for (int step = 0; at[0] < N || at[1] < N || at[2] < N; step++) {
+            struct batch b = {0};
+            int32_t who[RIG_ROWS], position[RIG_ROWS];
+            for (int32_t i = 0; i < SEQUENCES; i++) {
+                int32_t s = (i + step) % SEQUENCES, n = (step * 5 + s * 7) % 12 + 1;
+                if (s == 1) n = 1; /* one that decodes all the while */
+                if (n > N - at[s]) n = N - at[s];
+                if (n == 0) continue;
+                for (int32_t k = 0; k < n; k++) {
+                    who[b.n_samples + k] = s;
+                    position[b.n_samples + k] = at[s] + k;
+                }
+                batch_add(&b, s, ids[s] + at[s], at[s], n, n);
+                at[s] += n;
+            }
+            struct step_result result = rig_run(&r, &b);
+            for (int32_t k = 0; k < b.n_samples; k++)
+                assert_memory_equal(result.logits + (size_t)k * (size_t)r.vocab,
+                                    alone[who[k]] + (size_t)position[k] * (size_t)r.vocab, row);
+        }
+        for (int32_t s = 0; s < SEQUENCES; s++) free(alone[s]);
+        rig_close(&r);
+    }
+}
+
+/* Rows that nobody asked logits of change nothing, and a step may have none at all. */
+static void a_step_without_samples(void **state) {
+    struct rig r;
+    int32_t ids[40];
+    rig_open(&r, models[0], &(struct rig_options){DTYPE_F32, 1, false});
+    random_ids(ids, 40, r.vocab, 5);
+    float *all = mem_zalloc((size_t)r.vocab, sizeof *all), *last = mem_zalloc((size_t)r.vocab, sizeof *last);
+    rig_logits(&r, 0, ids, 40, 40, 39, all);
+    rig_logits(&r, 1, ids, 40, 8, 39, last); /* four steps of five have no sample */
+    assert_memory_equal(all, last, (size_t)r.vocab * sizeof *all);
+    free(all);
+    free(last);
+    rig_close(&r);
+}
+
+/* Decode rows that name "the last sample of the slot", as deep as the ring allows. */
 static void unseen_samples_continue_the_sequence(void **state) {
-    if (!test_data()) skip();
-    char dir[500];
-    snprintf(dir, sizeof dir, "%s/models/stories260K", test_data());
-    struct bench b;
-    open_bench(&b, dir, DTYPE_F32, 1);
-    int32_t prompt[] = {1, 403, 407, 261, 378}, seen[40], n = 0;
-    struct step_result r = prefill(&b, 0, prompt, 5, 64);
-    seen[n++] = r.drawn[0];
-    for (int i = 0; i < 39; i++) {
-        submit_rows(&b, 0, &seen[n - 1], 5 + i, 1);
-        seen[n++] = collect(&b).drawn[0];
+    enum { N_NEW = 60, PROMPT = 5 };
+    for (int depth = 1; depth <= RUNNER_DEPTH; depth++) {
+        struct rig r;
+        int32_t prompt[PROMPT], seen[N_NEW];
+        rig_open(&r, models[0], &(struct rig_options){DTYPE_F32, 1, false});
+        random_ids(prompt, PROMPT, r.vocab, 3);
+        float *ignored = mem_zalloc((size_t)r.vocab, sizeof *ignored);
+        seen[0] = rig_logits(&r, 0, prompt, PROMPT, PROMPT, PROMPT - 1, ignored);
+        for (int i = 1; i < N_NEW; i++) {
+            struct batch b = {0};
+            batch_add(&b, 0, &seen[i - 1], PROMPT + i - 1, 1, 1);
+            seen[i] = rig_run(&r, &b).drawn[0];
+        }
+        struct batch b = {0};
+        batch_add(&b, 1, prompt, 0, PROMPT, 1);
+        rig_submit(&r, &b);
+        for (int submitted = 1, collected = 0; collected < N_NEW; collected++) {
+            while (submitted < N_NEW && submitted - collected < depth) {
+                b = (struct batch){0};
+                batch_add(&b, 1, NULL, PROMPT + submitted++ - 1, 1, 1);
+                rig_submit(&r, &b);
+            }
+            assert_int_equal(rig_collect(&r).drawn[0], seen[collected]);
+        }
+        free(ignored);
+        rig_close(&r);
     }
-    prefill(&b, 1, prompt, 5, 64);
-    int32_t submitted = 0, collected = 0;
-    while (collected < 39) {
-        while (submitted < 39 && submitted - collected < RUNNER_DEPTH) submit_rows(&b, 1, NULL, 5 + submitted++, 1);
-        assert_int_equal(collect(&b).drawn[0], seen[1 + collected++]);
-    }
-    close_bench(&b);
 }
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(stories_fp32_gives_the_reference_ids_and_logits),
     cmocka_unit_test(stories_bf16_gives_the_reference_ids_and_logits),
     cmocka_unit_test(stories_f16_sharded_gives_the_reference_ids_and_logits),
+    cmocka_unit_test(tiny_llama3_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_llama3_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_mistral_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_mistral_bf16_is_as_good_as_transformers),
     cmocka_unit_test(chunks_change_no_bit),
+    cmocka_unit_test(company_changes_no_bit),
+    cmocka_unit_test(a_step_without_samples),
     cmocka_unit_test(unseen_samples_continue_the_sequence),
 };
 UNIT_MAIN(tests)

@@ -1,0 +1,84 @@
+/* aid_model.c - see aid_model.h. */
+#include "tests/aid_model.h"
+
+#include <string.h>
+
+void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
+    struct err err = ERR_INIT;
+    struct model_options model = {.dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
+    struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
+    memset(r, 0, sizeof *r);
+    assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = "cpu", .threads = options->threads}, &err), &err);
+    assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
+    assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
+    runner_keep_logits(r->runner, true);
+    r->vocab = model_get_info(r->model)->vocab;
+    for (int32_t s = 0; s < RIG_SLOTS; s++)
+        for (int32_t b = 0; b < RIG_BLOCKS; b++)
+            r->table[s * RIG_BLOCKS + b] = (RIG_BLOCKS - 1 - b) * RIG_SLOTS + s;
+}
+
+void rig_close(struct rig *r) {
+    runner_close(r->runner);
+    model_close(r->model);
+    dev_close(r->dev);
+}
+
+void batch_add(struct batch *b, int32_t slot, const int32_t *token, int32_t first, int32_t n, int32_t n_wanted) {
+    assert_true(b->n_rows + n <= RIG_ROWS && b->n_sequences < RIG_SLOTS && n_wanted <= n);
+    b->sequences[b->n_sequences++] = (struct step_sequence){slot, b->n_rows, n, first};
+    for (int32_t i = 0; i < n; i++, b->n_rows++) {
+        b->token[b->n_rows] = token ? token[i] : ~slot;
+        b->position[b->n_rows] = first + i;
+        b->slot[b->n_rows] = slot;
+        if (i < n - n_wanted) continue;
+        b->samples[b->n_samples++] =
+            (struct step_sample){.row = b->n_rows, .slot = slot, .position = first + i + 1, .top_p = 1.0f};
+    }
+}
+
+void rig_submit(struct rig *r, const struct batch *b) {
+    struct step step = {.n_rows = b->n_rows,
+                        .token = b->token,
+                        .position = b->position,
+                        .slot = b->slot,
+                        .n_sequences = b->n_sequences,
+                        .sequences = b->sequences,
+                        .block_table = r->table,
+                        .block_table_stride = RIG_BLOCKS,
+                        .n_samples = b->n_samples,
+                        .samples = b->samples};
+    struct err err = ERR_INIT;
+    assert_ok(step_submit(r->runner, &step, &err), &err);
+}
+
+struct step_result rig_collect(struct rig *r) {
+    struct step_result result;
+    struct err err = ERR_INIT;
+    assert_ok(step_collect(r->runner, &result, &err), &err);
+    return result;
+}
+
+struct step_result rig_run(struct rig *r, const struct batch *b) {
+    rig_submit(r, b);
+    struct step_result result = rig_collect(r);
+    assert_int_equal(result.n_samples, b->n_samples);
+    return result;
+}
+
+int32_t rig_logits(struct rig *r, int32_t slot, const int32_t *ids, int32_t n, int32_t chunk, int32_t from,
+                   float *logits) {
+    int32_t drawn = -1;
+    for (int32_t at = 0; at < n; at += chunk) {
+        int32_t rows = n - at < chunk ? n - at : chunk;
+        int32_t wanted = at + rows - (from > at ? from : at);
+        struct batch b = {0};
+        batch_add(&b, slot, ids + at, at, rows, wanted > 0 ? wanted : 0);
+        struct step_result result = rig_run(r, &b);
+        if (wanted <= 0) continue;
+        size_t row = (size_t)r->vocab;
+        memcpy(logits + (size_t)(at + rows - wanted - from) * row, result.logits, (size_t)wanted * row * sizeof *logits);
+        drawn = result.drawn[wanted - 1];
+    }
+    return drawn;
+}
