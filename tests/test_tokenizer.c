@@ -159,14 +159,14 @@ static void check_family(const struct family *f) {
     static void name##_vectors(void **state) {           \
         check_family(&(struct family){__VA_ARGS__});     \
     }
-FAMILY(llama_2, "tokenizers/llama-2", "llamacpp", "swift-transformers", false, 47 + 18)
-FAMILY(llama_3, "tokenizers/llama-3", "llamacpp", "swift-transformers", true, 47 + 18)
-FAMILY(gpt_2, "tokenizers/gpt-2", "llamacpp", "swift-transformers", true, 47 + 18)
-FAMILY(qwen2, "tokenizers/qwen2", "llamacpp", NULL, false, 47)
-FAMILY(mistral_v1, "tokenizers/mistral-v1", NULL, "generated", false, 65)
-FAMILY(phi_2, "tokenizers/phi-2", NULL, "generated", false, 65)
-FAMILY(gpt_neox, "tokenizers/gpt-neox-20b", "llamacpp-mpt", NULL, false, 47)
-FAMILY(phi_3, "tokenizers/phi-3-mini", "llamacpp", NULL, false, 47)
+FAMILY(llama_2, "tokenizers/llama-2", "llamacpp", "swift-transformers", false, 47 + 18, false)
+FAMILY(llama_3, "tokenizers/llama-3", "llamacpp", "swift-transformers", true, 47 + 18, false)
+FAMILY(gpt_2, "tokenizers/gpt-2", "llamacpp", "swift-transformers", true, 47 + 18, false)
+FAMILY(qwen2, "tokenizers/qwen2", "llamacpp", NULL, false, 47, false)
+FAMILY(mistral_v1, "tokenizers/mistral-v1", NULL, "generated", false, 65, false)
+FAMILY(phi_2, "tokenizers/phi-2", NULL, "generated", false, 65, false)
+FAMILY(gpt_neox, "tokenizers/gpt-neox-20b", "llamacpp-mpt", NULL, false, 47, false)
+FAMILY(phi_3, "tokenizers/phi-3-mini", "llamacpp", NULL, false, 47, false)
 FAMILY(stories, "models/stories260K", NULL, "generated", false, 50, true)
 
 static const char *const families[] = {"tokenizers/llama-2", "tokenizers/llama-3", "tokenizers/gpt-2",
