@@ -7,6 +7,7 @@
 #include "engine/model/model_private.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -56,14 +57,25 @@ static int open_workspace(struct runner *r, struct err *err) {
     return e;
 }
 
+/* The system hands out more memory than there is, so ask before. */
+static int open_kv_cache(struct runner *r, struct err *err) {
+    const struct model_info *m = &r->model->config.info;
+    int64_t block = kv_cache_block_bytes(r->model->dtype, m->n_layers, m->n_kv_heads, m->head_dim);
+    int64_t available = dev_memory_available(r->dev);
+    if (r->options.n_blocks > available / block)
+        return err_set(err, E_NO_MEMORY,
+                       "%d KV blocks need %" PRId64 " KiB each, %" PRId64 " MiB are available; lower --kv-cache-memory-bytes",
+                       r->options.n_blocks, block >> 10, available >> 20);
+    return kv_cache_open(&r->kv, r->dev, r->model->dtype, m->n_layers, r->options.n_blocks, m->n_kv_heads, m->head_dim,
+                         err);
+}
+
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err) {
-    const struct model_info *info = &m->config.info;
     struct runner *r = mem_zalloc(1, sizeof *r);
     r->model = m;
     r->dev = m->dev;
     r->options = *options;
-    int e = kv_cache_open(&r->kv, r->dev, m->dtype, info->n_layers, options->n_blocks, info->n_kv_heads,
-                          info->head_dim, err);
+    int e = open_kv_cache(r, err);
     if (e == 0) e = open_workspace(r, err);
     if (e < 0) {
         runner_close(r);
