@@ -34,9 +34,10 @@ BASE_SRC    := $(wildcard base/*.c)
 KERNELS_SRC := $(wildcard kernels/*.c kernels/cpu/*.c)
 SIMD_SRC    := $(wildcard kernels/cpu/simd/*.c)
 ENGINE_SRC  := $(wildcard engine/*.c engine/*/*.c)
-JOBS_SRC    := $(wildcard jobs/*.c)
+JOBS_SRC    := $(wildcard jobs/*.c jobs/sqlite_ext/*.c)
 BATCHD_SRC  := $(wildcard batchd/*.c)
 EXT_SRC     := $(wildcard jobs/sqlite_ext/*.c)
+EXT_OBJ     := $(patsubst %.c,$(BUILD)/obj/%.ext.o,$(EXT_SRC))
 
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
@@ -81,6 +82,7 @@ $(BUILD)/obj/%.o: %.c
 	$(CC) $(CPPFLAGS) $(CFLAGS) $(EXTRA_$(basename $(notdir $<))) -c $< -o $@
 
 # The version goes into one object alone, so that a commit does not rebuild the tree.
+EXTRA_batchd_sqlite := -DSQLITE_CORE
 EXTRA_version := -DBATCHD_VERSION='"$(VERSION)"'
 # Where `make install` puts things; a program in its build tree looks beside itself first.
 EXTRA_paths := -DBATCHD_PREFIX='"$(PREFIX)"'
@@ -95,10 +97,15 @@ $(foreach v,$(SIMD_VARIANTS),$(eval $(call SIMD_RULE,$(v))))
 $(BUILD)/batchd: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
 
-# SQLite derives the entry point's name from the file's name. Only libzstd is linked; the
-# sqlite3 that loads it brings the rest.
-$(BUILD)/batchd_sqlite.so: $(call obj,$(EXT_SRC))
-	$(CC) $(LDFLAGS) -shared $^ -lzstd -o $@
+# The SQL functions: once inside the program (SQLITE_CORE), once as a loadable extension, which
+# links libzstd alone; the sqlite3 that loads it brings the rest. SQLite derives the entry
+# point's name from the file's name.
+$(BUILD)/obj/jobs/sqlite_ext/%.ext.o: jobs/sqlite_ext/%.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+
+$(BUILD)/batchd_sqlite.so: $(EXT_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
+	$(CC) $(LDFLAGS) -shared -Wl,-Bsymbolic $^ -lzstd -o $@
 
 # ---------------------------------------------------------------- tests
 

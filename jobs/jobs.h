@@ -173,6 +173,7 @@ struct job_work { /* a job with work to do; give back with job_work_clear */
     char **columns;       /* names of the input cells (CSV), else NULL */
     size_t n_columns;
     int32_t prompt_column, id_column; /* index, -1 = none */
+    char *prompt_key;     /* JSONL: the key that holds the prompt */
     int64_t submitted_us; /* wall clock */
 };
 void job_work_clear(struct job_work *j);
@@ -315,6 +316,7 @@ int job_export(struct store *s, int64_t job_id, const struct export_options *opt
 
 struct model_entry {
     char *name, *path; /* absolute folder */
+    char *files_json;  /* [{"name","size","sha256"}] when it was added */
     int64_t added_us;
 };
 void model_entry_clear(struct model_entry *m);

@@ -1,0 +1,274 @@
+/* export.c - finished rows of a job as JSONL or CSV, in input order.
+ *
+ * The file is written beside its final name and renamed, so it is whole or not
+ * there. A file that the same job exported last, and nobody has touched since, is
+ * replaced without --force; its size and time are remembered in the job. */
+#include "base/file.h"
+#include "base/mem.h"
+#include "jobs/store.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <strings.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+struct exporter {
+    FILE *f;
+    const struct export_options *o;
+    enum export_format format;
+    char **columns; /* CSV input: names of the cells */
+    size_t n_columns;
+    int64_t n;
+};
+
+/* ---------------------------------------------------------------- JSONL */
+
+static void set_text(json_t *o, const char *key, const char *text) {
+    json_object_set_new(o, key, text ? json_string(text) : json_null());
+}
+
+static void set_ms(json_t *o, const char *key, double ms) {
+    json_object_set_new(o, key, ms < 0 ? json_null() : json_real(ms));
+}
+
+static json_t *error_json(const struct result_view *v) {
+    if (!v->error_code) return json_null();
+    return json_pack("{s:s, s:s}", "code", v->error_code, "message", v->error ? v->error : "");
+}
+
+static json_t *usage_json(const struct result_view *v) {
+    return json_pack("{s:i, s:i, s:i, s:i}", "prompt_tokens", v->prompt_tokens, "completion_tokens", v->completion_tokens,
+                     "total_tokens", v->prompt_tokens + v->completion_tokens, "cached_tokens", v->cached_tokens);
+}
+
+static json_t *metrics_json(const struct result_view *v) {
+    json_t *m = json_object();
+    set_ms(m, "wait_ms", v->wait_ms);
+    set_ms(m, "queue_ms", v->queue_ms);
+    set_ms(m, "prefill_ms", v->prefill_ms);
+    set_ms(m, "ttft_ms", v->ttft_ms);
+    set_ms(m, "decode_ms", v->decode_ms);
+    set_ms(m, "tpot_ms", v->tpot_ms);
+    set_ms(m, "e2e_ms", v->e2e_ms);
+    json_object_set_new(m, "preemptions", json_integer(v->preemptions));
+    json_object_set_new(m, "attempt", json_integer(v->attempt));
+    return m;
+}
+
+/* The input under its column names, or the line's own object. */
+static json_t *input_json(const struct exporter *e, const char *input) {
+    json_t *cells = json_loads(input, 0, NULL);
+    if (!json_is_array(cells)) return cells ? cells : json_null();
+    json_t *o = json_object();
+    for (size_t i = 0; i < e->n_columns && i < json_array_size(cells); i++)
+        json_object_set(o, e->columns[i], json_array_get(cells, i));
+    json_decref(cells);
+    return o;
+}
+
+static const char *id_of(const struct result_view *v, char number[24]) {
+    if (v->custom_id) return v->custom_id;
+    snprintf(number, 24, "%" PRId64, v->row);
+    return number;
+}
+
+static void write_jsonl(struct exporter *e, const struct result_view *v) {
+    char number[24];
+    json_t *o = json_object();
+    set_text(o, "id", id_of(v, number));
+    json_object_set_new(o, "row", json_integer(v->row));
+    set_text(o, "status", v->status);
+    set_text(o, "completion", v->completion);
+    set_text(o, "finish_reason", v->finish_reason);
+    json_object_set_new(o, "error", error_json(v));
+    json_object_set_new(o, "usage", usage_json(v));
+    json_object_set_new(o, "metrics", metrics_json(v));
+    json_object_set_new(o, "input", input_json(e, v->input));
+    json_dumpf(o, e->f, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(12));
+    fputc('\n', e->f);
+    json_decref(o);
+}
+
+/* ---------------------------------------------------------------- CSV */
+
+static const char *const own_columns[] = {"completion",        "finish_reason", "prompt_tokens", "completion_tokens",
+                                          "ttft_ms",           "e2e_ms",        "error"};
+
+/* A cell that a spreadsheet would take for a formula gets a ' in front, unless --csv-raw. */
+static void write_cell(struct exporter *e, const char *text, bool first) {
+    if (!first) fputc(',', e->f);
+    bool formula = !e->o->csv_raw && *text && strchr("=+-@\t\r", *text);
+    bool outer_blank = *text && (*text == ' ' || *text == '\t' || text[strlen(text) - 1] == ' ' || text[strlen(text) - 1] == '\t');
+    bool quote = formula || outer_blank || strpbrk(text, ",\"\r\n");
+    if (quote) fputc('"', e->f);
+    if (formula) fputc('\'', e->f);
+    for (; *text; text++) {
+        if (*text == '"') fputc('"', e->f);
+        fputc(*text, e->f);
+    }
+    if (quote) fputc('"', e->f);
+}
+
+static bool is_own(const char *name) {
+    if (strcmp(name, "id") == 0) return true;
+    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++)
+        if (strcmp(own_columns[i], name) == 0) return true;
+    return false;
+}
+
+static void write_header(struct exporter *e) {
+    write_cell(e, "id", true);
+    for (size_t i = 0; i < e->n_columns; i++) {
+        struct buf name = BUF_INIT(0);
+        buf_printf(&name, "%s%s", is_own(e->columns[i]) ? "input_" : "", e->columns[i]);
+        write_cell(e, name.data, false);
+        buf_clear(&name);
+    }
+    if (e->n_columns == 0) write_cell(e, "input", false);
+    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++) write_cell(e, own_columns[i], false);
+    fputs("\r\n", e->f);
+}
+
+static void write_number(struct exporter *e, double x) {
+    char text[40] = "";
+    if (x >= 0) snprintf(text, sizeof text, "%.10g", x);
+    write_cell(e, text, false);
+}
+
+static void write_csv(struct exporter *e, const struct result_view *v) {
+    char number[24];
+    json_t *cells = json_loads(v->input, 0, NULL);
+    write_cell(e, id_of(v, number), true);
+    if (json_is_array(cells))
+        for (size_t i = 0; i < e->n_columns; i++) {
+            const char *cell = json_string_value(json_array_get(cells, i));
+            write_cell(e, cell ? cell : "", false);
+        }
+    else write_cell(e, v->input, false);
+    write_cell(e, v->completion ? v->completion : "", false);
+    write_cell(e, v->finish_reason, false);
+    write_number(e, v->prompt_tokens);
+    write_number(e, v->completion_tokens);
+    write_number(e, v->ttft_ms);
+    write_number(e, v->e2e_ms);
+    struct buf error = BUF_INIT(0);
+    if (v->error_code) buf_printf(&error, "%s: %s", v->error_code, v->error ? v->error : "");
+    write_cell(e, error.data ? error.data : "", false);
+    buf_clear(&error);
+    fputs("\r\n", e->f);
+    json_decref(cells);
+}
+
+/* ---------------------------------------------------------------- the file */
+
+static int write_row(void *arg, const struct result_view *v, struct err *err) {
+    struct exporter *e = arg;
+    if (e->format == EXPORT_CSV) write_csv(e, v);
+    else write_jsonl(e, v);
+    e->n++;
+    if (!ferror(e->f)) return 0;
+    return err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write the export: %s", strerror(errno));
+}
+
+static int load_columns(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "SELECT columns FROM job WHERE job_id = ?1", err);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    int r = sql_step(s, st, err);
+    const char *text = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
+    json_t *names = text ? json_loads(text, 0, NULL) : NULL;
+    e->columns = mem_zalloc(json_array_size(names) + 1, sizeof *e->columns);
+    for (; e->n_columns < json_array_size(names); e->n_columns++)
+        e->columns[e->n_columns] = mem_strdup(json_string_value(json_array_get(names, e->n_columns)));
+    json_decref(names);
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
+static int write_all(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    struct result_filter all = {.only_ok = e->o->only_ok};
+    int r = load_columns(e, s, job_id, err);
+    if (r == 0 && e->format == EXPORT_CSV) write_header(e);
+    if (r == 0) r = results_each(s, job_id, &all, write_row, e, err);
+    return r;
+}
+
+/* Size and time of change: a file that still has the mark is the one we wrote. */
+static bool mark_of(const char *path, char mark[80]) {
+    struct stat st;
+    if (stat(path, &st) < 0) return false;
+    snprintf(mark, 80, "%lld %lld.%09ld", (long long)st.st_size, (long long)st.st_mtim.tv_sec, st.st_mtim.tv_nsec);
+    return true;
+}
+
+static int check_target(struct store *s, int64_t job_id, const char *path, const char *absolute, struct err *err) {
+    char now[80];
+    if (!mark_of(path, now)) return 0;
+    sqlite3_stmt *st = sql_prepare(s, "SELECT 1 FROM job WHERE job_id = ?1 AND export_path = ?2 AND export_mark = ?3", err);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    sql_bind_text(st, 2, absolute);
+    sql_bind_text(st, 3, now);
+    int r = sql_step(s, st, err);
+    sqlite3_reset(st);
+    if (r != 0) return r < 0 ? r : 0;
+    return err_set(err, E_EXISTS, "%s exists and is not this job's own export; name another file or use --force", path);
+}
+
+static void remember_target(struct store *s, int64_t job_id, const char *path, const char *absolute) {
+    char mark[80];
+    sqlite3_stmt *st = sql_prepare(s, "UPDATE job SET export_path = ?2, export_mark = ?3 WHERE job_id = ?1", NULL);
+    if (!st || !mark_of(path, mark)) return;
+    sql_bind_int(st, 1, job_id);
+    sql_bind_text(st, 2, absolute);
+    sql_bind_text(st, 3, mark);
+    sql_run(s, st, NULL); /* the export is there; only its being ours would be forgotten */
+}
+
+static enum export_format format_of(const struct export_options *o) {
+    const char *dot = o->path ? strrchr(o->path, '.') : NULL;
+    if (o->format != EXPORT_AUTO) return o->format;
+    return dot && strcasecmp(dot, ".csv") == 0 ? EXPORT_CSV : EXPORT_JSONL;
+}
+
+static char *absolute_path(const char *path) {
+    char here[4096];
+    if (path[0] == '/' || !getcwd(here, sizeof here)) return mem_strdup(path);
+    return path_join(here, path);
+}
+
+static int export_to_file(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    const char *path = e->o->path;
+    char *absolute = absolute_path(path);
+    struct file_new *file = NULL;
+    int r = e->o->force ? 0 : check_target(s, job_id, path, absolute, err);
+    if (r == 0) r = file_new_open(&file, path, err);
+    if (r == 0) {
+        e->f = file_new_stream(file);
+        r = write_all(e, s, job_id, err);
+        if (r == 0) r = file_new_commit(file, err);
+        else file_new_abort(file);
+    }
+    if (r == 0) remember_target(s, job_id, path, absolute);
+    free(absolute);
+    return r;
+}
+
+int job_export(struct store *s, int64_t job_id, const struct export_options *options, int64_t *n_rows, struct err *err) {
+    struct exporter e = {.o = options, .format = format_of(options)};
+    bool to_stdout = !options->path || strcmp(options->path, "-") == 0;
+    int r;
+    if (to_stdout) {
+        e.f = stdout;
+        r = write_all(&e, s, job_id, err);
+        if (r == 0 && fflush(stdout) != 0) r = err_set(err, E_IO, "cannot write: %s", strerror(errno));
+    } else r = export_to_file(&e, s, job_id, err);
+    for (size_t i = 0; i < e.n_columns; i++) free(e.columns[i]);
+    free(e.columns);
+    if (r == 0) *n_rows = e.n;
+    return r;
+}

@@ -1,0 +1,253 @@
+/* params.c - sampling parameters: one table of names, types and limits. */
+#include "base/hash.h"
+#include "base/mem.h"
+#include "jobs/jobs.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64 };
+
+enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS };
+
+static const struct spec {
+    const char *name;
+    enum param_bit bit;
+    enum kind kind;
+    size_t offset;
+    double least, most;
+    bool above; /* least itself is out */
+} specs[] = {
+    {"max_tokens", PARAM_MAX_TOKENS, KIND_INT, offsetof(struct params, max_tokens), 1, 1 << 20, false},
+    {"min_tokens", PARAM_MIN_TOKENS, KIND_INT, offsetof(struct params, min_tokens), 0, 1 << 20, false},
+    {"temperature", PARAM_TEMPERATURE, KIND_REAL, offsetof(struct params, temperature), 0, 10, false},
+    {"top_p", PARAM_TOP_P, KIND_REAL, offsetof(struct params, top_p), 0, 1, true},
+    {"top_k", PARAM_TOP_K, KIND_INT, offsetof(struct params, top_k), 0, 1 << 24, false},
+    {"min_p", PARAM_MIN_P, KIND_REAL, offsetof(struct params, min_p), 0, 1, false},
+    {"seed", PARAM_SEED, KIND_SEED, offsetof(struct params, seed), 0, 0, false},
+    {"stop", PARAM_STOP, KIND_STOP, 0, 0, 0, false},
+    {"stop_token_ids", PARAM_STOP_TOKEN_IDS, KIND_IDS, 0, 0, 1 << 24, false},
+    {"ignore_eos", PARAM_IGNORE_EOS, KIND_BOOL, offsetof(struct params, ignore_eos), 0, 0, false},
+};
+
+/* Keys of the OpenAI and vLLM interfaces that are not built, and the value that changes nothing. */
+static const struct neutral {
+    const char *name;
+    double number; /* this number, or null, false, {} or [] */
+} neutrals[] = {
+    {"n", 1},           {"best_of", 1},      {"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
+    {"logit_bias", 0},  {"logprobs", 0},     {"top_logprobs", 0},     {"prompt_logprobs", 0},   {"length_penalty", 1},
+    {"tools", 0},       {"tool_choice", 0},  {"response_format", 0},  {"stream", 0},            {"functions", 0},
+    {"use_beam_search", 0}, {"max_completion_tokens", NAN}, {"bad_words", 0}, {"guided_json", NAN}, {"echo", 0},
+};
+
+static const struct spec *find_spec(const char *key) {
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++)
+        if (strcmp(specs[i].name, key) == 0) return &specs[i];
+    return NULL;
+}
+
+static const struct neutral *find_neutral(const char *key) {
+    for (size_t i = 0; i < sizeof neutrals / sizeof *neutrals; i++)
+        if (strcmp(neutrals[i].name, key) == 0) return &neutrals[i];
+    return NULL;
+}
+
+bool params_is_key(const char *key) {
+    return find_spec(key) || find_neutral(key);
+}
+
+static void clear_stops(struct params *p) {
+    for (size_t i = 0; i < p->n_stop; i++) free(p->stop[i]);
+    free(p->stop);
+    p->stop = NULL;
+    p->n_stop = 0;
+}
+
+void params_clear(struct params *p) {
+    clear_stops(p);
+    free(p->stop_token_ids);
+    *p = (struct params){0};
+}
+
+/* ---------------------------------------------------------------- one value */
+
+static int range_error(const struct spec *s, double v, struct err *err) {
+    return err_set(err, E_RANGE, "%s: %.15g is not in %s%.15g .. %.15g", s->name, v, s->above ? "above " : "", s->least,
+                   s->most);
+}
+
+static int set_number(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
+    double x = json_number_value(v);
+    bool whole = json_is_integer(v) || (json_is_real(v) && x == floor(x) && fabs(x) < 1e15);
+    if (!json_is_number(v)) return err_set(err, E_PARSE, "%s: not a number", s->name);
+    if (s->kind == KIND_INT && !whole) return err_set(err, E_PARSE, "%s: %g is not a whole number", s->name, x);
+    if (!(x <= s->most) || !(s->above ? x > s->least : x >= s->least)) return range_error(s, x, err);
+    if (s->kind == KIND_INT) *(int64_t *)((char *)p + s->offset) = (int64_t)x;
+    else *(double *)((char *)p + s->offset) = x;
+    return 0;
+}
+
+static int set_seed(struct params *p, const json_t *v, struct err *err) {
+    if (!json_is_integer(v) || json_integer_value(v) < 0)
+        return err_set(err, E_RANGE, "seed: not a whole number in 0 .. 9223372036854775807");
+    p->seed = (uint64_t)json_integer_value(v);
+    return 0;
+}
+
+/* One string or a list of them; json_array_get of a string is NULL. */
+static int set_stop(struct params *p, const json_t *v, struct err *err) {
+    size_t n = json_is_string(v) ? 1 : json_array_size(v);
+    if (!json_is_string(v) && !json_is_array(v)) return err_set(err, E_PARSE, "stop: neither a string nor a list of strings");
+    if (n > MAX_STOPS) return err_set(err, E_RANGE, "stop: %zu strings, at most %d are allowed", n, MAX_STOPS);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *s = json_is_string(v) ? v : json_array_get(v, i);
+        if (!json_is_string(s)) return err_set(err, E_PARSE, "stop: holds something that is not a string");
+        size_t bytes = json_string_length(s);
+        if (bytes < 1 || bytes > MAX_STOP_BYTES || strlen(json_string_value(s)) != bytes)
+            return err_set(err, E_RANGE, "stop: a string of %zu bytes; 1 .. %d without NUL are allowed", bytes, MAX_STOP_BYTES);
+    }
+    clear_stops(p);
+    p->stop = mem_zalloc(n, sizeof *p->stop);
+    p->n_stop = n;
+    for (size_t i = 0; i < n; i++)
+        p->stop[i] = mem_strdup(json_string_value(json_is_string(v) ? v : json_array_get(v, i)));
+    return 0;
+}
+
+static int set_ids(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
+    size_t n = json_array_size(v);
+    if (!json_is_array(v)) return err_set(err, E_PARSE, "%s: not a list of token ids", s->name);
+    if (n > MAX_STOP_IDS) return err_set(err, E_RANGE, "%s: %zu ids, at most %d are allowed", s->name, n, MAX_STOP_IDS);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *id = json_array_get(v, i);
+        if (!json_is_integer(id)) return err_set(err, E_PARSE, "%s: holds something that is not a token id", s->name);
+        if (json_integer_value(id) < 0 || json_integer_value(id) >= (json_int_t)s->most)
+            return range_error(s, (double)json_integer_value(id), err);
+    }
+    free(p->stop_token_ids);
+    p->stop_token_ids = mem_zalloc(n, sizeof *p->stop_token_ids);
+    p->n_stop_token_ids = n;
+    for (size_t i = 0; i < n; i++) p->stop_token_ids[i] = json_integer_value(json_array_get(v, i));
+    return 0;
+}
+
+static bool is_neutral(const struct neutral *k, const json_t *v) {
+    if (json_is_null(v) || json_is_false(v)) return true;
+    if (json_is_number(v)) return json_number_value(v) == k->number;
+    return (json_is_object(v) && json_object_size(v) == 0) || (json_is_array(v) && json_array_size(v) == 0);
+}
+
+static int set_value(struct params *p, const char *key, const json_t *v, struct err *err) {
+    const struct spec *s = find_spec(key);
+    const struct neutral *k = s ? NULL : find_neutral(key);
+    if (!s && !k) return err_set(err, E_NOT_FOUND, "no sampling parameter \"%s\"", key);
+    if (k && is_neutral(k, v)) return 0;
+    if (k) {
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        int r = err_set(err, E_UNSUPPORTED, "%s: %.60s is not built yet%s", key, text ? text : "?",
+                        k->number == 1 ? "; only 1 is" : "");
+        free(text);
+        return r;
+    }
+    if (json_is_null(v)) return 0; /* "not set", as in OpenAI's interface */
+    int r;
+    switch (s->kind) {
+    case KIND_INT:
+    case KIND_REAL: r = set_number(p, s, v, err); break;
+    case KIND_SEED: r = set_seed(p, v, err); break;
+    case KIND_STOP: r = set_stop(p, v, err); break;
+    case KIND_IDS: r = set_ids(p, s, v, err); break;
+    default:
+        r = json_is_boolean(v) ? 0 : err_set(err, E_PARSE, "%s: neither true nor false", key);
+        if (r == 0) p->ignore_eos = json_is_true(v);
+    }
+    if (r == 0) p->set |= s->bit;
+    return r;
+}
+
+/* ---------------------------------------------------------------- the interface */
+
+int params_set_json(struct params *p, const char *key, const char *json, struct err *err) {
+    json_error_t why;
+    json_t *v = json_loads(json, JSON_DECODE_ANY, &why);
+    if (!v) return err_set(err, E_PARSE, "%s: %s", key, why.text);
+    int r = set_value(p, key, v, err);
+    json_decref(v);
+    return r;
+}
+
+/* A flag's text is JSON where it can be; a stop string is taken as it stands. */
+int params_set_text(struct params *p, const char *key, const char *text, struct err *err) {
+    const struct spec *s = find_spec(key);
+    json_t *v = s && s->kind == KIND_STOP ? NULL : json_loads(text, JSON_DECODE_ANY, NULL);
+    if (!v) v = json_string(text);
+    if (!v) return err_set(err, E_PARSE, "%s: not UTF-8", key);
+    int r = set_value(p, key, v, err);
+    json_decref(v);
+    return r;
+}
+
+char *params_to_json(const struct params *p) {
+    json_t *o = json_object();
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
+        const struct spec *s = &specs[i];
+        if (!(p->set & s->bit)) continue;
+        const char *at = (const char *)p + s->offset;
+        json_t *v = NULL;
+        if (s->kind == KIND_INT) v = json_integer(*(const int64_t *)at);
+        else if (s->kind == KIND_REAL) v = json_real(*(const double *)at);
+        else if (s->kind == KIND_SEED) v = json_integer((json_int_t)p->seed);
+        else if (s->kind == KIND_BOOL) v = json_boolean(p->ignore_eos);
+        else v = json_array();
+        for (size_t k = 0; s->kind == KIND_STOP && k < p->n_stop; k++) json_array_append_new(v, json_string(p->stop[k]));
+        for (size_t k = 0; s->kind == KIND_IDS && k < p->n_stop_token_ids; k++)
+            json_array_append_new(v, json_integer(p->stop_token_ids[k]));
+        json_object_set_new(o, s->name, v);
+    }
+    char *text = json_dumps(o, JSON_COMPACT);
+    json_decref(o);
+    return text;
+}
+
+int params_from_json(struct params *p, const char *json, struct err *err) {
+    json_error_t why;
+    json_t *o = json_loads(json, 0, &why), *v;
+    const char *key;
+    if (!json_is_object(o)) {
+        json_decref(o);
+        return err_set(err, E_PARSE, "sampling parameters are not a JSON object");
+    }
+    int r = 0;
+    json_object_foreach(o, key, v) {
+        r = set_value(p, key, v, err);
+        if (r < 0) break;
+    }
+    json_decref(o);
+    return r;
+}
+
+void params_overlay(struct params *p, const struct params *over) {
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
+        const struct spec *s = &specs[i];
+        if (!(over->set & s->bit)) continue;
+        char *to = (char *)p + s->offset;
+        const char *from = (const char *)over + s->offset;
+        if (s->kind == KIND_BOOL) p->ignore_eos = over->ignore_eos;
+        else if (s->kind == KIND_STOP) {
+            clear_stops(p);
+            p->stop = mem_zalloc(over->n_stop, sizeof *p->stop);
+            for (p->n_stop = 0; p->n_stop < over->n_stop; p->n_stop++) p->stop[p->n_stop] = mem_strdup(over->stop[p->n_stop]);
+        } else if (s->kind == KIND_IDS) {
+            free(p->stop_token_ids);
+            p->stop_token_ids = mem_dup(over->stop_token_ids, over->n_stop_token_ids * sizeof *over->stop_token_ids);
+            p->n_stop_token_ids = over->n_stop_token_ids;
+        } else memcpy(to, from, 8);
+        p->set |= s->bit;
+    }
+}

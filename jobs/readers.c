@@ -1,0 +1,197 @@
+/* readers.c - jobs, results and rejects, in short read transactions. */
+#include "base/clock.h"
+#include "base/mem.h"
+#include "jobs/store.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { PAGE_ROWS = 512 }; /* rows read in one transaction */
+
+/* ---------------------------------------------------------------- jobs */
+
+#define JOB_COLUMNS                                                                                                    \
+    "job_id, key, name, state, model, error, n_rows, n_done, n_failed, n_rejected, prompt_tokens, completion_tokens,"  \
+    " priority, submitted_at, started_at, finished_at"
+
+static void read_job(sqlite3_stmt *st, struct job_info *j) {
+    *j = (struct job_info){
+        .job_id = sqlite3_column_int64(st, 0),
+        .key = sql_text(st, 1),
+        .name = sql_text(st, 2),
+        .state = sql_text(st, 3),
+        .model = sql_text(st, 4),
+        .error = sql_text(st, 5),
+        .n_rows = sqlite3_column_int64(st, 6),
+        .n_done = sqlite3_column_int64(st, 7),
+        .n_failed = sqlite3_column_int64(st, 8),
+        .n_rejected = sqlite3_column_int64(st, 9),
+        .prompt_tokens = sqlite3_column_int64(st, 10),
+        .completion_tokens = sqlite3_column_int64(st, 11),
+        .priority = sqlite3_column_int(st, 12),
+        .submitted_us = sqlite3_column_int64(st, 13),
+        .started_us = sqlite3_column_int64(st, 14),
+        .finished_us = sqlite3_column_int64(st, 15),
+    };
+}
+
+void job_info_clear(struct job_info *j) {
+    char **texts[] = {&j->key, &j->name, &j->state, &j->model, &j->error};
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(*texts[i]);
+    *j = (struct job_info){0};
+}
+
+int job_get(struct store *s, int64_t job_id, const char *key, struct job_info *out, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "SELECT " JOB_COLUMNS " FROM job WHERE CASE WHEN ?2 IS NULL THEN job_id = ?1 ELSE key = ?2 END", err);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    sql_bind_text(st, 2, key);
+    int r = sql_step(s, st, err);
+    if (r == 1) read_job(st, out);
+    sqlite3_reset(st);
+    if (r == 0 && key) return err_set(err, E_NOT_FOUND, "no job with key \"%s\" in %s", key, store_path(s));
+    if (r == 0) return err_set(err, E_NOT_FOUND, "no job %lld in %s", (long long)job_id, store_path(s));
+    return r < 0 ? r : 0;
+}
+
+int job_list(struct store *s, struct job_info **out, size_t *n, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "SELECT " JOB_COLUMNS " FROM job ORDER BY job_id", err);
+    struct job_info *jobs = NULL;
+    size_t count = 0, cap = 0;
+    int r;
+    if (!st) return E_IO;
+    while ((r = sql_step(s, st, err)) == 1) {
+        if (count == cap) {
+            cap = cap ? cap * 2 : 16;
+            jobs = mem_realloc(jobs, cap, sizeof *jobs);
+        }
+        read_job(st, &jobs[count++]);
+    }
+    if (r < 0) {
+        for (size_t i = 0; i < count; i++) job_info_clear(&jobs[i]);
+        free(jobs);
+        return r;
+    }
+    *out = jobs;
+    *n = count;
+    return 0;
+}
+
+bool job_is_final(const struct job_info *j) {
+    static const char *const open[] = {"loading", "queued", "running"};
+    for (size_t i = 0; i < sizeof open / sizeof *open; i++)
+        if (strcmp(j->state, open[i]) == 0) return false;
+    return true;
+}
+
+int job_cancel(struct store *s, int64_t job_id, const char *reason, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s,
+                                   "UPDATE job SET state = 'cancelled', error = ?2, finished_at = ?3"
+                                   " WHERE job_id = ?1 AND state IN ('queued', 'running')",
+                                   err);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    sql_bind_text(st, 2, reason);
+    sql_bind_int(st, 3, clock_wall_us());
+    int r = sql_run(s, st, err);
+    if (r < 0) return r;
+    if (sqlite3_changes(s->db) > 0) return 0;
+    struct job_info j;
+    r = job_get(s, job_id, NULL, &j, err);
+    if (r < 0) return r;
+    r = err_set(err, E_EXISTS, "job %lld is %s already", (long long)job_id, j.state);
+    job_info_clear(&j);
+    return r;
+}
+
+/* ---------------------------------------------------------------- results */
+
+static double ms(sqlite3_stmt *st, int column) {
+    return sqlite3_column_type(st, column) == SQLITE_NULL ? -1.0 : (double)sqlite3_column_int64(st, column) / 1000.0;
+}
+
+static void view_of(sqlite3_stmt *st, int64_t job_id, struct result_view *v) {
+    static const char *const finishes[] = {"stop", "length", "error"};
+    int64_t tokens = sqlite3_column_int64(st, 6);
+    *v = (struct result_view){
+        .row = sqlite3_column_int64(st, 0) - row_id(job_id, 0),
+        .custom_id = (const char *)sqlite3_column_text(st, 1),
+        .status = sqlite3_column_int(st, 2) == ROW_OK ? "ok" : "failed",
+        .finish_reason = finishes[sqlite3_column_int(st, 3) % 3],
+        .prompt_tokens = sqlite3_column_int(st, 4),
+        .cached_tokens = sqlite3_column_int(st, 5),
+        .completion_tokens = (int32_t)tokens,
+        .wait_ms = ms(st, 7),
+        .queue_ms = ms(st, 8),
+        .prefill_ms = ms(st, 9),
+        .ttft_ms = ms(st, 10),
+        .decode_ms = ms(st, 11),
+        .e2e_ms = ms(st, 12),
+        .preemptions = sqlite3_column_int(st, 13),
+        .attempt = sqlite3_column_int(st, 14),
+        .error_code = (const char *)sqlite3_column_text(st, 15),
+        .error = (const char *)sqlite3_column_text(st, 16),
+        .completion = (const char *)sqlite3_column_text(st, 17),
+        .input = (const char *)sqlite3_column_text(st, 18),
+    };
+    v->tpot_ms = tokens >= 2 && v->decode_ms >= 0 ? v->decode_ms / (double)(tokens - 1) : -1.0;
+}
+
+/* One page; *next is the row to go on from, -1 = there is nothing more. */
+static int each_page(struct store *s, int64_t job_id, const struct result_filter *f, int64_t limit, int64_t *next,
+                     int64_t *count, int (*fn)(void *, const struct result_view *, struct err *), void *arg,
+                     struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s,
+                                   "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"
+                                   " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"
+                                   " r.e2e_us, r.preemptions, r.attempt, r.error_code, r.error,"
+                                   " batchd_text(r.completion), batchd_text(q.input)"
+                                   " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"
+                                   " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4",
+                                   err);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, row_id(job_id, *next));
+    sql_bind_int(st, 2, row_id(job_id, UINT32_MAX));
+    sql_bind_int(st, 3, f->only_ok ? ROW_OK : f->only_failed ? ROW_FAILED : -1);
+    sql_bind_int(st, 4, limit);
+    int r;
+    *next = -1;
+    while ((r = sql_step(s, st, err)) == 1) {
+        struct result_view v;
+        view_of(st, job_id, &v);
+        *next = v.row + 1;
+        ++*count;
+        r = fn(arg, &v, err);
+        if (r < 0) break;
+    }
+    sqlite3_reset(st);
+    return r;
+}
+
+int results_each(struct store *s, int64_t job_id, const struct result_filter *filter,
+                 int (*fn)(void *arg, const struct result_view *v, struct err *err), void *arg, struct err *err) {
+    int64_t next = filter->first_row, count = 0;
+    int r = 0;
+    while (r == 0 && next >= 0 && (filter->limit == 0 || count < filter->limit)) {
+        int64_t left = filter->limit ? filter->limit - count : PAGE_ROWS;
+        r = each_page(s, job_id, filter, left < PAGE_ROWS ? left : PAGE_ROWS, &next, &count, fn, arg, err);
+    }
+    return r;
+}
+
+int rejects_each(struct store *s, int64_t job_id, int (*fn)(void *arg, const struct reject *r, struct err *err),
+                 void *arg, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "SELECT line, byte, code, message FROM reject WHERE job_id = ?1 ORDER BY line", err);
+    int r;
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    while ((r = sql_step(s, st, err)) == 1) {
+        struct reject one = {.line = sqlite3_column_int64(st, 0), .byte = sqlite3_column_int64(st, 1)};
+        snprintf(one.code, sizeof one.code, "%s", (const char *)sqlite3_column_text(st, 2));
+        snprintf(one.message, sizeof one.message, "%s", (const char *)sqlite3_column_text(st, 3));
+        r = fn(arg, &one, err);
+        if (r < 0) break;
+    }
+    sqlite3_reset(st);
+    return r;
+}

@@ -1,0 +1,76 @@
+/* source.c - see source.h. */
+#include "jobs/source.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <stdbool.h>
+#include <unistd.h>
+
+/* A pipe cannot be mapped: copy it to a file without a name. */
+static int spool(int from, struct err *err) {
+    const char *dir = getenv("TMPDIR");
+    int to = open(dir && *dir ? dir : "/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (to < 0) return err_set(err, E_IO, "cannot make a temporary file in %s: %s", dir ? dir : "/tmp", strerror(errno));
+    char block[65536];
+    ssize_t n;
+    while ((n = read(from, block, sizeof block)) > 0)
+        for (ssize_t done = 0, m; done < n; done += m)
+            if ((m = write(to, block + done, (size_t)(n - done))) < 0) {
+                close(to);
+                return err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot spool the input: %s", strerror(errno));
+            }
+    if (n == 0) return to;
+    close(to);
+    return err_set(err, E_IO, "cannot read the input: %s", strerror(errno));
+}
+
+static int map(struct source *out, int fd, struct err *err) {
+    struct stat st;
+    if (fstat(fd, &st) < 0) return err_set(err, E_IO, "%s: %s", out->name, strerror(errno));
+    if (st.st_size == 0) return 0;
+    out->map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (out->map == MAP_FAILED) {
+        out->map = NULL;
+        return err_set(err, E_IO, "cannot map %s: %s", out->name, strerror(errno));
+    }
+    madvise(out->map, (size_t)st.st_size, MADV_SEQUENTIAL);
+    out->data = out->map;
+    out->size = (size_t)st.st_size;
+    return 0;
+}
+
+int source_open(struct source *out, const char *path, struct err *err) {
+    struct source s = {.name = path, .data = ""};
+    struct stat st;
+    int r = 0, fd = STDIN_FILENO;
+    bool is_stdin = strcmp(path, "-") == 0;
+    if (is_stdin) s.name = "standard input";
+    else fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return err_set(err, errno == ENOENT ? E_NOT_FOUND : E_IO, "cannot open %s: %s", path, strerror(errno));
+    if (fstat(fd, &st) < 0) r = err_set(err, E_IO, "%s: %s", s.name, strerror(errno));
+    else if (S_ISDIR(st.st_mode)) r = err_set(err, E_IO, "%s is a folder, not a file of prompts", s.name);
+    else if (S_ISBLK(st.st_mode) || (S_ISCHR(st.st_mode) && !is_stdin))
+        r = err_set(err, E_IO, "%s is a device, not a file of prompts", s.name);
+    else if (!S_ISREG(st.st_mode)) {
+        int spooled = spool(fd, err);
+        if (!is_stdin) close(fd);
+        fd = spooled;
+        is_stdin = false;
+        r = fd < 0 ? fd : 0;
+    }
+    if (r == 0) r = map(&s, fd, err);
+    if (fd >= 0 && !is_stdin) close(fd);
+    if (r == 0) *out = s;
+    return r;
+}
+
+void source_close(struct source *s) {
+    if (s->map) munmap(s->map, s->size);
+    *s = (struct source){0};
+}

@@ -1,0 +1,21 @@
+/* source.h - an input file in memory: a mapping, or for a pipe a spooled copy.
+ * The rows of it come from row_reader.h. */
+#ifndef BATCHD_JOBS_SOURCE_H
+#define BATCHD_JOBS_SOURCE_H
+
+#include "base/err.h"
+
+#include <stddef.h>
+
+struct source {      /* give back with source_close */
+    const char *name; /* for messages: the path, or "standard input" */
+    const char *data; /* size bytes; not terminated */
+    size_t size;
+    void *map;        /* NULL when size is 0 */
+};
+
+/* path "-" = standard input. E_NOT_FOUND, E_IO (a folder, no permission). */
+int source_open(struct source *out, const char *path, struct err *err);
+void source_close(struct source *s);
+
+#endif

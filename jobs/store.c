@@ -1,0 +1,264 @@
+/* store.c - opening a database: ours or nothing; and the statements on it. */
+#include "jobs/store.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "jobs/zrow.h"
+
+#include <errno.h>
+#include <libgen.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { APPLICATION_ID = 0x42544348, SCHEMA_VERSION = 1, BUSY_MS = 10000 };
+
+/* schema.sql travels inside the program. */
+__asm__(".section .rodata\n"
+        ".global batchd_schema_sql\n"
+        "batchd_schema_sql:\n"
+        ".incbin \"schema.sql\"\n"
+        ".byte 0\n"
+        ".previous\n");
+extern const char batchd_schema_sql[];
+
+/* ---------------------------------------------------------------- errors */
+
+static int code_of(int sqlite) {
+    switch (sqlite & 0xff) {
+    case SQLITE_BUSY:
+    case SQLITE_LOCKED: return E_BUSY;
+    case SQLITE_FULL: return E_FULL;
+    case SQLITE_READONLY:
+    case SQLITE_PERM:
+    case SQLITE_AUTH: return E_PERMISSION;
+    case SQLITE_NOTADB: return E_PARSE;
+    case SQLITE_NOMEM: return E_NO_MEMORY;
+    case SQLITE_CORRUPT: return E_IO;
+    default: return E_IO;
+    }
+}
+
+static const char *remedy_of(int sqlite) {
+    switch (sqlite & 0xff) {
+    case SQLITE_BUSY: return "; another process holds the database, try again";
+    case SQLITE_FULL: return "; make room on the disk, nothing finished is lost";
+    case SQLITE_READONLY: return "; check the owner and mode of the file and its folder";
+    case SQLITE_CORRUPT: return "; restore a backup, or try .recover in sqlite3";
+    default: return "";
+    }
+}
+
+int sql_error(struct store *s, struct err *err) {
+    int code = sqlite3_extended_errcode(s->db);
+    bool full = (code & 0xff) == SQLITE_IOERR && (errno == ENOSPC || errno == EFBIG);
+    return err_set(err, full ? E_FULL : code_of(code), "%s: %s%s", s->path, sqlite3_errmsg(s->db),
+                   full ? remedy_of(SQLITE_FULL) : remedy_of(code));
+}
+
+/* ---------------------------------------------------------------- statements */
+
+struct kept {
+    const char *text;
+    sqlite3_stmt *st;
+};
+
+sqlite3_stmt *sql_prepare(struct store *s, const char *text, struct err *err) {
+    for (size_t i = 0; i < s->n_kept; i++) {
+        if (s->kept[i].text != text) continue;
+        sqlite3_reset(s->kept[i].st);
+        sqlite3_clear_bindings(s->kept[i].st);
+        return s->kept[i].st;
+    }
+    sqlite3_stmt *st;
+    if (sqlite3_prepare_v3(s->db, text, -1, SQLITE_PREPARE_PERSISTENT, &st, NULL) != SQLITE_OK) {
+        sql_error(s, err);
+        return NULL;
+    }
+    s->kept = mem_realloc(s->kept, s->n_kept + 1, sizeof *s->kept);
+    s->kept[s->n_kept++] = (struct kept){text, st};
+    return st;
+}
+
+void sql_bind_text(sqlite3_stmt *st, int i, const char *text) {
+    sqlite3_bind_text(st, i, text, -1, SQLITE_TRANSIENT);
+}
+
+void sql_bind_blob(sqlite3_stmt *st, int i, const void *data, size_t n) {
+    sqlite3_bind_blob64(st, i, data, n, SQLITE_TRANSIENT);
+}
+
+void sql_bind_int(sqlite3_stmt *st, int i, int64_t v) {
+    sqlite3_bind_int64(st, i, v);
+}
+
+void sql_bind_int_or_null(sqlite3_stmt *st, int i, int64_t v) {
+    if (v < 0) sqlite3_bind_null(st, i);
+    else sqlite3_bind_int64(st, i, v);
+}
+
+int sql_step(struct store *s, sqlite3_stmt *st, struct err *err) {
+    int r = sqlite3_step(st);
+    if (r == SQLITE_ROW) return 1;
+    if (r == SQLITE_DONE) {
+        sqlite3_reset(st);
+        return 0;
+    }
+    r = sql_error(s, err);
+    sqlite3_reset(st);
+    return r;
+}
+
+int sql_run(struct store *s, sqlite3_stmt *st, struct err *err) {
+    int r = sql_step(s, st, err);
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
+int sql_exec(struct store *s, const char *text, struct err *err) {
+    return sqlite3_exec(s->db, text, NULL, NULL, NULL) == SQLITE_OK ? 0 : sql_error(s, err);
+}
+
+void sql_rollback(struct store *s) {
+    if (!sqlite3_get_autocommit(s->db)) sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+}
+
+char *sql_text(sqlite3_stmt *st, int column) {
+    return mem_strdup((const char *)sqlite3_column_text(st, column));
+}
+
+/* ---------------------------------------------------------------- opening */
+
+static int64_t pragma_int(struct store *s, const char *text) {
+    sqlite3_stmt *st;
+    int64_t v = -1;
+    if (sqlite3_prepare_v2(s->db, text, -1, &st, NULL) == SQLITE_OK && sqlite3_step(st) == SQLITE_ROW)
+        v = sqlite3_column_int64(st, 0);
+    sqlite3_finalize(st);
+    return v;
+}
+
+/* Several processes may create the same database at once: the first one does. */
+static int create_schema(struct store *s, struct err *err) {
+    char version[160];
+    int r = sql_exec(s, "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;", err);
+    if (r == 0) r = sql_exec(s, "BEGIN IMMEDIATE", err);
+    if (r < 0) return r;
+    if (pragma_int(s, "PRAGMA user_version") == 0) {
+        snprintf(version, sizeof version,
+                 "PRAGMA application_id = %d; PRAGMA user_version = %d;"
+                 "INSERT INTO meta VALUES ('schema_version', %d);"
+                 "INSERT INTO daemon(id, epoch) VALUES (1, 0);",
+                 APPLICATION_ID, SCHEMA_VERSION, SCHEMA_VERSION);
+        r = sql_exec(s, batchd_schema_sql, err);
+        if (r == 0) r = sql_exec(s, version, err);
+    }
+    if (r == 0) r = sql_exec(s, "COMMIT", err);
+    if (r < 0) sql_rollback(s);
+    return r;
+}
+
+static int check_ours(struct store *s, struct err *err) {
+    int64_t id = pragma_int(s, "PRAGMA application_id"), version = pragma_int(s, "PRAGMA user_version");
+    if (id < 0 || version < 0) return sql_error(s, err);
+    if (id == 0 && version == 0 && pragma_int(s, "SELECT count(*) FROM sqlite_schema") == 0) {
+        if (s->mode == STORE_CREATE) return create_schema(s, err);
+        return err_set(err, E_NOT_FOUND, "%s is an empty database; submit a job to make it batchd's", s->path);
+    }
+    if (id != APPLICATION_ID)
+        return err_set(err, E_PARSE, "%s is a database of another program, not batchd's; name another file with --db", s->path);
+    if (version > SCHEMA_VERSION)
+        return err_set(err, E_CONFIG, "%s is from a newer batchd (schema %lld, this is %d); upgrade batchd", s->path,
+                       (long long)version, SCHEMA_VERSION);
+    return 0;
+}
+
+static int set_up(struct store *s, struct err *err) {
+    sqlite3_busy_timeout(s->db, BUSY_MS);
+    sqlite3_extended_result_codes(s->db, 1);
+    sqlite3_db_config(s->db, SQLITE_DBCONFIG_DEFENSIVE, 1, NULL);
+    sqlite3_db_config(s->db, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
+    int r = check_ours(s, err);
+    if (r == 0)
+        r = sql_exec(s,
+                     "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;"
+                     "PRAGMA cell_size_check = ON; PRAGMA mmap_size = 0; PRAGMA journal_size_limit = 67108864;"
+                     "PRAGMA cache_size = -16384;",
+                     err);
+    if (r == 0) r = zrow_register(s->db, err);
+    return r;
+}
+
+/* The folder of the database, as private as the database. */
+static int make_folder(const char *path, struct err *err) {
+    char *copy = mem_strdup(path), *dir = dirname(copy);
+    int r = 0;
+    for (char *at = dir + 1; r == 0 && *at; at++) {
+        if (*at != '/') continue;
+        *at = '\0';
+        if (mkdir(dir, 0755) < 0 && errno != EEXIST)
+            r = err_set(err, E_PERMISSION, "cannot make folder %s: %s", dir, strerror(errno));
+        *at = '/';
+    }
+    if (r == 0 && mkdir(dir, 0700) < 0 && errno != EEXIST)
+        r = err_set(err, errno == EACCES || errno == EROFS ? E_PERMISSION : E_IO, "cannot make folder %s: %s", dir,
+                    strerror(errno));
+    free(copy);
+    return r;
+}
+
+static int open_file(struct store *s, struct err *err) {
+    struct stat st;
+    bool exists = stat(s->path, &st) == 0;
+    if (!exists && s->mode != STORE_CREATE)
+        return err_set(err, E_NOT_FOUND, "no database %s; submit a job first, or name one with --db", s->path);
+    if (exists && !S_ISREG(st.st_mode)) return err_set(err, E_PARSE, "%s is not a database file", s->path);
+    if (exists && access(s->path, s->mode == STORE_READ ? R_OK : R_OK | W_OK) < 0)
+        return err_set(err, E_PERMISSION, "no permission to %s %s: %s", s->mode == STORE_READ ? "read" : "write", s->path,
+                       strerror(errno));
+    if (!exists) {
+        int r = make_folder(s->path, err);
+        if (r < 0) return r;
+    }
+    mode_t mask = umask(0077);
+    int flags = s->mode == STORE_READ ? SQLITE_OPEN_READWRITE : SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE;
+    int r = sqlite3_open_v2(s->path, &s->db, flags | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL);
+    if (r != SQLITE_OK && s->mode == STORE_READ) { /* no right to write: then read-only will do */
+        sqlite3_close(s->db);
+        r = sqlite3_open_v2(s->path, &s->db, SQLITE_OPEN_READONLY | SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_EXRESCODE, NULL);
+    }
+    r = r == SQLITE_OK ? set_up(s, err) : exists ? sql_error(s, err)
+        : err_set(err, E_PERMISSION, "cannot create %s: %s; check the mode of its folder", s->path, sqlite3_errmsg(s->db));
+    umask(mask);
+    return r;
+}
+
+int store_open(struct store **out, const char *path, enum store_mode mode, struct err *err) {
+    struct store *s = mem_zalloc(1, sizeof *s);
+    s->path = mem_strdup(path);
+    s->mode = mode;
+    int r = open_file(s, err);
+    if (r < 0) store_close(s);
+    else *out = s;
+    return r;
+}
+
+void store_close(struct store *s) {
+    if (!s) return;
+    for (size_t i = 0; i < s->n_kept; i++) sqlite3_finalize(s->kept[i].st);
+    free(s->kept);
+    sqlite3_close(s->db);
+    free(s->path);
+    free(s);
+}
+
+const char *store_path(const struct store *s) {
+    return s->path;
+}
+
+int64_t store_data_version(struct store *s) {
+    return pragma_int(s, "PRAGMA data_version");
+}

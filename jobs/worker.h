@@ -1,0 +1,20 @@
+/* worker.h - a worker from inside jobs/. */
+#ifndef BATCHD_JOBS_WORKER_H
+#define BATCHD_JOBS_WORKER_H
+
+#include "jobs/store.h"
+
+struct worker {
+    struct store *s;  /* borrowed: the only writing connection of the process */
+    int lock;         /* file descriptor of the lock */
+    int64_t epoch;
+    int64_t last_job; /* served last, for taking turns */
+};
+
+/* Begin a writing transaction; E_FENCED, and no transaction, when the epoch has moved on. */
+int worker_begin(struct worker *w, struct err *err);
+
+/* Commit when r is 0, else roll back; the error stays. */
+int worker_commit(struct worker *w, int r, struct err *err);
+
+#endif
