@@ -193,7 +193,8 @@ void op_gather(struct dev *dev, struct activation *out, const struct activation 
  * Philox4x32-10 with key = seed and counter = (i / 4, position, 0, 0x62617463), word i % 4,
  * mapped to (0, 1) as (word + 0.5) / 2^32.
  *
- * last_sample i32 [n_slots]: written at each sample's slot.
+ * last_sample i32 [n_slots]: written at each sample's slot; where a slot has several
+ * samples in a step (logits of a prompt), the last of them stays.
  * drawn i32 [S]: the id, or -1 where a logit was NaN or all were -inf. */
 void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
                const struct step *step);

@@ -5,7 +5,8 @@
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
     struct err err = ERR_INIT;
-    struct model_options model = {.dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
+    struct model_options model = {
+        .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
     struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
     memset(r, 0, sizeof *r);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = "cpu", .threads = options->threads}, &err), &err);
@@ -77,7 +78,8 @@ int32_t rig_logits(struct rig *r, int32_t slot, const int32_t *ids, int32_t n, i
         struct step_result result = rig_run(r, &b);
         if (wanted <= 0) continue;
         size_t row = (size_t)r->vocab;
-        memcpy(logits + (size_t)(at + rows - wanted - from) * row, result.logits, (size_t)wanted * row * sizeof *logits);
+        memcpy(logits + (size_t)(at + rows - wanted - from) * row, result.logits,
+               (size_t)wanted * row * sizeof *logits);
         drawn = result.drawn[wanted - 1];
     }
     return drawn;

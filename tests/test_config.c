@@ -139,7 +139,8 @@ static void every_real_family_runs_or_is_refused_by_name(void **state) {
             assert_ok(read_real(&c, e->d_name, &err), &err);
             n_taken++;
         } else {
-            snprintf(expected, sizeof expected, "config.json: model_type \"%s\" is not supported (llama, mistral are)", family);
+            snprintf(expected, sizeof expected,
+                     "config.json: model_type \"%s\" is not supported (llama, mistral are)", family);
             assert_err(read_real(&c, e->d_name, &err), E_UNSUPPORTED, expected, &err);
             n_refused++;
         }
@@ -158,7 +159,8 @@ static void absent_keys_mean_what_they_mean_to_transformers(void **state) {
     assert_true(c.norm_eps == 1e-6f && c.rope_theta == 10000.0f);
     assert_false(c.attention_bias || c.mlp_bias || c.info.tied_embeddings);
     assert_int_equal(c.info.sliding_window, 0);
-    c = taken("{\"model_type\":\"mistral\",\"num_attention_heads\":8,\"num_key_value_heads\":\"-\",\"max_position_embeddings\":\"-\"}");
+    c = taken("{\"model_type\":\"mistral\",\"num_attention_heads\":8,\"num_key_value_heads\":\"-\",\"max_"
+              "position_embeddings\":\"-\"}");
     assert_int_equal(c.info.sliding_window, 4096);
     assert_int_equal(c.info.n_kv_heads, 8);
     assert_int_equal(c.info.context, 131072);
@@ -187,7 +189,8 @@ static void rope_in_both_spellings(void **state) {
     assert_true(c.rope_theta == 7000.0f && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 4.0f);
     c = taken("{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":123.0}}");
     assert_true(c.rope_theta == 123.0f && c.rope_scaling == ROPE_DEFAULT);
-    c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_factor\":4}}");
+    c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_"
+              "factor\":4}}");
     assert_int_equal(c.rope_original_context, 256); /* max_position_embeddings */
 }
 
@@ -207,7 +210,8 @@ static void inv_freq_equals_transformers(void **state) {
         assert_int_equal(json_array_size(want), c.info.head_dim / 2);
         for (size_t i = 0; i < json_array_size(want); i++) {
             double w = json_number_value(json_array_get(want, i));
-            if (!(fabs((double)got[i] - w) <= 1e-6 * w)) fail_msg("%s: inv_freq[%zu] is %.9g, not %.9g", changes, i, (double)got[i], w);
+            if (!(fabs((double)got[i] - w) <= 1e-6 * w))
+                fail_msg("%s: inv_freq[%zu] is %.9g, not %.9g", changes, i, (double)got[i], w);
         }
         free(changes);
         json_decref(root);
@@ -244,7 +248,8 @@ static void sampling_defaults_need_do_sample(void **state) {
     struct model_info m = generation("{\"temperature\":0.6,\"top_p\":0.9}").info;
     assert_false(m.has_temperature || m.has_top_p || m.has_top_k);
     m = generation("{\"do_sample\":true,\"temperature\":0.6,\"top_p\":0.9,\"top_k\":20}").info;
-    assert_true(m.has_temperature && m.temperature == 0.6f && m.has_top_p && m.top_p == 0.9f && m.has_top_k && m.top_k == 20);
+    assert_true(m.has_temperature && m.temperature == 0.6f && m.has_top_p && m.top_p == 0.9f && m.has_top_k &&
+                m.top_k == 20);
     m = generation("{\"do_sample\":true}").info;
     assert_true(m.has_temperature && m.temperature == 1.0f && !m.has_top_p && !m.has_top_k);
     m = generation("{\"do_sample\":false,\"temperature\":0.6}").info;
@@ -276,13 +281,18 @@ static void hostile_generation_configs_are_refused(void **state) {
 /* ---------------------------------------------------------------- refusals */
 
 static void unsupported_values_are_refused_by_name(void **state) {
-    refused("{\"model_type\":\"gpt2\"}", E_UNSUPPORTED, "config.json: model_type \"gpt2\" is not supported (llama, mistral are)");
+    refused("{\"model_type\":\"gpt2\"}", E_UNSUPPORTED,
+            "config.json: model_type \"gpt2\" is not supported (llama, mistral are)");
     refused("{\"hidden_act\":\"gelu\"}", E_UNSUPPORTED, "hidden_act \"gelu\" is not supported");
-    refused("{\"quantization_config\":{\"quant_method\":\"gptq\"}}", E_UNSUPPORTED, "quantization_config.quant_method \"gptq\"");
+    refused("{\"quantization_config\":{\"quant_method\":\"gptq\"}}", E_UNSUPPORTED,
+            "quantization_config.quant_method \"gptq\"");
     refused("{\"quantization_config\":{}}", E_UNSUPPORTED, "quantization_config.quant_method");
-    refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED, "rope_scaling.rope_type \"dynamic\"");
-    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", E_UNSUPPORTED, "rope_type \"yarn\" is not supported");
-    refused("{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", E_UNSUPPORTED, "rope_parameters.rope_type \"longrope\"");
+    refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED,
+            "rope_scaling.rope_type \"dynamic\"");
+    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", E_UNSUPPORTED,
+            "rope_type \"yarn\" is not supported");
+    refused("{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", E_UNSUPPORTED,
+            "rope_parameters.rope_type \"longrope\"");
     refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
     refused("{\"partial_rotary_factor\":0.5}", E_UNSUPPORTED, "partial_rotary_factor: 0.5 is not supported");
     refused("{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.25}}", E_UNSUPPORTED,
@@ -290,7 +300,8 @@ static void unsupported_values_are_refused_by_name(void **state) {
     refused("{\"head_dim\":12}", E_UNSUPPORTED, "head_dim 12 is not supported (multiples of 8 up to 256 are)");
     refused("{\"head_dim\":512}", E_UNSUPPORTED, "head_dim 512 is not supported");
     refused("{\"model_type\":\"mistral\",\"attention_bias\":true}", E_UNSUPPORTED, "attention_bias \"true\"");
-    refused("{\"model_type\":\"mistral\",\"sliding_window\":8,\"layer_types\":[\"sliding_attention\",\"full_attention\"]}",
+    refused("{\"model_type\":\"mistral\",\"sliding_window\":8,\"layer_types\":[\"sliding_attention\",\"full_"
+            "attention\"]}",
             E_UNSUPPORTED, "layer_types \"full_attention\"");
 }
 
@@ -298,7 +309,8 @@ static void values_that_make_no_sense_are_refused(void **state) {
     refused("{\"num_attention_heads\":0}", E_RANGE, "config.json: num_attention_heads: 0 is not in 1 .. 4096");
     refused("{\"num_attention_heads\":-4}", E_RANGE, "num_attention_heads: -4");
     refused("{\"num_key_value_heads\":0}", E_RANGE, "num_key_value_heads: 0");
-    refused("{\"num_key_value_heads\":3}", E_RANGE, "num_attention_heads: 4 is not a multiple of num_key_value_heads: 3");
+    refused("{\"num_key_value_heads\":3}", E_RANGE,
+            "num_attention_heads: 4 is not a multiple of num_key_value_heads: 3");
     refused("{\"num_key_value_heads\":8}", E_RANGE, "is not a multiple");
     refused("{\"hidden_size\":66}", E_RANGE, "hidden_size: 66 is not a multiple of num_attention_heads: 4");
     refused("{\"hidden_size\":-64}", E_RANGE, "hidden_size: -64");
@@ -322,8 +334,9 @@ static void values_that_make_no_sense_are_refused(void **state) {
     refused("{\"rope_scaling\":5}", E_PARSE, "rope_scaling: 5 is not an object");
     refused("{\"rope_scaling\":{\"rope_type\":\"linear\"}}", E_PARSE, "config.json: rope_scaling.factor is missing");
     refused("{\"rope_scaling\":{\"rope_type\":\"linear\",\"factor\":0}}", E_RANGE, "rope_scaling.factor: 0 is not in");
-    refused("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_factor\":4}}", E_RANGE,
-            "rope_scaling.high_freq_factor: 4 is not above low_freq_factor");
+    refused("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_"
+            "factor\":4}}",
+            E_RANGE, "rope_scaling.high_freq_factor: 4 is not above low_freq_factor");
     refused("{\"model_type\":\"mistral\",\"sliding_window\":0}", E_RANGE, "sliding_window: 0");
     refused("{\"eos_token_id\":100}", E_RANGE, "config.json: eos_token_id: 100 is not a token id below vocab_size");
     refused("{\"attention_bias\":1}", E_PARSE, "attention_bias: 1 is not true or false");
@@ -337,7 +350,8 @@ static void a_long_value_is_cut_in_the_message(void **state) {
     snprintf(changes, sizeof changes, "{\"hidden_size\":[%0100d]}", 0);
     struct model_config c;
     struct err err = ERR_INIT;
-    write_text("config.json", "{\"model_type\":\"llama\",\"hidden_size\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17,18,19,20,21,22,23,24,25]}");
+    write_text("config.json", "{\"model_type\":\"llama\",\"hidden_size\":[1,2,3,4,5,6,7,8,9,10,11,12,13,14,"
+                              "15,16,17,18,19,20,21,22,23,24,25]}");
     assert_err(config_read(&c, dir, &err), E_PARSE, "hidden_size: [1,2,3,4,5,", &err);
     assert_non_null(strstr(err.text, "... is not a whole number"));
 }
@@ -369,14 +383,35 @@ static void files_that_are_no_config_are_refused(void **state) {
 
 /* Any value in the place of any other: refused, or within the limits the rest relies on. */
 static void mutations_are_refused_or_in_range(void **state) {
-    static const char *const keys[] = {"hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-                                       "head_dim", "intermediate_size", "vocab_size", "max_position_embeddings",
-                                       "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window",
-                                       "eos_token_id", "model_type", "layer_types", "torch_dtype"};
-    static const char *const values[] = {"0", "1", "-1", "7", "8", "64", "1024", "1000000000", "9223372036854775807", "1e308",
-                                         "-0.0", "null", "true", "\"\"", "\"mistral\"", "[]", "[1,2]", "[[[]]]", "{}",
-                                         "{\"type\":\"linear\",\"factor\":3}", "{\"rope_type\":1}",
-                                         "\"a very long string that does not fit into the room for a dtype\""};
+    static const char *const keys[] = {
+        "hidden_size",    "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+        "head_dim",       "intermediate_size", "vocab_size",          "max_position_embeddings",
+        "rms_norm_eps",   "rope_theta",        "rope_scaling",        "rope_parameters",
+        "sliding_window", "eos_token_id",      "model_type",          "layer_types",
+        "torch_dtype"};
+    static const char *const values[] = {
+        "0",
+        "1",
+        "-1",
+        "7",
+        "8",
+        "64",
+        "1024",
+        "1000000000",
+        "9223372036854775807",
+        "1e308",
+        "-0.0",
+        "null",
+        "true",
+        "\"\"",
+        "\"mistral\"",
+        "[]",
+        "[1,2]",
+        "[[[]]]",
+        "{}",
+        "{\"type\":\"linear\",\"factor\":3}",
+        "{\"rope_type\":1}",
+        "\"a very long string that does not fit into the room for a dtype\""};
     enum { N_KEYS = sizeof keys / sizeof *keys, N_VALUES = sizeof values / sizeof *values };
     int n_taken = 0, n = 0;
     for (int i = 0; i < N_KEYS * N_VALUES; i++) {

@@ -171,7 +171,8 @@ static void check_f32(struct rig *r, const json_t *line) {
         for (size_t v = 0; v < vocab; v++) scale = fmax(scale, fabs((double)want[v]));
         for (size_t v = 0; v < vocab; v++) {
             double off = fabs((double)got[i * vocab + v] - (double)want[v]);
-            if (!(off <= 1e-4 * scale)) fail_msg("position %d, id %zu: off by %g of %g", ref.from + (int)i, v, off, scale);
+            if (!(off <= 1e-4 * scale))
+                fail_msg("position %d, id %zu: off by %g of %g", ref.from + (int)i, v, off, scale);
         }
     }
     check_greedy(r, &ref);
@@ -188,7 +189,8 @@ static void check_bf16(struct rig *r, const json_t *line) {
     float *got = mem_zalloc(n, sizeof *got);
     rig_logits(r, 0, ref.ids, ref.n, RIG_ROWS, ref.from, got);
     double off = rms(got, ref.logits, n), scale = rms(ref.logits, NULL, n);
-    if (!(off <= 1.5 * ref.bf16_error)) fail_msg("%d ids: rms error %g, transformers has %g", ref.n, off, ref.bf16_error);
+    if (!(off <= 1.5 * ref.bf16_error))
+        fail_msg("%d ids: rms error %g, transformers has %g", ref.n, off, ref.bf16_error);
     for (size_t i = 0; i < n_rows; i++) {
         const float *want = ref.logits + i * (size_t)r->vocab;
         if ((double)gap_of_top_two(want, r->vocab) < 0.05 * scale) continue;
@@ -235,7 +237,7 @@ static const char *const models[] = {"tests/models/tiny-llama3", "tests/models/t
 /* The same prompt in chunks of any size, in another slot, on other threads: the same bits.
  * 600 tokens pass the border of attention's splits. */
 static void chunks_change_no_bit(void **state) {
-    static const int32_t chunks[] = {RIG_ROWS, 1, 7, 32, 33};
+    static const int32_t chunks[] = {RIG_ROWS, 33, 1, 7, 32};
     enum { N = 600, FROM = N - 40 };
     for (int model = 0; model < 2; model++)
         for (int bf16 = 0; bf16 < 2; bf16++) {
@@ -314,6 +316,23 @@ static void a_step_without_samples(void **state) {
     rig_close(&r);
 }
 
+/* Where a slot has several samples in a step, the last of them is the slot's last sample. */
+static void the_last_of_several_samples_stays(void **state) {
+    struct rig r;
+    int32_t ids[RIG_ROWS];
+    rig_open(&r, models[0], &(struct rig_options){DTYPE_F32, 2, false});
+    random_ids(ids, RIG_ROWS, r.vocab, 7);
+    struct batch all = {0}, next = {0}, same = {0};
+    batch_add(&all, 0, ids, 0, RIG_ROWS, RIG_ROWS);
+    int32_t drawn = rig_run(&r, &all).drawn[RIG_ROWS - 1];
+    batch_add(&next, 0, NULL, RIG_ROWS, 1, 1);
+    float *logits = mem_dup(rig_run(&r, &next).logits, (size_t)r.vocab * sizeof *logits);
+    batch_add(&same, 0, &drawn, RIG_ROWS, 1, 1);
+    assert_memory_equal(logits, rig_run(&r, &same).logits, (size_t)r.vocab * sizeof *logits);
+    free(logits);
+    rig_close(&r);
+}
+
 /* Decode rows that name "the last sample of the slot", as deep as the ring allows. */
 static void unseen_samples_continue_the_sequence(void **state) {
     enum { N_NEW = 60, PROMPT = 5 };
@@ -356,6 +375,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(chunks_change_no_bit),
     cmocka_unit_test(company_changes_no_bit),
     cmocka_unit_test(a_step_without_samples),
+    cmocka_unit_test(the_last_of_several_samples_stays),
     cmocka_unit_test(unseen_samples_continue_the_sequence),
 };
 UNIT_MAIN(tests)

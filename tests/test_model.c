@@ -81,7 +81,9 @@ static void describes_stories(void **state) {
     static const struct {
         const char *name, *dtype;
         int number;
-    } forms[] = {{"stories260K", "float32", 4}, {"stories260K-bf16", "bfloat16", 2}, {"stories260K-f16-sharded", "float16", 2}};
+    } forms[] = {{"stories260K", "float32", 4},
+                 {"stories260K-bf16", "bfloat16", 2},
+                 {"stories260K-f16-sharded", "float16", 2}};
     for (size_t i = 0; i < 3; i++) {
         char path[600];
         struct model_info m;
@@ -304,7 +306,8 @@ static void measures_its_matrix_products(void **state) {
     rig_open(&r, tiny_llama3, &(struct rig_options){DTYPE_BF16, 1, false});
     assert_ok(runner_matmul_rate(r.runner, 16, 0.02, &rate, &err), &err);
     assert_true(rate > 16);
-    assert_err(runner_matmul_rate(r.runner, RIG_ROWS + 1, 0.01, &rate, &err), E_RANGE, "97 rows are not in 1 .. 96", &err);
+    assert_err(runner_matmul_rate(r.runner, RIG_ROWS + 1, 0.01, &rate, &err), E_RANGE,
+               "97 rows are not in 1 .. 96", &err);
     assert_err(runner_matmul_rate(r.runner, 0, 0.01, &rate, &err), E_RANGE, "0 rows", &err);
     rig_close(&r);
 }

@@ -108,7 +108,8 @@ static void reads_an_empty_checkpoint(void **state) {
 static void reads_names_with_escapes(void **state) {
     struct checkpoint *c;
     struct err err = ERR_INIT;
-    write_model("model.safetensors", "{ \"a\\\"}\\u00e9\\\\\" :\t{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}\n}", 1);
+    write_model("model.safetensors",
+                "{ \"a\\\"}\\u00e9\\\\\" :\t{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}\n}", 1);
     assert_ok(open_it(&c, &err), &err);
     assert_non_null(checkpoint_find(c, "a\"}\xc3\xa9\\"));
     checkpoint_close(c);
@@ -283,7 +284,8 @@ static void hostile_headers_cost_little_memory(void **state) {
         assert_int_equal(verdict, i == 1 || i == 4 ? 0 : E_PARSE);
         if (MEASURES_MEMORY && kib > 64 << 10) fail_msg("header %zu costs %ld KiB", i, kib);
     }
-    char *text = repeat("{", "\"t%ld\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}", "}", 32 << 20, 1 << 30);
+    char *text = repeat("{", "\"t%ld\":{\"dtype\":\"U8\",\"shape\":[0],\"data_offsets\":[0,0]}", "}",
+                        32 << 20, 1 << 30);
     refused(text, 0, "at most 16777216 are allowed");
     free(text);
 }

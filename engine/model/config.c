@@ -184,7 +184,8 @@ static void refuse_partial_rotation(struct reader *rd) {
 static void read_scaling(struct reader *rd, struct model_config *c) {
     const char *type = read_text(rd, get(rd, "rope_type") ? "rope_type" : "type");
     if (!type || strcmp(type, "default") == 0) {
-        if (get(rd, "factor")) complain(rd, E_UNSUPPORTED, "factor", "needs a rope_type (linear, llama3 are supported)");
+        if (get(rd, "factor"))
+            complain(rd, E_UNSUPPORTED, "factor", "needs a rope_type (linear, llama3 are supported)");
         return;
     }
     bool is_llama3 = strcmp(type, "llama3") == 0;
@@ -305,7 +306,8 @@ static float llama3_frequency(const struct model_config *c, float f) {
     float wavelength = 6.283185307179586f / f, context = (float)c->rope_original_context;
     if (wavelength > context / c->rope_low_freq_factor) return f / c->rope_factor;
     if (wavelength < context / c->rope_high_freq_factor) return f;
-    float smooth = (context / wavelength - c->rope_low_freq_factor) / (c->rope_high_freq_factor - c->rope_low_freq_factor);
+    float smooth = (context / wavelength - c->rope_low_freq_factor) /
+                   (c->rope_high_freq_factor - c->rope_low_freq_factor);
     return (1.0f - smooth) * f / c->rope_factor + smooth * f;
 }
 

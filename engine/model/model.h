@@ -25,6 +25,8 @@ struct model_options {
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };
 
+/* E_NOT_FOUND, E_PARSE, E_RANGE: what is wrong with which file, key or tensor; E_UNSUPPORTED:
+ * the key and the value that this program does not compute; E_NO_MEMORY, before any is taken. */
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err);
 void model_close(struct model *m); /* NULL is fine */
 
@@ -46,6 +48,7 @@ struct runner_options {
     int32_t max_samples; /* rows of a step that want logits; <= n_slots unless a caller wants all logits */
 };
 
+/* E_NO_MEMORY: the KV cache or a step's tensors do not fit. One runner a device at a time. */
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err);
 void runner_close(struct runner *r); /* NULL is fine */
 

@@ -64,7 +64,8 @@ static int open_kv_cache(struct runner *r, struct err *err) {
     int64_t available = dev_memory_available(r->dev);
     if (r->options.n_blocks > available / block)
         return err_set(err, E_NO_MEMORY,
-                       "%d KV blocks need %" PRId64 " KiB each, %" PRId64 " MiB are available; lower --kv-cache-memory-bytes",
+                       "%d KV blocks need %" PRId64 " KiB each, %" PRId64
+                       " MiB are available; lower --kv-cache-memory-bytes",
                        r->options.n_blocks, block >> 10, available >> 20);
     return kv_cache_open(&r->kv, r->dev, r->model->dtype, m->n_layers, r->options.n_blocks, m->n_kv_heads, m->head_dim,
                          err);
@@ -91,7 +92,8 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
     }
     if (!ok) {
         runner_close(r);
-        return err_set(err, E_NO_MEMORY, "no memory for the slots of %d sequences; lower --max-num-seqs", options->n_slots);
+        return err_set(err, E_NO_MEMORY, "no memory for the slots of %d sequences; lower --max-num-seqs",
+                       options->n_slots);
     }
     step_set_last_sample(r->dev, r->last_sample);
     *out = r;

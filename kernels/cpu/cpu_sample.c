@@ -140,7 +140,7 @@ static int32_t sample_row(const struct simd *simd, struct candidates *c, const f
 
 struct sampler {
     struct cpu_dev *cpu;
-    int32_t *drawn, *last_sample;
+    int32_t *drawn;
     const struct product *logits;
     const struct step *step;
     char *scratch;
@@ -161,7 +161,6 @@ static void sample_part(void *arg, int part, int n_parts) {
     for (int64_t i = begin; i < end; i++) {
         const struct step_sample *s = &a->step->samples[i];
         a->drawn[i] = sample_row(a->cpu->simd, &c, row_of(&a->logits->y, i), bias, n, s, a->step->banned);
-        a->last_sample[s->slot] = a->drawn[i];
     }
 }
 
@@ -170,6 +169,7 @@ void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const str
     struct cpu_dev *cpu = cpu_of(dev);
     size_t n = (size_t)logits->y.shape[1], bytes = (n * 20 + 127) / 64 * 64;
     char *scratch = cpu_scratch(cpu, bytes * (size_t)pool_n_threads(cpu->pool));
-    struct sampler a = {cpu, drawn, last_sample, logits, step, scratch, bytes};
+    struct sampler a = {cpu, drawn, logits, step, scratch, bytes};
     pool_run(cpu->pool, sample_part, &a);
+    for (int32_t i = 0; i < step->n_samples; i++) last_sample[step->samples[i].slot] = drawn[i];
 }
