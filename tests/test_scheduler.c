@@ -472,7 +472,7 @@ static void a_common_beginning_is_computed_once(void **state) {
 static void what_was_generated_is_shared(void **state) {
     for (int lookahead = 0; lookahead <= 2; lookahead++) {
         struct run *r = run_new(64, 4, 64, lookahead);
-        struct engine_request *q = simple_request(1, 10, 100);
+        struct engine_request *q = simple_request(20 + (uint64_t)lookahead, 10, 100);
         int32_t tokens[110];
         memcpy(tokens, q->tokens, 10 * sizeof *tokens);
         q->sampling.ignore_eos = true;

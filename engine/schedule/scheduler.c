@@ -1,7 +1,7 @@
 /* scheduler.c - see scheduler.h. */
 #include "engine/schedule/scheduler.h"
 #include "base/mem.h"
-#include "engine/schedule/batch.h"
+#include "engine/schedule/step_batch.h"
 #include "engine/schedule/blocks.h"
 #include "engine/schedule/sequence.h"
 
@@ -28,7 +28,7 @@ struct scheduler {
     struct scheduler_options options;
     struct sequence_limits limits;
     struct blocks *blocks;
-    struct batch batch;
+    struct step_batch batch;
     struct sequence_list waiting, running; /* oldest first; all running are older than all waiting */
     int32_t *free_slots;
     int32_t n_free_slots;
@@ -49,7 +49,7 @@ struct scheduler *scheduler_new(const struct scheduler_options *options) {
     s->options = *options;
     s->limits = (struct sequence_limits){options->model, options->tokenizer, options->max_model_len, options->n_blocks};
     s->blocks = blocks_new(options->n_blocks);
-    batch_init(&s->batch, options->n_slots, options->max_rows, blocks_for(options->max_model_len));
+    step_batch_init(&s->batch, options->n_slots, options->max_rows, blocks_for(options->max_model_len));
     size_t slots = (size_t)options->n_slots;
     s->free_slots = mem_zalloc(slots, sizeof *s->free_slots);
     for (int32_t i = options->n_slots; i-- > 0;) s->free_slots[s->n_free_slots++] = i;
@@ -97,7 +97,7 @@ void scheduler_free(struct scheduler *s) {
     free(s->plans);
     free(s->done.at);
     free(s->free_slots);
-    batch_clear(&s->batch);
+    step_batch_clear(&s->batch);
     blocks_free(s->blocks);
     free(s);
 }
@@ -179,7 +179,7 @@ void scheduler_abort(struct scheduler *s, uint64_t first, uint64_t last) {
 static void give_rows(struct scheduler *s, struct plan *p, struct sequence *q, int32_t n) {
     if (sequence_is_decoding(q)) p->report.n_decode += n;
     else p->report.n_prefill += n;
-    if (batch_add(&s->batch, q, n)) {
+    if (step_batch_add(&s->batch, q, n)) {
         p->draws[p->n_draws++] = (struct draw){q, q->epoch};
         q->n_under_way++;
     }
@@ -198,7 +198,7 @@ static bool make_room(struct scheduler *s, struct plan *p, struct sequence *q) {
 }
 
 static void plan_decode(struct scheduler *s, struct plan *p) {
-    for (struct sequence *q = s->running.first, *next; q && batch_room(&s->batch) > 0; q = next) {
+    for (struct sequence *q = s->running.first, *next; q && step_batch_room(&s->batch) > 0; q = next) {
         if (sequence_is_decoding(q) && !make_room(s, p, q)) return;
         next = q->next; /* after make_room, which may have taken the next one */
         if (sequence_is_decoding(q)) give_rows(s, p, q, 1);
@@ -206,7 +206,7 @@ static void plan_decode(struct scheduler *s, struct plan *p) {
 }
 
 static void plan_chunk(struct scheduler *s, struct plan *p, struct sequence *q) {
-    int32_t n = sequence_n_behind(q), room = batch_room(&s->batch);
+    int32_t n = sequence_n_behind(q), room = step_batch_room(&s->batch);
     if (n > 0 && room > 0) give_rows(s, p, q, n < room ? n : room);
 }
 
@@ -244,7 +244,7 @@ static void note_first_schedule(struct scheduler *s, struct sequence *q, int64_t
 }
 
 static void plan_waiting(struct scheduler *s, struct plan *p, int64_t now_ns) {
-    while (s->waiting.first && batch_room(&s->batch) > 0) {
+    while (s->waiting.first && step_batch_room(&s->batch) > 0) {
         struct sequence *q = s->waiting.first;
         if (!admit(s, q)) return;
         note_first_schedule(s, q, now_ns);
@@ -262,7 +262,7 @@ static struct plan *begin_plan(struct scheduler *s) {
     struct plan *p = plan_at(s, s->n_plans);
     p->n_draws = 0;
     p->report.n_prefill = p->report.n_decode = p->report.n_finished = 0;
-    batch_reset(&s->batch);
+    step_batch_reset(&s->batch);
     return p;
 }
 

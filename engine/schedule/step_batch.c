@@ -1,14 +1,14 @@
-/* batch.c - see batch.h. */
-#include "engine/schedule/batch.h"
+/* step_batch.c - see step_batch.h. */
+#include "engine/schedule/step_batch.h"
 #include "base/mem.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-void batch_init(struct batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride) {
+void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride) {
     size_t slots = (size_t)n_slots, rows = (size_t)max_rows;
-    *b = (struct batch){.max_rows = max_rows};
+    *b = (struct step_batch){.max_rows = max_rows};
     b->token = mem_zalloc(rows, sizeof *b->token);
     b->position = mem_zalloc(rows, sizeof *b->position);
     b->slot = mem_zalloc(rows, sizeof *b->slot);
@@ -24,7 +24,7 @@ void batch_init(struct batch *b, int32_t n_slots, int32_t max_rows, int32_t bloc
                             .block_table_stride = block_table_stride};
 }
 
-void batch_clear(struct batch *b) {
+void step_batch_clear(struct step_batch *b) {
     free(b->token);
     free(b->position);
     free(b->slot);
@@ -34,16 +34,16 @@ void batch_clear(struct batch *b) {
     free(b->banned);
 }
 
-void batch_reset(struct batch *b) {
+void step_batch_reset(struct step_batch *b) {
     b->step.n_rows = b->step.n_sequences = b->step.n_samples = 0;
     b->n_banned = 0;
 }
 
-int32_t batch_room(const struct batch *b) {
+int32_t step_batch_room(const struct step_batch *b) {
     return b->max_rows - b->step.n_rows;
 }
 
-static void ban(struct batch *b, const int32_t *ids, int32_t n) {
+static void ban(struct step_batch *b, const int32_t *ids, int32_t n) {
     if (b->n_banned + n > b->cap_banned) {
         b->cap_banned = 2 * (b->n_banned + n);
         b->banned = mem_realloc(b->banned, (size_t)b->cap_banned, sizeof *b->banned);
@@ -53,7 +53,7 @@ static void ban(struct batch *b, const int32_t *ids, int32_t n) {
     b->step.banned = b->banned;
 }
 
-static void add_sample(struct batch *b, struct sequence *s) {
+static void add_sample(struct step_batch *b, struct sequence *s) {
     const struct sampling *p = &s->request->sampling;
     struct step_sample *out = &b->samples[b->step.n_samples++];
     *out = (struct step_sample){.row = b->step.n_rows - 1,
@@ -72,8 +72,8 @@ static void add_sample(struct batch *b, struct sequence *s) {
     s->n_pending++;
 }
 
-bool batch_add(struct batch *b, struct sequence *s, int32_t n) {
-    assert(n > 0 && n <= batch_room(b) && n <= sequence_n_behind(s));
+bool step_batch_add(struct step_batch *b, struct sequence *s, int32_t n) {
+    assert(n > 0 && n <= step_batch_room(b) && n <= sequence_n_behind(s));
     bool wants_sample = n == sequence_n_behind(s);
     struct step *step = &b->step;
     b->sequences[step->n_sequences++] = (struct step_sequence){s->slot, step->n_rows, n, s->n_computed};

@@ -1,17 +1,17 @@
-/* batch.h - the arrays of one step, as the scheduler fills them.
+/* step_batch.h - the arrays of one step, as the scheduler fills them.
  *
  * One batch serves all steps: a submitted step's arrays may be reused. The block
  * table is as persistent as the slots; a slot's row belongs to the sequence that
  * holds the slot. Belongs to the engine thread. */
-#ifndef BATCHD_ENGINE_SCHEDULE_BATCH_H
-#define BATCHD_ENGINE_SCHEDULE_BATCH_H
+#ifndef BATCHD_ENGINE_SCHEDULE_STEP_BATCH_H
+#define BATCHD_ENGINE_SCHEDULE_STEP_BATCH_H
 
 #include "engine/schedule/sequence.h"
 #include "kernels/ops.h"
 
 #include <stddef.h>
 
-struct batch {
+struct step_batch {
     struct step step;      /* points into the arrays below */
     int32_t max_rows;
     int32_t *token, *position, *slot; /* [max_rows] */
@@ -22,14 +22,14 @@ struct batch {
     int32_t n_banned, cap_banned;
 };
 
-void batch_init(struct batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride);
-void batch_clear(struct batch *b);
+void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride);
+void step_batch_clear(struct step_batch *b);
 
-void batch_reset(struct batch *b); /* no rows */
-int32_t batch_room(const struct batch *b); /* rows that still fit */
+void step_batch_reset(struct step_batch *b); /* no rows */
+int32_t step_batch_room(const struct step_batch *b); /* rows that still fit */
 
 /* The sequence's next n rows; whether the last of them draws a sample. The sequence
  * takes note: n_computed, and n_pending where there is a sample. */
-bool batch_add(struct batch *b, struct sequence *s, int32_t n);
+bool step_batch_add(struct step_batch *b, struct sequence *s, int32_t n);
 
 #endif
