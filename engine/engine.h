@@ -123,12 +123,14 @@ struct engine_options {
     const char *device;             /* "auto", "cpu" ("cuda" comes with its backend) */
     const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16" */
     const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
-    int64_t max_model_len;          /* 0 = the model's context */
+    int64_t max_model_len;          /* 0 = the model's context, or what the KV cache holds of it */
     int32_t max_num_seqs;           /* 0 = 64 on the CPU */
     int32_t max_num_batched_tokens; /* 0 = 512 on the CPU: rows of a step */
-    int64_t kv_cache_memory_bytes;  /* 0 = the smaller of 1 GiB and a quarter of available memory */
+    int64_t kv_cache_memory_bytes;  /* 0 = the smaller of 1 GiB and a quarter of available memory, and no
+                                       more than twice what max_num_seqs of the longest sequences take */
     int32_t threads;                /* 0 = all cores */
-    int32_t lookahead;              /* steps submitted before the oldest is collected: 0, 1, 2 */
+    int32_t lookahead;              /* steps submitted before the oldest is collected: 0, 1, 2; -1 = what
+                                       suits the device: 0 on the CPU, where a step is over when it is submitted */
     FILE *step_log;                 /* NULL, or one line a step: see docs/engine.md */
 };
 extern const struct engine_options ENGINE_OPTIONS_DEFAULT;

@@ -39,13 +39,17 @@ static int read_folder(struct model_config *config, struct checkpoint **c, const
     return r;
 }
 
-int model_describe(struct model_info *out, const char *model_dir, struct err *err) {
+int model_read_info(struct model_info *out, const char *dir, bool dummy, struct err *err) {
     struct model_config config;
     struct checkpoint *c;
-    int r = read_folder(&config, &c, model_dir, false, err);
+    int r = read_folder(&config, &c, dir, dummy, err);
     checkpoint_close(c);
     if (r == 0) *out = config.info;
     return r;
+}
+
+int model_describe(struct model_info *out, const char *model_dir, struct err *err) {
+    return model_read_info(out, model_dir, false, err);
 }
 
 int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, struct err *err) {

@@ -30,6 +30,9 @@ struct model_options {
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err);
 void model_close(struct model *m); /* NULL is fine */
 
+/* model_describe; with dummy weights the checkpoint's headers are not read. */
+int model_read_info(struct model_info *out, const char *dir, bool dummy, struct err *err);
+
 const struct model_info *model_get_info(const struct model *m);
 int64_t model_weight_bytes(const struct model *m);
 

@@ -1,0 +1,404 @@
+/* engine.c - the engine thread: requests in, steps through the device, completions out.
+ *
+ *   engine_submit -> inbox -> scheduler -> step -> runner -> scheduler -> outbox -> engine_collect
+ *
+ * Scheduler, runner, model and device belong to the engine thread from open to close;
+ * other threads reach it through the inbox only, and read its copies of statistics
+ * and failure under the lock. */
+#include "engine/engine.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mailbox.h"
+#include "base/mem.h"
+#include "engine/model/model.h"
+#include "engine/schedule/blocks.h"
+#include "engine/schedule/scheduler.h"
+
+#include <assert.h>
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+const struct engine_options ENGINE_OPTIONS_DEFAULT = {
+    .device = "auto", .dtype = "auto", .load_format = "auto", .lookahead = -1};
+
+enum { CPU_SEQS = 64, CPU_ROWS = 512, MAX_SEQS = 4096, MAX_ROWS = 65536 };
+
+enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_MATMUL_RATE };
+
+struct matmul_rate { /* a question to the engine thread, on the asker's stack */
+    int32_t n_rows;
+    double seconds, rows_per_s;
+    int result;
+    struct err err;
+    struct mailbox *answered;
+};
+
+struct message { /* to the engine thread, which frees it */
+    enum message_kind kind;
+    struct engine_request *request;
+    uint64_t first, last;
+    struct matmul_rate *matmul_rate;
+};
+
+struct engine {
+    struct dev *dev;
+    struct model *model;
+    struct runner *runner;
+    struct scheduler *scheduler;
+    struct tokenizer *tokenizer; /* NULL: dummy weights without tokenizer.json */
+    struct model_info info;
+    int32_t max_model_len, max_num_seqs, lookahead;
+    FILE *step_log;
+    char device_name[100];
+
+    struct mailbox *inbox, *outbox;
+    atomic_int n_aborts;  /* in the inbox: it is read to its end for them */
+    atomic_bool stop;
+    bool has_thread;
+    pthread_t thread;
+
+    int32_t n_under_way;  /* steps; engine thread */
+
+    pthread_mutex_t lock; /* of what follows */
+    struct engine_stats stats;
+    struct err failure;
+};
+
+/* ---------------------------------------------------------------- open: how large everything is */
+
+static const char *word_of(const char *given, const char *otherwise) {
+    return given ? given : otherwise;
+}
+
+static int check_range(const char *flag, int64_t value, int64_t max, struct err *err) {
+    if (value >= 0 && value <= max) return 0;
+    return err_set(err, E_USAGE, "%s: %" PRId64 " is not in 0 .. %" PRId64, flag, value, max);
+}
+
+static int check_options(const struct engine_options *o, struct err *err) {
+    const char *device = word_of(o->device, "auto"), *format = word_of(o->load_format, "auto");
+    if (strcmp(device, "cuda") == 0)
+        return err_set(err, E_DEVICE, "--device cuda: this program has no CUDA backend; use --device cpu");
+    if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
+        return err_set(err, E_USAGE, "no device \"%s\": auto and cpu are known", device);
+    if (strcmp(format, "auto") != 0 && strcmp(format, "dummy") != 0)
+        return err_set(err, E_USAGE, "no load format \"%s\": auto and dummy are known", format);
+    if (o->lookahead < -1 || o->lookahead > RUNNER_DEPTH - 1)
+        return err_set(err, E_USAGE, "look-ahead %d is not in 0 .. %d", o->lookahead, RUNNER_DEPTH - 1);
+    int r = check_range("--max-num-seqs", o->max_num_seqs, MAX_SEQS, err);
+    if (r == 0) r = check_range("--max-num-batched-tokens", o->max_num_batched_tokens, MAX_ROWS, err);
+    if (r == 0) r = check_range("--max-model-len", o->max_model_len, INT32_MAX, err);
+    if (r == 0) r = check_range("--kv-cache-memory-bytes", o->kv_cache_memory_bytes, INT64_MAX, err);
+    return r;
+}
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* How many KV blocks there shall be, and whether the longest sequence fits them. */
+static int size_kv_cache(struct engine *e, const struct engine_options *o, enum dtype dtype, int32_t *n_blocks,
+                         struct err *err) {
+    const struct model_info *m = &e->info;
+    int64_t block = kv_cache_block_bytes(dtype, m->n_layers, m->n_kv_heads, m->head_dim);
+    int64_t useful = 2 * (int64_t)e->max_num_seqs * blocks_for(e->max_model_len);
+    int64_t bytes = o->kv_cache_memory_bytes, available = dev_memory_available(e->dev);
+    if (bytes == 0) bytes = min64(min64((int64_t)1 << 30, available / 4), useful * block);
+    int64_t n = min64(bytes / block, INT32_MAX), needed = blocks_for(e->max_model_len);
+    if (n < needed && (o->max_model_len > 0 || n == 0))
+        return err_set(err, E_NO_MEMORY,
+                       "a sequence of %d tokens takes %" PRId64 " KV blocks of %" PRId64 " KiB; %" PRId64
+                       " KiB hold %" PRId64 ": raise --kv-cache-memory-bytes or lower --max-model-len",
+                       e->max_model_len, needed, block >> 10, bytes >> 10, n);
+    if (n < needed) {
+        log_info("the KV cache of %" PRId64 " MiB holds %" PRId64 " of the model's %d tokens: --max-model-len %" PRId64,
+                 bytes >> 20, n * KV_BLOCK, e->max_model_len, n * KV_BLOCK);
+        e->max_model_len = (int32_t)n * KV_BLOCK;
+    }
+    *n_blocks = (int32_t)n;
+    return 0;
+}
+
+static int open_tokenizer(struct engine *e, const struct engine_options *o, bool dummy, struct err *err) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/tokenizer.json", o->model_dir);
+    if (dummy && access(path, F_OK) != 0) return 0;
+    return tokenizer_open(&e->tokenizer, o->model_dir, err);
+}
+
+static int open_model(struct engine *e, const struct engine_options *o, bool dummy, enum dtype *dtype, struct err *err) {
+    int r = model_read_info(&e->info, o->model_dir, dummy, err);
+    if (r == 0) r = model_pick_dtype(dtype, o->dtype, &e->info, err);
+    if (r < 0) return r;
+    if (o->max_model_len > e->info.context)
+        return err_set(err, E_USAGE, "--max-model-len %" PRId64 " is more than the model's context of %d tokens",
+                       o->max_model_len, e->info.context);
+    e->max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : e->info.context;
+    struct model_options options = {
+        .dir = o->model_dir, .dtype = *dtype, .dummy = dummy, .max_positions = e->max_model_len};
+    return model_open(&e->model, e->dev, &options, err);
+}
+
+static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
+    bool dummy = strcmp(word_of(o->load_format, "auto"), "dummy") == 0;
+    enum dtype dtype;
+    int32_t n_blocks = 0, max_rows = o->max_num_batched_tokens > 0 ? o->max_num_batched_tokens : CPU_ROWS;
+    e->max_num_seqs = o->max_num_seqs > 0 ? o->max_num_seqs : CPU_SEQS;
+    e->lookahead = o->lookahead < 0 ? 0 : o->lookahead;
+    int r = open_tokenizer(e, o, dummy, err);
+    if (r == 0) r = dev_open(&e->dev, &(struct dev_options){.kind = "cpu", .threads = o->threads}, err);
+    if (r == 0) r = open_model(e, o, dummy, &dtype, err);
+    if (r == 0) r = size_kv_cache(e, o, dtype, &n_blocks, err);
+    if (r < 0) return r;
+    struct runner_options runner = {.n_blocks = n_blocks,
+                                    .n_slots = e->max_num_seqs,
+                                    .max_rows = max_rows,
+                                    .max_samples = max_rows < e->max_num_seqs ? max_rows : e->max_num_seqs};
+    r = runner_open(&e->runner, e->model, &runner, err);
+    if (r < 0) return r;
+    struct scheduler_options scheduler = {.model = &e->info,
+                                          .tokenizer = e->tokenizer,
+                                          .max_model_len = e->max_model_len,
+                                          .n_blocks = n_blocks,
+                                          .n_slots = e->max_num_seqs,
+                                          .max_rows = max_rows,
+                                          .depth = e->lookahead + 1};
+    e->scheduler = scheduler_new(&scheduler);
+    snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));
+    return 0;
+}
+
+/* ---------------------------------------------------------------- the engine thread */
+
+static void publish_stats(struct engine *e) {
+    struct engine_stats now;
+    scheduler_stats(e->scheduler, &now);
+    pthread_mutex_lock(&e->lock);
+    e->stats = now;
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* Hand completions over; waits where nobody collects them. */
+static void deliver(struct engine *e) {
+    struct engine_completion *c;
+    while ((c = scheduler_take_done(e->scheduler))) {
+        bool delivered = false;
+        while (!delivered && !e->stop) delivered = mailbox_put(e->outbox, c, 100);
+        if (!delivered) engine_completion_free(c);
+    }
+}
+
+static void answer_matmul_rate(struct engine *e, struct matmul_rate *q) {
+    assert(scheduler_is_idle(e->scheduler) && e->n_under_way == 0);
+    q->result = runner_matmul_rate(e->runner, q->n_rows, q->seconds, &q->rows_per_s, &q->err);
+    mailbox_put(q->answered, q, -1);
+}
+
+static void read_message(struct engine *e, struct message *m) {
+    switch (m->kind) {
+    case MESSAGE_REQUEST: scheduler_add(e->scheduler, m->request); break;
+    case MESSAGE_ABORT:
+        scheduler_abort(e->scheduler, m->first, m->last);
+        e->n_aborts--;
+        break;
+    case MESSAGE_MATMUL_RATE: answer_matmul_rate(e, m->matmul_rate); break;
+    }
+    free(m);
+}
+
+/* As many requests as can be scheduled soon; the rest waits in the inbox, which makes
+ * the caller wait. With nothing to do, wait for a message. */
+static void read_inbox(struct engine *e) {
+    bool idle = scheduler_is_idle(e->scheduler) && e->n_under_way == 0;
+    struct message *m;
+    if (idle) deliver(e);
+    while (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0) {
+        m = mailbox_take(e->inbox, idle ? -1 : 0);
+        if (!m) return;
+        read_message(e, m);
+        idle = false;
+    }
+}
+
+static void log_tags(FILE *out, const char *name, const uint64_t *tags, int32_t n) {
+    fprintf(out, ",\"%s\":[", name);
+    for (int32_t i = 0; i < n; i++) fprintf(out, "%s%" PRIu64, i ? "," : "", tags[i]);
+    fputc(']', out);
+}
+
+static void log_step(const struct engine *e) {
+    const struct step_report *r = scheduler_report(e->scheduler);
+    if (!e->step_log) return;
+    fprintf(e->step_log,
+            "{\"step\":%" PRId64 ",\"rows\":%d,\"prefill\":%d,\"decode\":%d,\"running\":%d,\"waiting\":%d,\"kv_blocks\":%d",
+            r->step, r->n_rows, r->n_prefill, r->n_decode, r->n_running, r->n_waiting, r->n_blocks_used);
+    log_tags(e->step_log, "finished", r->finished, r->n_finished);
+    log_tags(e->step_log, "preempted", r->preempted, r->n_preempted);
+    fputs("}\n", e->step_log);
+}
+
+/* Fill the device's queue, then take the oldest step's results. 0 or E_*. */
+static int run_steps(struct engine *e, struct err *err) {
+    const struct step *step;
+    while (e->n_under_way <= e->lookahead && (step = scheduler_plan(e->scheduler, clock_mono_ns()))) {
+        int r = step_submit(e->runner, step, err);
+        if (r < 0) return r;
+        e->n_under_way++;
+    }
+    if (e->n_under_way == 0) return 0;
+    struct step_result result;
+    int r = step_collect(e->runner, &result, err);
+    if (r < 0) return r;
+    e->n_under_way--;
+    scheduler_apply(e->scheduler, result.drawn, clock_mono_ns());
+    log_step(e);
+    return 0;
+}
+
+/* What is finished is still delivered; then collectors learn that nothing more comes. */
+static void fail(struct engine *e, const struct err *err) {
+    deliver(e);
+    pthread_mutex_lock(&e->lock);
+    e->failure = *err;
+    pthread_mutex_unlock(&e->lock);
+    mailbox_close(e->inbox);
+    mailbox_close(e->outbox);
+}
+
+static void *engine_main(void *arg) {
+    struct engine *e = arg;
+    struct err err = ERR_INIT;
+    while (!e->stop) {
+        read_inbox(e);
+        int r = run_steps(e, &err);
+        if (r < 0) {
+            fail(e, &err);
+            break;
+        }
+        publish_stats(e); /* before the completions that it counts are seen */
+        deliver(e);
+    }
+    return NULL;
+}
+
+/* ---------------------------------------------------------------- open and close */
+
+int engine_open(struct engine **out, const struct engine_options *options, struct err *err) {
+    int r = check_options(options, err);
+    if (r < 0) return r;
+    struct engine *e = mem_zalloc(1, sizeof *e);
+    pthread_mutex_init(&e->lock, NULL);
+    e->step_log = options->step_log;
+    r = open_parts(e, options, err);
+    if (r == 0) {
+        e->inbox = mailbox_new((size_t)e->max_num_seqs * 2);
+        e->outbox = mailbox_new((size_t)e->max_num_seqs * 4);
+        publish_stats(e);
+        e->has_thread = pthread_create(&e->thread, NULL, engine_main, e) == 0;
+        if (!e->has_thread) r = err_set(err, E_NO_MEMORY, "cannot start the engine thread");
+    }
+    if (r < 0) engine_close(e);
+    else *out = e;
+    return r;
+}
+
+static void drop_messages(struct mailbox *inbox) {
+    struct message *m;
+    while ((m = mailbox_take(inbox, 0))) {
+        engine_request_free(m->request);
+        free(m);
+    }
+}
+
+static void drop_completions(struct mailbox *outbox) {
+    struct engine_completion *c;
+    while ((c = mailbox_take(outbox, 0))) engine_completion_free(c);
+}
+
+void engine_close(struct engine *e) {
+    if (!e) return;
+    e->stop = true;
+    if (e->inbox) mailbox_close(e->inbox);
+    if (e->has_thread) pthread_join(e->thread, NULL);
+    if (e->inbox) drop_messages(e->inbox);
+    if (e->outbox) drop_completions(e->outbox);
+    mailbox_free(e->inbox);
+    mailbox_free(e->outbox);
+    scheduler_free(e->scheduler);
+    if (e->dev) dev_sync(e->dev, NULL);
+    runner_close(e->runner);
+    model_close(e->model);
+    dev_close(e->dev);
+    tokenizer_close(e->tokenizer);
+    pthread_mutex_destroy(&e->lock);
+    free(e);
+}
+
+/* ---------------------------------------------------------------- from other threads */
+
+const struct model_info *engine_model(const struct engine *e) {
+    return &e->info;
+}
+
+const struct tokenizer *engine_tokenizer(const struct engine *e) {
+    return e->tokenizer;
+}
+
+int32_t engine_max_model_len(const struct engine *e) {
+    return e->max_model_len;
+}
+
+const char *engine_device_name(const struct engine *e) {
+    return e->device_name;
+}
+
+static bool send(struct engine *e, const struct message *message, int64_t timeout_ms) {
+    struct message *m = mem_dup(message, sizeof *message);
+    if (mailbox_put(e->inbox, m, timeout_ms)) return true;
+    free(m);
+    return false;
+}
+
+bool engine_submit(struct engine *e, struct engine_request *r, int64_t timeout_ms) {
+    return send(e, &(struct message){.kind = MESSAGE_REQUEST, .request = r}, timeout_ms);
+}
+
+struct engine_completion *engine_collect(struct engine *e, int64_t timeout_ms) {
+    return mailbox_take(e->outbox, timeout_ms);
+}
+
+void engine_abort(struct engine *e, uint64_t first, uint64_t last) {
+    e->n_aborts++;
+    if (!send(e, &(struct message){.kind = MESSAGE_ABORT, .first = first, .last = last}, -1)) e->n_aborts--;
+}
+
+int engine_failure(struct engine *e, struct err *err) {
+    pthread_mutex_lock(&e->lock);
+    int code = e->failure.code;
+    if (code && err) *err = e->failure;
+    pthread_mutex_unlock(&e->lock);
+    return code;
+}
+
+void engine_stats(struct engine *e, struct engine_stats *out) {
+    pthread_mutex_lock(&e->lock);
+    *out = e->stats;
+    pthread_mutex_unlock(&e->lock);
+}
+
+int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err) {
+    struct matmul_rate q = {.n_rows = n_rows, .seconds = seconds, .err = ERR_INIT, .answered = mailbox_new(1)};
+    if (!send(e, &(struct message){.kind = MESSAGE_MATMUL_RATE, .matmul_rate = &q}, -1)) {
+        mailbox_free(q.answered);
+        return err_set(err, E_DEVICE, "the engine has stopped");
+    }
+    mailbox_take(q.answered, -1);
+    mailbox_free(q.answered);
+    if (q.result < 0) err_set(err, q.result, "%s", q.err.text);
+    else *rows_per_s = q.rows_per_s;
+    return q.result;
+}

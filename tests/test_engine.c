@@ -1,0 +1,548 @@
+/* test_engine.c - the whole engine: the same tokens whatever shares the batch, the
+ * model's own texts, stops and limits, failures that belong to one request. */
+#include "tests/unit.h"
+
+#include "base/mem.h"
+#include "engine/engine.h"
+
+#include <jansson.h>
+#include <math.h>
+
+static const char demo[] = "tests/models/demo", tiny[] = "tests/models/tiny-llama3";
+
+enum { N = 208, MAX_PROMPT = 90, MAX_NEW = 100 };
+
+static uint32_t next_random(uint32_t *state) {
+    *state = *state * 1664525u + 1013904223u;
+    return *state >> 8;
+}
+
+/* ---------------------------------------------------------------- many requests */
+
+struct outcome {
+    enum finish_reason finish;
+    int32_t *tokens;
+    size_t n_tokens;
+    int32_t preemptions, order; /* how many finished before it */
+    int64_t scheduled_ns, last_token_ns;
+};
+
+struct outcomes {
+    struct outcome at[N];
+    int64_t preemptions, steps, cached;
+};
+
+static void outcomes_clear(struct outcomes *o) {
+    for (int i = 0; i < N; i++) free(o->at[i].tokens);
+    *o = (struct outcomes){0};
+}
+
+/* Request i of the set: random ids, a third of them behind a prefix that others share;
+ * odd ones are drawn at temperature 0.8. */
+static struct engine_request *make_request(int i, int32_t vocab) {
+    struct engine_request *r = engine_request_new();
+    uint32_t state = (uint32_t)i * 2654435761u + 17, shared = 99;
+    r->tag = (uint64_t)i;
+    r->n_tokens = 2 + next_random(&state) % (MAX_PROMPT - 2);
+    r->tokens = mem_zalloc(r->n_tokens, sizeof *r->tokens);
+    for (size_t k = 0; k < r->n_tokens; k++) {
+        bool common = i % 3 == 0 && k < 64;
+        r->tokens[k] = (int32_t)(3 + next_random(common ? &shared : &state) % (uint32_t)(vocab - 3));
+    }
+    struct sampling *s = &r->sampling;
+    s->max_tokens = (int32_t)(1 + next_random(&state) % MAX_NEW);
+    s->seed = (uint64_t)i * 77;
+    s->ignore_eos = i % 5 != 0;
+    if (i % 2) s->temperature = 0.8f;
+    if (i % 4 == 3) s->top_p = 0.9f;
+    if (i % 8 == 5) s->top_k = 20;
+    if (i % 8 == 1) s->min_p = 0.02f;
+    return r;
+}
+
+struct run {
+    const char *dir, *dtype;
+    int threads, rows, lookahead, seqs;
+    int64_t kv_bytes, max_len;
+    enum { ALONE, TOGETHER, SHUFFLED } order;
+    FILE *step_log;
+};
+
+static struct engine *open_engine(const struct run *run) {
+    struct engine *e;
+    struct err err = ERR_INIT;
+    struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+    o.model_dir = run->dir;
+    o.dtype = run->dtype;
+    o.threads = run->threads;
+    o.max_num_batched_tokens = run->rows;
+    o.lookahead = run->lookahead;
+    o.max_num_seqs = run->seqs;
+    o.kv_cache_memory_bytes = run->kv_bytes;
+    o.max_model_len = run->max_len;
+    o.step_log = run->step_log;
+    assert_ok(engine_open(&e, &o, &err), &err);
+    return e;
+}
+
+static struct engine_completion *collect(struct engine *e) {
+    struct engine_completion *c = engine_collect(e, 120000);
+    assert_non_null(c);
+    return c;
+}
+
+static void take(struct engine *e, struct outcomes *out, int order) {
+    struct engine_completion *c = collect(e);
+    assert_true(c->tag < N);
+    struct outcome *o = &out->at[c->tag];
+    assert_null(o->tokens);
+    if (c->finish == FINISH_ERROR) fail_msg("request %d: %s: %s", (int)c->tag, c->error_code, c->error);
+    assert_int_equal(c->text_bytes, SIZE_MAX);
+    assert_true(c->scheduled_ns > 0 && c->first_token_ns >= c->scheduled_ns && c->last_token_ns >= c->first_token_ns);
+    *o = (struct outcome){c->finish, c->tokens, c->n_tokens, c->preemptions, order, c->scheduled_ns, c->last_token_ns};
+    out->preemptions += c->preemptions;
+    c->tokens = NULL;
+    engine_completion_free(c);
+}
+
+static void permute(int which[N], bool shuffle) {
+    uint32_t state = 5;
+    for (int i = 0; i < N; i++) which[i] = i;
+    for (int i = N - 1; shuffle && i > 0; i--) {
+        int k = (int)(next_random(&state) % (uint32_t)(i + 1)), kept = which[i];
+        which[i] = which[k];
+        which[k] = kept;
+    }
+}
+
+static void run_all(struct outcomes *out, const struct run *run) {
+    struct engine *e = open_engine(run);
+    int32_t vocab = engine_model(e)->vocab;
+    int which[N], n_taken = 0;
+    *out = (struct outcomes){0};
+    permute(which, run->order == SHUFFLED);
+    for (int i = 0; i < N; i++) {
+        struct engine_request *r = make_request(which[i], vocab);
+        while (!engine_submit(e, r, 0)) take(e, out, n_taken++);
+        if (run->order == ALONE) take(e, out, n_taken++);
+    }
+    while (n_taken < N) take(e, out, n_taken++);
+    struct engine_stats stats;
+    engine_stats(e, &stats);
+    out->steps = stats.n_steps;
+    out->cached = stats.n_cached_tokens;
+    assert_int_equal(stats.n_preemptions, out->preemptions);
+    engine_close(e);
+}
+
+static void assert_same(const struct outcomes *got, const struct outcomes *want, const struct run *run) {
+    for (int i = 0; i < N; i++) {
+        const struct outcome *a = &got->at[i], *b = &want->at[i];
+        if (a->n_tokens != b->n_tokens || a->finish != b->finish ||
+            memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0)
+            fail_msg("request %d differs: %s, %d threads, T %d, look-ahead %d, order %d", i, run->dtype, run->threads,
+                     run->rows, run->lookahead, run->order);
+    }
+}
+
+static int n_distinct(const struct outcomes *o) {
+    int n = 0;
+    for (int i = 0; i < N; i++) {
+        bool seen = false;
+        for (int k = 0; k < i && !seen; k++)
+            seen = o->at[i].n_tokens == o->at[k].n_tokens &&
+                   memcmp(o->at[i].tokens, o->at[k].tokens, o->at[i].n_tokens * sizeof(int32_t)) == 0;
+        n += !seen;
+    }
+    return n;
+}
+
+/* ---------------------------------------------------------------- batch invariance */
+
+static const char *invariance_model(char path[600]) {
+    if (!test_data()) return demo;
+    snprintf(path, 600, "%s/models/stories260K", test_data());
+    return path;
+}
+
+static void check_dtype(const char *dtype) {
+    char path[600];
+    struct outcomes alone, got;
+    struct run run = {.dir = invariance_model(path), .dtype = dtype, .threads = 1, .rows = 512, .order = ALONE};
+    run_all(&alone, &run);
+    assert_true(n_distinct(&alone) > 200 - 8); /* one-token answers may meet */
+    int n_runs = 0;
+    for (run.order = TOGETHER; run.order <= SHUFFLED; run.order++)
+        for (run.threads = 1; run.threads <= 2; run.threads++)
+            for (run.rows = 64; run.rows <= 512; run.rows *= 8)
+                for (run.lookahead = 0; run.lookahead <= 2; run.lookahead++) {
+                    if (test_is_quick() && n_runs++ % 5 != 0) continue;
+                    run_all(&got, &run);
+                    assert_same(&got, &alone, &run);
+                    assert_true(got.cached > 0);
+                    outcomes_clear(&got);
+                }
+    outcomes_clear(&alone);
+}
+
+static void float32_is_batch_invariant(void **state) {
+    check_dtype("float32");
+}
+
+static void bfloat16_is_batch_invariant(void **state) {
+    check_dtype("bfloat16");
+}
+
+static void alone_with_two_threads_and_lookahead(void **state) {
+    char path[600];
+    struct outcomes a, b;
+    struct run run = {.dir = invariance_model(path), .dtype = "float32", .threads = 1, .rows = 512, .order = ALONE};
+    run_all(&a, &run);
+    run.threads = run.lookahead = 2;
+    run.rows = 64;
+    run_all(&b, &run);
+    assert_same(&b, &a, &run);
+    outcomes_clear(&a);
+    outcomes_clear(&b);
+}
+
+/* As many bytes as n blocks of KV_BLOCK tokens take in float32. */
+static int64_t bytes_of_blocks(const char *dir, int64_t n) {
+    struct model_info m;
+    struct err err = ERR_INIT;
+    assert_ok(model_describe(&m, dir, &err), &err);
+    return n * 32 * m.n_layers * 2 * m.n_kv_heads * m.head_dim * 4;
+}
+
+static void preempted_requests_go_on_as_if_nothing_had_been(void **state) {
+    char path[600];
+    struct outcomes roomy, tight;
+    struct run run = {.dir = invariance_model(path), .dtype = "float32", .threads = 1, .order = TOGETHER, .max_len = 192};
+    run_all(&roomy, &run);
+    assert_int_equal(roomy.preemptions, 0);
+    run.kv_bytes = bytes_of_blocks(run.dir, 12);
+    for (run.lookahead = 0; run.lookahead <= 2; run.lookahead++)
+        for (run.rows = 64; run.rows <= 512; run.rows *= 8) {
+            run_all(&tight, &run);
+            assert_same(&tight, &roomy, &run);
+            if (tight.preemptions < 50) fail_msg("%d preemptions", (int)tight.preemptions);
+            outcomes_clear(&tight);
+        }
+    outcomes_clear(&roomy);
+}
+
+/* ---------------------------------------------------------------- continuous batching */
+
+/* A request that came later and ended earlier, though the older one was already at work. */
+static bool short_overtakes_long(const struct outcomes *o) {
+    for (int i = 0; i < N; i++)
+        for (int k = i + 1; k < N; k++)
+            if (o->at[k].scheduled_ns > o->at[i].scheduled_ns && o->at[k].scheduled_ns < o->at[i].last_token_ns &&
+                o->at[k].order < o->at[i].order)
+                return true;
+    return false;
+}
+
+static void steps_mix_prefill_and_decode(void **state) {
+    char *log = NULL, *save = NULL;
+    size_t n_log = 0;
+    FILE *f = open_memstream(&log, &n_log);
+    struct outcomes o;
+    struct run run = {.dir = demo, .dtype = "float32", .rows = 64, .seqs = 32, .order = TOGETHER, .step_log = f};
+    run_all(&o, &run);
+    assert_int_equal(fclose(f), 0);
+    int64_t n_steps = 0, n_mixed = 0, n_finished = 0;
+    for (char *line = strtok_r(log, "\n", &save); line; line = strtok_r(NULL, "\n", &save)) {
+        json_t *step = json_loads(line, 0, NULL);
+        assert_non_null(step);
+        json_int_t prefill = json_integer_value(json_object_get(step, "prefill"));
+        json_int_t decode = json_integer_value(json_object_get(step, "decode"));
+        json_int_t rows = json_integer_value(json_object_get(step, "rows"));
+        assert_int_equal(json_integer_value(json_object_get(step, "step")), ++n_steps);
+        assert_int_equal(rows, prefill + decode);
+        assert_true(rows > 0 && rows <= 64);
+        assert_true(json_integer_value(json_object_get(step, "running")) <= 32);
+        n_mixed += prefill > 0 && decode > 0;
+        n_finished += (int64_t)json_array_size(json_object_get(step, "finished"));
+        json_decref(step);
+    }
+    assert_int_equal(n_steps, o.steps);
+    assert_int_equal(n_finished, N);
+    assert_true(n_mixed > 10);
+    assert_true(short_overtakes_long(&o));
+    outcomes_clear(&o);
+    free(log);
+}
+
+/* ---------------------------------------------------------------- what the model says */
+
+static struct engine_request *text_request(struct engine *e, const char *text) {
+    struct engine_request *r = engine_request_new();
+    struct token_list ids = {0};
+    struct err err = ERR_INIT;
+    struct encode_options o = {.add_special = true};
+    assert_ok(tokenizer_encode(engine_tokenizer(e), &ids, text, strlen(text), &o, &err), &err);
+    r->tokens = ids.ids;
+    r->n_tokens = ids.n;
+    return r;
+}
+
+static void check_reference_line(struct engine *e, const json_t *line) {
+    struct engine_request *r = engine_request_new();
+    const json_t *prompt = json_object_get(line, "prompt_ids"), *want = json_object_get(line, "greedy_ids");
+    r->n_tokens = json_array_size(prompt);
+    r->tokens = mem_zalloc(r->n_tokens, sizeof *r->tokens);
+    for (size_t i = 0; i < r->n_tokens; i++) r->tokens[i] = (int32_t)json_integer_value(json_array_get(prompt, i));
+    r->sampling.max_tokens = (int32_t)json_array_size(want);
+    assert_true(engine_submit(e, r, 1000));
+    struct engine_completion *c = collect(e);
+    for (size_t i = 0; i < c->n_tokens; i++) /* a stop id is left out */
+        assert_int_equal(c->tokens[i], json_integer_value(json_array_get(want, i)));
+    assert_true(c->n_tokens + 1 >= json_array_size(want));
+    engine_completion_free(c);
+}
+
+static void check_reference(const char *dir) {
+    char path[700], *line = NULL;
+    size_t cap = 0;
+    int n = 0;
+    struct engine *e = open_engine(&(struct run){.dir = dir, .dtype = "float32"});
+    snprintf(path, sizeof path, "%s/reference_greedy.jsonl", dir);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    for (; getline(&line, &cap, f) > 0; n++) {
+        json_t *root = json_loads(line, 0, NULL);
+        check_reference_line(e, root);
+        json_decref(root);
+    }
+    assert_true(n >= 4);
+    free(line);
+    fclose(f);
+    engine_close(e);
+}
+
+static void demo_model_says_what_transformers_says(void **state) {
+    check_reference(demo);
+}
+
+static void trained_model_says_what_transformers_says(void **state) {
+    if (!test_data()) skip();
+    static const char *const names[] = {"stories260K", "stories260K-bf16", "stories260K-f16-sharded"};
+    for (size_t i = 0; i < 3; i++) {
+        char dir[600];
+        snprintf(dir, sizeof dir, "%s/models/%s", test_data(), names[i]);
+        check_reference(dir);
+    }
+}
+
+static char *text_of(struct engine *e, const struct engine_completion *c) {
+    struct buf b = BUF_INIT(0);
+    tokenizer_decode(engine_tokenizer(e), &b, c->tokens, c->n_tokens, true);
+    if (c->text_bytes < b.n) b.data[c->text_bytes] = '\0';
+    return buf_take(&b);
+}
+
+static void stops_where_it_is_told(void **state) {
+    static const char prompt[] = "<|user|>\nWrite in capital letters: raven urchin forest<|end|>\n<|assistant|>\n";
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
+    struct token_list ids = {0};
+    struct err err = ERR_INIT;
+    struct encode_options o = {.add_special = true, .parse_special = true};
+    assert_ok(tokenizer_encode(engine_tokenizer(e), &ids, prompt, strlen(prompt), &o, &err), &err);
+    static const struct {
+        const char *stop, *want;
+        int min_tokens, max_tokens;
+        enum finish_reason finish;
+    } cases[] = {
+        {NULL, "RAVEN URCHIN FOREST", 0, 60, FINISH_STOP},
+        {"URCH", "RAVEN ", 0, 60, FINISH_STOP},
+        {"N U", "RAVE", 0, 60, FINISH_STOP},
+        {"never", "RAVEN URCHIN FOREST", 0, 60, FINISH_STOP},
+        {"RAVEN", "", 0, 60, FINISH_STOP},
+        {NULL, NULL, 0, 2, FINISH_LENGTH},
+        {NULL, NULL, 40, 60, FINISH_STOP},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct engine_request *r = engine_request_new();
+        r->tokens = mem_dup(ids.ids, ids.n * sizeof *ids.ids);
+        r->n_tokens = ids.n;
+        r->sampling.max_tokens = cases[i].max_tokens;
+        r->sampling.min_tokens = cases[i].min_tokens;
+        if (cases[i].stop) {
+            r->sampling.stop = mem_zalloc(1, sizeof(char *));
+            r->sampling.stop[r->sampling.n_stop++] = mem_strdup(cases[i].stop);
+        }
+        assert_true(engine_submit(e, r, 1000));
+        struct engine_completion *c = collect(e);
+        char *text = text_of(e, c);
+        if (cases[i].want) assert_string_equal(text, cases[i].want);
+        assert_true(c->n_completion_tokens >= cases[i].min_tokens && c->n_completion_tokens <= cases[i].max_tokens);
+        if (!cases[i].min_tokens) assert_int_equal(c->finish, cases[i].finish);
+        free(text);
+        engine_completion_free(c);
+    }
+    token_list_clear(&ids);
+    engine_close(e);
+}
+
+static void cold_and_hot_draws_differ(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
+    char *texts[3];
+    for (int i = 0; i < 3; i++) { /* seeds 1, 1, 2 */
+        struct engine_request *r = text_request(e, "Add these numbers");
+        r->sampling.temperature = 2.0f;
+        r->sampling.seed = i < 2 ? 1 : 2;
+        r->sampling.max_tokens = 30;
+        r->sampling.ignore_eos = true;
+        assert_true(engine_submit(e, r, 1000));
+        struct engine_completion *c = collect(e);
+        texts[i] = text_of(e, c);
+        engine_completion_free(c);
+    }
+    assert_string_equal(texts[0], texts[1]);
+    assert_string_not_equal(texts[0], texts[2]);
+    for (int i = 0; i < 3; i++) free(texts[i]);
+    engine_close(e);
+}
+
+/* ---------------------------------------------------------------- what goes wrong */
+
+static void expect_error(struct engine *e, int32_t *tokens, size_t n, const char *code) {
+    struct engine_request *r = engine_request_new();
+    r->tokens = tokens;
+    r->n_tokens = n;
+    assert_true(engine_submit(e, r, 1000));
+    struct engine_completion *c = collect(e);
+    assert_int_equal(c->finish, FINISH_ERROR);
+    assert_string_equal(c->error_code, code);
+    assert_true(strlen(c->error) > 10);
+    engine_completion_free(c);
+}
+
+static void bad_requests_fail_alone(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
+    struct engine_request *good = text_request(e, "Sort these words");
+    good->tag = 7;
+    assert_true(engine_submit(e, good, 1000));
+    struct engine_completion *c = collect(e);
+    assert_int_equal(c->tag, 7);
+    engine_completion_free(c);
+    expect_error(e, NULL, 0, "empty_prompt");
+    expect_error(e, mem_zalloc(4000, sizeof(int32_t)), 4000, "context_length");
+    int32_t *ids = mem_zalloc(3, sizeof *ids);
+    ids[1] = 999999;
+    expect_error(e, ids, 3, "bad_token");
+    assert_int_equal(engine_failure(e, NULL), 0);
+    engine_close(e);
+}
+
+static void abort_brings_requests_back(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32", .seqs = 8});
+    for (uint64_t i = 0; i < 12; i++) {
+        struct engine_request *r = text_request(e, "Count these words");
+        r->tag = i;
+        r->sampling.max_tokens = 400;
+        r->sampling.ignore_eos = true;
+        assert_true(engine_submit(e, r, 1000));
+    }
+    engine_abort(e, 3, 11);
+    int n_aborted = 0;
+    for (int i = 0; i < 12; i++) {
+        struct engine_completion *c = collect(e);
+        assert_int_equal(c->finish == FINISH_ABORTED, c->tag >= 3);
+        n_aborted += c->finish == FINISH_ABORTED;
+        engine_completion_free(c);
+    }
+    assert_int_equal(n_aborted, 9);
+    assert_null(engine_collect(e, 0));
+    engine_close(e);
+}
+
+static void closing_drops_what_runs(void **state) {
+    for (int i = 0; i < 5; i++) {
+        struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32", .seqs = 4, .lookahead = i % 3});
+        for (int k = 0; k < 8; k++) {
+            struct engine_request *r = text_request(e, "Largest number");
+            r->sampling.ignore_eos = true;
+            if (!engine_submit(e, r, 0)) engine_request_free(r);
+        }
+        engine_close(e);
+    }
+}
+
+static void a_caller_who_does_not_collect_is_made_to_wait(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32", .seqs = 2});
+    int n = 0;
+    for (; n < 100; n++) {
+        struct engine_request *r = text_request(e, "Reverse");
+        r->sampling.max_tokens = 1;
+        if (engine_submit(e, r, 300)) continue;
+        engine_request_free(r);
+        break;
+    }
+    assert_true(n > 4 && n < 100);
+    for (int i = 0; i < n; i++) engine_completion_free(collect(e));
+    engine_close(e);
+}
+
+static void refuses_options_that_make_no_sense(void **state) {
+    static const struct {
+        struct engine_options o;
+        int code;
+        const char *text;
+    } cases[] = {
+        {{.model_dir = demo, .device = "cuda"}, E_DEVICE, "CUDA"},
+        {{.model_dir = demo, .device = "tpu"}, E_USAGE, "tpu"},
+        {{.model_dir = demo, .dtype = "float16"}, E_UNSUPPORTED, "float16"},
+        {{.model_dir = demo, .dtype = "int3"}, E_USAGE, "int3"},
+        {{.model_dir = demo, .load_format = "gguf"}, E_USAGE, "gguf"},
+        {{.model_dir = demo, .max_model_len = 100000}, E_USAGE, "context of 512"},
+        {{.model_dir = demo, .max_num_seqs = 1000000}, E_USAGE, "--max-num-seqs"},
+        {{.model_dir = demo, .lookahead = 3}, E_USAGE, "look-ahead"},
+        {{.model_dir = demo, .max_model_len = 512, .kv_cache_memory_bytes = 100000}, E_NO_MEMORY, "raise --kv-cache"},
+        {{.model_dir = "tests/none"}, E_NOT_FOUND, "tests/none"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct engine *e = NULL;
+        struct err err = ERR_INIT;
+        assert_err(engine_open(&e, &cases[i].o, &err), cases[i].code, cases[i].text, &err);
+        assert_null(e);
+    }
+}
+
+static void dummy_weights_need_no_tokenizer(void **state) {
+    struct engine *e;
+    struct err err = ERR_INIT;
+    struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+    o.model_dir = tiny;
+    o.load_format = "dummy";
+    assert_ok(engine_open(&e, &o, &err), &err);
+    assert_null(engine_tokenizer(e));
+    double rate = 0;
+    assert_ok(engine_matmul_rate(e, 16, 0.01, &rate, &err), &err);
+    assert_true(rate > 0);
+    assert_err(engine_matmul_rate(e, 100000, 0.01, &rate, &err), E_RANGE, "rows", &err);
+    engine_close(e);
+}
+
+int main(int argc, char **argv) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(demo_model_says_what_transformers_says),
+        cmocka_unit_test(trained_model_says_what_transformers_says),
+        cmocka_unit_test(stops_where_it_is_told),
+        cmocka_unit_test(cold_and_hot_draws_differ),
+        cmocka_unit_test(bad_requests_fail_alone),
+        cmocka_unit_test(abort_brings_requests_back),
+        cmocka_unit_test(closing_drops_what_runs),
+        cmocka_unit_test(a_caller_who_does_not_collect_is_made_to_wait),
+        cmocka_unit_test(refuses_options_that_make_no_sense),
+        cmocka_unit_test(dummy_weights_need_no_tokenizer),
+        cmocka_unit_test(steps_mix_prefill_and_decode),
+        cmocka_unit_test(preempted_requests_go_on_as_if_nothing_had_been),
+        cmocka_unit_test(alone_with_two_threads_and_lookahead),
+        cmocka_unit_test(float32_is_batch_invariant),
+        cmocka_unit_test(bfloat16_is_batch_invariant),
+    };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
