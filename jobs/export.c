@@ -190,10 +190,9 @@ static int load_columns(struct exporter *e, struct store *s, int64_t job_id, str
 }
 
 static int write_all(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
-    struct result_filter all = {.only_ok = e->o->only_ok};
     int r = load_columns(e, s, job_id, err);
     if (r == 0 && e->format == EXPORT_CSV) write_header(e);
-    if (r == 0) r = results_each(s, job_id, &all, write_row, e, err);
+    if (r == 0) r = results_each(s, job_id, &e->o->filter, write_row, e, err);
     return r;
 }
 

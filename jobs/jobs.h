@@ -35,6 +35,9 @@ int store_open(struct store **out, const char *path, enum store_mode mode, struc
 void store_close(struct store *s); /* NULL is fine */
 const char *store_path(const struct store *s);
 
+/* SQLite's quick_check. E_IO: the file is damaged, with its first complaint. */
+int store_check(struct store *s, struct err *err);
+
 /* Changes whenever another connection commits; cheap to poll. */
 int64_t store_data_version(struct store *s);
 
@@ -284,7 +287,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
 /* Call fn for finished rows in row order, from first_row on, in short read
  * transactions; fn returns 0 or an E_* that ends the walk. */
 struct result_filter {
-    int64_t first_row;
+    int64_t first_row, end_row; /* rows [first_row, end_row); end_row 0 = to the last */
     int64_t limit;    /* 0 = all */
     bool only_ok, only_failed;
 };
@@ -302,12 +305,12 @@ enum export_format { EXPORT_AUTO, EXPORT_JSONL, EXPORT_CSV };
 struct export_options {
     const char *path;  /* NULL or "-" = standard output */
     enum export_format format; /* AUTO: by extension, else JSONL */
-    bool only_ok;
+    struct result_filter filter; /* all zero = all finished rows */
     bool force;        /* replace a file that is not this job's own earlier export */
     bool csv_raw;      /* no ' before cells that a spreadsheet would take for a formula */
 };
 
-/* Write all finished rows in input order; *n_rows of them. The file appears whole
+/* Write finished rows in input order; *n_rows of them. The file appears whole
  * or not at all. E_EXISTS without force; E_PERMISSION, E_FULL, E_IO. */
 int job_export(struct store *s, int64_t job_id, const struct export_options *options, int64_t *n_rows,
                struct err *err);

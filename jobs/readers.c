@@ -151,7 +151,7 @@ static int each_page(struct store *s, int64_t job_id, const struct result_filter
                                    err);
     if (!st) return E_IO;
     sql_bind_int(st, 1, row_id(job_id, *next));
-    sql_bind_int(st, 2, row_id(job_id, UINT32_MAX));
+    sql_bind_int(st, 2, row_id(job_id, f->end_row > 0 ? f->end_row - 1 : UINT32_MAX));
     sql_bind_int(st, 3, f->only_ok ? ROW_OK : f->only_failed ? ROW_FAILED : -1);
     sql_bind_int(st, 4, limit);
     int r;

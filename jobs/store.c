@@ -259,6 +259,16 @@ const char *store_path(const struct store *s) {
     return s->path;
 }
 
+int store_check(struct store *s, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "PRAGMA quick_check(1)", err);
+    if (!st) return E_IO;
+    int r = sql_step(s, st, err);
+    const char *text = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
+    if (text && strcmp(text, "ok") != 0) r = err_set(err, E_IO, "%s is damaged: %s", s->path, text);
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
 int64_t store_data_version(struct store *s) {
     return pragma_int(s, "PRAGMA data_version");
 }

@@ -1,0 +1,153 @@
+/* cmd_run.c - batchd run: submit, work and export in one process.
+ *
+ * The job's key is made of the file's content and the settings, so that the same
+ * command after an interruption finds its job and goes on. */
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "batchd/command.h"
+#include "batchd/engine_flags.h"
+#include "batchd/exit.h"
+#include "batchd/job_flags.h"
+#include "batchd/model_arg.h"
+#include "batchd/serving.h"
+#include "batchd/signals.h"
+#include "batchd/verbs.h"
+#include "batchd/watch.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+static int set_model(struct job_flags *f, struct store *s, const struct args *args) {
+    struct err err = ERR_INIT;
+    if (args->model) return job_flags_model(&f->settings.model, s, args);
+    return model_arg_default(&f->settings.model, &err) < 0 ? exit_with(ABOUT_MODEL, &err) : EXIT_DONE;
+}
+
+/* Standard input is read once, so its job has no key unless one is given. */
+static int set_key(struct job_flags *f, const struct args *args, char key[128]) {
+    struct err err = ERR_INIT;
+    char hex[65];
+    if (args->key || strcmp(f->options.path, "-") == 0) return EXIT_DONE;
+    if (submit_content_key(&f->options, hex, &err) < 0) return exit_with(ABOUT_INPUT, &err);
+    if (args->fresh) snprintf(key, 128, "run:%s:%" PRId64, hex, clock_wall_us());
+    else snprintf(key, 128, "run:%s", hex);
+    f->options.key = key;
+    return EXIT_DONE;
+}
+
+/* A folder that is not there, or a file in the way, must show before the work is done. */
+static int check_output(const struct args *args) {
+    if (!args->output || strcmp(args->output, "-") == 0) return EXIT_DONE;
+    char *dir = mem_strdup(args->output), *slash = strrchr(dir, '/');
+    struct stat st;
+    int code = EXIT_DONE;
+    if (stat(args->output, &st) == 0 && S_ISDIR(st.st_mode)) {
+        log_error("-o %s is a folder; give a file's name", args->output);
+        code = EXIT_OUTPUT;
+    } else {
+        if (slash) slash[slash == dir] = '\0';
+        if (access(slash ? dir : ".", W_OK) != 0) {
+            log_error("-o %s: the folder %s is not there or not writable", args->output, slash ? dir : ".");
+            code = EXIT_OUTPUT;
+        }
+    }
+    free(dir);
+    return code;
+}
+
+static int work(struct store *s, int64_t job_id, const struct args *args) {
+    struct engine_flags engine = {.options = ENGINE_OPTIONS_DEFAULT};
+    bool busy = worker_is_alive(store_path(s), NULL);
+    int code = engine_flags_read(&engine, args);
+    if (code == EXIT_DONE && !busy) {
+        struct daemon_options o = {
+            .db_path = store_path(s), .engine = engine.options, .only_job = job_id, .once = true, .lock_wait_ms = 200};
+        code = serve_until_end(&o, s, args, &busy);
+    }
+    engine_flags_clear(&engine);
+    if (code != EXIT_DONE) return code;
+    if (busy) {
+        log_info("a daemon serves this database: it does the work");
+        code = watch_job(s, job_id, -1, args, NULL);
+    }
+    return signals_seen() ? signals_exit_code() : EXIT_DONE;
+}
+
+static int export_job(struct store *s, int64_t job_id, const struct args *args) {
+    struct err err = ERR_INIT;
+    int64_t n = 0;
+    if (!args->output) return EXIT_DONE;
+    struct export_options o = {.path = args->output,
+                               .format = command_export_format(args->output_format),
+                               .filter = {.only_ok = args->only_ok},
+                               .force = args->force,
+                               .csv_raw = args->csv_raw};
+    if (job_export(s, job_id, &o, &n, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
+    log_info("%" PRId64 " rows written to %s", n, args->output);
+    return EXIT_DONE;
+}
+
+static void print_summary(const struct job_info *j, const struct args *args) {
+    char done[32], tokens[32], duration[24];
+    double seconds = (double)(j->finished_us - j->started_us) / 1e6;
+    if (args->json) command_print_json(command_job_json(j));
+    if (j->error) log_error("job %" PRId64 ": %s", j->job_id, j->error);
+    log_info("job %" PRId64 " %s: %s rows done, %" PRId64 " failed, %" PRId64 " rejected; %s tokens in %s (%.0f tok/s)",
+             j->job_id, j->state, command_count(done, j->n_done), j->n_failed, j->n_rejected,
+             command_count(tokens, j->completion_tokens), command_duration(duration, seconds),
+             seconds > 0 ? (double)j->completion_tokens / seconds : 0);
+    if (!args->output) log_info("next: batchd results %" PRId64 ", or batchd export %" PRId64 " -o FILE", j->job_id, j->job_id);
+}
+
+/* The job is there: bring it to its end, and its results out. */
+static int finish_job(struct store *s, int64_t job_id, const struct args *args) {
+    struct err err = ERR_INIT;
+    struct job_info job = {0};
+    int code = EXIT_DONE;
+    if (job_get(s, job_id, NULL, &job, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
+    if (!job_is_final(&job)) {
+        if (job.n_done + job.n_failed > 0)
+            log_info("going on with job %" PRId64 ": %" PRId64 " of %" PRId64 " rows are there", job_id,
+                     job.n_done + job.n_failed, job.n_rows);
+        job_info_clear(&job);
+        code = work(s, job_id, args);
+        if (code == EXIT_DONE && job_get(s, job_id, NULL, &job, &err) < 0) code = exit_with(ABOUT_DATABASE, &err);
+    }
+    if (code == EXIT_DONE && !job_is_final(&job)) {
+        log_error("job %" PRId64 " is not finished; the same command goes on with it", job_id);
+        code = EXIT_FAILED;
+    }
+    if (code == EXIT_DONE) {
+        print_summary(&job, args);
+        code = export_job(s, job_id, args);
+        if (code == EXIT_DONE) code = command_job_code(&job);
+    } else if (signals_seen()) {
+        log_info("interrupted; the same command goes on with job %" PRId64, job_id);
+    }
+    job_info_clear(&job);
+    return code;
+}
+
+int cmd_run(const struct args *args) {
+    struct store *store = NULL;
+    struct job_flags flags = {0};
+    struct submit_report report;
+    char key[128];
+    int code = job_flags_read(&flags, args);
+    if (code == EXIT_DONE) code = check_output(args);
+    if (code == EXIT_DONE) code = command_open(&store, args, STORE_CREATE);
+    if (code == EXIT_DONE) code = set_model(&flags, store, args);
+    if (code == EXIT_DONE) code = set_key(&flags, args, key);
+    if (code == EXIT_DONE) {
+        signals_listen();
+        code = job_flags_submit(&flags, store, args, &report);
+    }
+    if (code == EXIT_DONE) code = finish_job(store, report.job_id, args);
+    job_flags_clear(&flags);
+    store_close(store);
+    return code;
+}

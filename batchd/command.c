@@ -1,0 +1,124 @@
+/* command.c - see command.h. */
+#include "batchd/command.h"
+#include "base/log.h"
+#include "batchd/exit.h"
+#include "batchd/paths.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+int command_open(struct store **out, const struct args *args, enum store_mode mode) {
+    struct err err = ERR_INIT;
+    char *path;
+    if (paths_database(&path, args->db, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
+    int r = store_open(out, path, mode, &err);
+    free(path);
+    return r < 0 ? exit_with(ABOUT_DATABASE, &err) : EXIT_DONE;
+}
+
+int command_job(struct job_info *out, struct store *s, const struct args *args, size_t which) {
+    struct err err = ERR_INIT;
+    int64_t id = 0;
+    if (!args->key) {
+        const char *word = args->words[which];
+        char *end;
+        errno = 0;
+        id = strtoll(word, &end, 10);
+        if (end == word || *end || errno || id <= 0) {
+            log_error("a job is named by its number, not \"%s\"; `batchd status` lists them, --key finds one by key", word);
+            return EXIT_USAGE;
+        }
+    }
+    return job_get(s, id, args->key, out, &err) < 0 ? exit_with(ABOUT_DATABASE, &err) : EXIT_DONE;
+}
+
+int command_job_code(const struct job_info *j) {
+    if (strcmp(j->state, "cancelled") == 0) return EXIT_CANCELLED;
+    if (strcmp(j->state, "failed") == 0) return EXIT_FAILED;
+    return j->n_failed > 0 || j->n_rejected > 0 ? EXIT_PARTIAL : EXIT_DONE;
+}
+
+static int badness(int code) {
+    static const int order[] = {EXIT_DONE, EXIT_PARTIAL, EXIT_CANCELLED, EXIT_FAILED};
+    for (int i = 0; i < 4; i++)
+        if (order[i] == code) return i;
+    return 4;
+}
+
+int command_worse(int a, int b) {
+    return badness(a) >= badness(b) ? a : b;
+}
+
+static json_t *text_or_null(const char *text) {
+    return text ? json_string(text) : json_null();
+}
+
+static json_t *time_or_null(int64_t wall_us) {
+    return wall_us > 0 ? json_real((double)wall_us / 1e6) : json_null();
+}
+
+json_t *command_job_json(const struct job_info *j) {
+    return json_pack("{s:I, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o, s:o}", //
+                     "job_id", (json_int_t)j->job_id, "key", text_or_null(j->key), "name", text_or_null(j->name),
+                     "state", j->state, "model", text_or_null(j->model), "error", text_or_null(j->error), //
+                     "rows", (json_int_t)j->n_rows, "done", (json_int_t)j->n_done, "failed", (json_int_t)j->n_failed,
+                     "rejected", (json_int_t)j->n_rejected, "prompt_tokens", (json_int_t)j->prompt_tokens,
+                     "completion_tokens", (json_int_t)j->completion_tokens, "priority", (int)j->priority, //
+                     "submitted_at", time_or_null(j->submitted_us), "started_at", time_or_null(j->started_us),
+                     "finished_at", time_or_null(j->finished_us));
+}
+
+enum export_format command_export_format(const char *name) {
+    if (!name) return EXPORT_AUTO;
+    return strcmp(name, "csv") == 0 ? EXPORT_CSV : EXPORT_JSONL;
+}
+
+void command_print_json(json_t *value) {
+    char *text = json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY | JSON_REAL_PRECISION(15));
+    puts(text ? text : "null");
+    free(text);
+    json_decref(value);
+}
+
+const char *command_time(char out[20], int64_t wall_us) {
+    time_t t = (time_t)(wall_us / 1000000);
+    struct tm tm;
+    if (wall_us <= 0 || !localtime_r(&t, &tm) || strftime(out, 20, "%Y-%m-%d %H:%M:%S", &tm) == 0)
+        snprintf(out, 20, "-");
+    return out;
+}
+
+const char *command_duration(char out[24], double seconds) {
+    int64_t s = seconds > 0 ? (int64_t)(seconds + 0.5) : 0;
+    if (s >= 3600) snprintf(out, 24, "%" PRId64 ":%02d:%02d", s / 3600, (int)(s / 60 % 60), (int)(s % 60));
+    else snprintf(out, 24, "%d:%02d", (int)(s / 60), (int)(s % 60));
+    return out;
+}
+
+const char *command_count(char out[32], int64_t n) {
+    char digits[24];
+    size_t k = 0;
+    int len = snprintf(digits, sizeof digits, "%" PRId64, n);
+    for (int i = 0; i < len; i++) {
+        bool group = i > 0 && (len - i) % 3 == 0 && digits[i - 1] != '-';
+        if (group) out[k++] = ',';
+        out[k++] = digits[i];
+    }
+    out[k] = '\0';
+    return out;
+}
+
+static void on_pipe(int signal) {
+    (void)signal;
+    _exit(EXIT_DONE);
+}
+
+void command_quiet_pipe(void) {
+    struct sigaction action = {.sa_handler = on_pipe};
+    sigaction(SIGPIPE, &action, NULL);
+}

@@ -1,0 +1,42 @@
+/* command.h - what several commands do the same way: open the database, find the
+ * job that was named, show times and JSON. Main thread. */
+#ifndef BATCHD_BATCHD_COMMAND_H
+#define BATCHD_BATCHD_COMMAND_H
+
+#include "batchd/options.h"
+#include "jobs/jobs.h"
+
+#include <jansson.h>
+
+/* Commands return exit codes. 0 and *out, or the error has been shown. */
+int command_open(struct store **out, const struct args *args, enum store_mode mode);
+
+/* The job named by args->words[which], or by --key. */
+int command_job(struct job_info *out, struct store *s, const struct args *args, size_t which);
+
+/* The code that `wait` and `run` end with: 0, 1, 3 or 5 of a final job. */
+int command_job_code(const struct job_info *j);
+int command_worse(int a, int b); /* of two such codes */
+
+/* One job as `status --json` and `wait --json` show it; the caller's. */
+json_t *command_job_json(const struct job_info *j);
+
+/* "jsonl", "csv" or NULL as jobs.h takes it. */
+enum export_format command_export_format(const char *name);
+
+/* One line on standard output; takes the value. */
+void command_print_json(json_t *value);
+
+/* "2026-11-20 14:03:11" in local time, "-" for 0. */
+const char *command_time(char out[20], int64_t wall_us);
+
+/* "0:38", "2:04:11" */
+const char *command_duration(char out[24], double seconds);
+
+/* 2,310 */
+const char *command_count(char out[32], int64_t n);
+
+/* A reader that goes away (`batchd results 1 | head`) ends the program quietly. */
+void command_quiet_pipe(void);
+
+#endif

@@ -1,0 +1,420 @@
+/* daemon.c - the jobs thread: leases, the pipeline that a job's model needs, commits.
+ *
+ * One loop does it all: feed rows while there is room, take what is finished, commit
+ * when a batch is full or a quarter of a second old. The thread waits in
+ * pipeline_take, never for the engine. When the next job needs another model, the
+ * rows inside are finished first and the engine is changed. */
+#include "batchd/daemon.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/mailbox.h"
+#include "base/mem.h"
+#include "batchd/pipeline.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    COMMIT_ROWS = 256,
+    COMMIT_MS = 250,
+    BEAT_MS = 5000,
+    LOOK_MS = 500,     /* for new jobs and cancelled ones */
+    DRAIN_MS = 10000,
+    RETRY_MS = 1000,   /* a full disk, a long lock */
+};
+
+struct daemon {
+    struct daemon_options o;
+    pthread_t thread;
+    struct mailbox *ended;     /* closed when the thread is through */
+    atomic_bool stop;
+    pthread_mutex_t lock;      /* of stats */
+    struct daemon_stats stats;
+    struct err err;            /* why it ended */
+
+    /* from here on the jobs thread's own */
+    struct store *store;
+    struct worker *worker;
+    struct pipeline *pipeline; /* NULL until a job needs it */
+    char *model_dir, *dtype;   /* what the pipeline runs */
+    int64_t max_model_len;
+    struct job_ref *job;       /* leased from last */
+    struct lease lease;        /* rows that are not fed yet, from next_row on */
+    size_t next_row;
+    int64_t inside;            /* rows in the pipeline */
+    struct row_work *batch[COMMIT_ROWS];
+    size_t n_batch;
+    int64_t batch_since_ms, last_beat_ms, last_look_ms, drain_since_ms;
+    bool nothing_ready;        /* the last look found no lease */
+};
+
+static int64_t now_ms(void) {
+    return clock_mono_ns() / 1000000;
+}
+
+/* ---------------------------------------------------------------- rows */
+
+static void job_unref(struct job_ref *job) {
+    if (!job || --job->refs > 0) return;
+    job_work_clear(&job->work);
+    free(job);
+}
+
+static void row_free(struct row_work *row) {
+    job_unref(row->job);
+    free(row->row.input);
+    free(row->row.params);
+    buf_clear(&row->text);
+    free(row);
+}
+
+/* The lease's next row; its strings move along. */
+static struct row_work *row_new(struct daemon *d) {
+    struct row_work *row = mem_zalloc(1, sizeof *row);
+    row->job = d->job;
+    d->job->refs++;
+    row->row = d->lease.rows[d->next_row];
+    d->lease.rows[d->next_row] = (struct request_row){0};
+    d->next_row++;
+    row->leased_ns = d->lease.leased_mono_ns;
+    row->result = (struct result_row){
+        .job_id = d->lease.job_id,
+        .row = row->row.row,
+        .wait_us = d->lease.leased_wall_us - d->job->work.submitted_us,
+        .queue_us = -1,
+        .prefill_us = -1,
+        .ttft_us = -1,
+        .decode_us = -1,
+        .e2e_us = -1,
+        .attempt = 1,
+    };
+    if (row->result.wait_us < 0) row->result.wait_us = 0; /* the wall clock was set back */
+    return row;
+}
+
+/* ---------------------------------------------------------------- commits */
+
+static bool is_passing(int r) {
+    return r == E_FULL || r == E_BUSY;
+}
+
+static void count_published(struct daemon *d) {
+    pthread_mutex_lock(&d->lock);
+    d->stats.rows_published += (int64_t)d->n_batch;
+    for (size_t i = 0; i < d->n_batch; i++) d->stats.completion_tokens += d->batch[i]->result.completion_tokens;
+    pthread_mutex_unlock(&d->lock);
+}
+
+/* A full disk stops publication, not the daemon: try again until there is room or a stop. */
+static int publish(struct daemon *d, const struct result_row *rows, size_t n) {
+    struct err err = ERR_INIT;
+    bool told = false;
+    int r;
+    while (is_passing(r = worker_publish(d->worker, rows, n, &err)) && !d->stop) {
+        if (!told) log_warn("results wait: %s", err.text);
+        told = true;
+        clock_sleep_ms(RETRY_MS);
+    }
+    if (r == 0 && told) log_info("results are written again");
+    return r < 0 ? err_set(&d->err, r, "%s", err.text) : 0;
+}
+
+static int commit(struct daemon *d) {
+    struct result_row rows[COMMIT_ROWS];
+    if (d->n_batch == 0) return 0;
+    for (size_t i = 0; i < d->n_batch; i++) rows[i] = d->batch[i]->result;
+    int r = publish(d, rows, d->n_batch);
+    if (r == 0) count_published(d);
+    for (size_t i = 0; i < d->n_batch; i++) row_free(d->batch[i]);
+    d->n_batch = 0;
+    d->nothing_ready = false;
+    return r;
+}
+
+static void take_finished(struct daemon *d, struct row_work *row) {
+    d->inside--;
+    if (row->dropped) {
+        row_free(row);
+        return;
+    }
+    if (d->n_batch == 0) d->batch_since_ms = now_ms();
+    d->batch[d->n_batch++] = row;
+}
+
+static bool commit_is_due(const struct daemon *d) {
+    return d->n_batch == COMMIT_ROWS || (d->n_batch > 0 && (d->inside == 0 || now_ms() - d->batch_since_ms >= COMMIT_MS));
+}
+
+/* ---------------------------------------------------------------- models */
+
+static int resolve_model(struct daemon *d, const struct job_settings *set, char **out, struct err *err) {
+    const char *model = set->model ? set->model : d->o.default_model;
+    if (!model)
+        return err_set(err, E_NOT_FOUND, "the job names no model and the daemon has no default; submit it with --model");
+    if (strchr(model, '/')) {
+        *out = mem_strdup(model);
+        return 0;
+    }
+    struct model_entry entry;
+    int r = model_get(d->store, model, &entry, err);
+    if (r < 0) return r;
+    *out = mem_strdup(entry.path);
+    model_entry_clear(&entry);
+    return 0;
+}
+
+static bool same_text(const char *a, const char *b) {
+    return strcmp(a ? a : "auto", b ? b : "auto") == 0;
+}
+
+static bool pipeline_fits(const struct daemon *d, const struct job_settings *set, const char *model_dir) {
+    return d->pipeline && strcmp(d->model_dir, model_dir) == 0 && same_text(d->dtype, set->dtype) &&
+           d->max_model_len == set->max_model_len;
+}
+
+static void close_pipeline(struct daemon *d) {
+    pthread_mutex_lock(&d->lock);
+    d->stats.engine_is_loaded = false;
+    pthread_mutex_unlock(&d->lock);
+    pipeline_close(d->pipeline);
+    d->pipeline = NULL;
+    free(d->model_dir);
+    free(d->dtype);
+    d->model_dir = d->dtype = NULL;
+}
+
+static int open_pipeline(struct daemon *d, const struct job_settings *set, const char *model_dir, struct err *err) {
+    struct engine_options o = d->o.engine;
+    int64_t start = clock_mono_ns();
+    close_pipeline(d);
+    o.model_dir = model_dir;
+    o.dtype = set->dtype ? set->dtype : "auto";
+    o.max_model_len = set->max_model_len;
+    int r = pipeline_open(&d->pipeline, &o, err);
+    if (r < 0) return r;
+    d->model_dir = mem_strdup(model_dir);
+    d->dtype = mem_strdup(set->dtype);
+    d->max_model_len = set->max_model_len;
+    log_info("%s loaded on %s in %.1f s", model_dir, engine_device_name(pipeline_engine(d->pipeline)),
+             (double)(clock_mono_ns() - start) / 1e9);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- leases */
+
+static void drop_lease(struct daemon *d) {
+    lease_clear(&d->lease);
+    d->next_row = 0;
+}
+
+enum fit { FIT_NOW, FIT_LATER, FIT_NEVER };
+
+/* Is the pipeline, or can it be made, the one that this job needs? A job whose model
+ * cannot be loaded fails; the daemon goes on. */
+static enum fit fit_pipeline(struct daemon *d, const struct job_work *work) {
+    struct err err = ERR_INIT;
+    char *model_dir = NULL;
+    enum fit fit = FIT_NOW;
+    int r = resolve_model(d, &work->settings, &model_dir, &err);
+    if (r == 0 && !pipeline_fits(d, &work->settings, model_dir)) {
+        if (d->inside > 0 || d->n_batch > 0) fit = FIT_LATER;
+        else r = open_pipeline(d, &work->settings, model_dir, &err);
+    }
+    free(model_dir);
+    if (r == 0) return fit;
+    log_error("job %lld: %s", (long long)work->job_id, err.text);
+    r = worker_fail_job(d->worker, work->job_id, err.text, &d->err);
+    return r < 0 && !is_passing(r) ? FIT_NEVER : FIT_LATER;
+}
+
+static void use_job(struct daemon *d, struct job_work *work) {
+    job_unref(d->job);
+    d->job = mem_zalloc(1, sizeof *d->job);
+    d->job->work = *work;
+    d->job->refs = 1;
+    pthread_mutex_lock(&d->lock);
+    d->stats.job_id = work->job_id;
+    pthread_mutex_unlock(&d->lock);
+}
+
+static int passing_or(struct daemon *d, int r, const struct err *err) {
+    if (r == 0 || is_passing(r)) return 0;
+    return err_set(&d->err, r, "%s", err->text);
+}
+
+/* One lease, if there is one that the pipeline can take. */
+static int take_lease(struct daemon *d, bool *taken) {
+    struct job_work work;
+    bool found = false;
+    struct err err = ERR_INIT;
+    *taken = false;
+    int r = worker_next_job(d->worker, d->o.only_job, &work, &found, &err);
+    if (r == 0 && !found) d->nothing_ready = true;
+    if (r < 0 || !found) return passing_or(d, r, &err);
+    enum fit fit = fit_pipeline(d, &work);
+    if (fit != FIT_NOW) {
+        job_work_clear(&work);
+        return fit == FIT_NEVER ? d->err.code : 0;
+    }
+    drop_lease(d);
+    r = worker_lease(d->worker, work.job_id, &d->lease, taken, &err);
+    if (r == 0 && *taken) use_job(d, &work);
+    else job_work_clear(&work);
+    return passing_or(d, r, &err);
+}
+
+static bool lease_has_rows(const struct daemon *d) {
+    return d->next_row < d->lease.n_rows;
+}
+
+static int feed(struct daemon *d) {
+    for (;;) {
+        while (lease_has_rows(d) && d->inside < pipeline_capacity(d->pipeline)) {
+            pipeline_feed(d->pipeline, row_new(d));
+            d->inside++;
+        }
+        if (lease_has_rows(d) || d->stop) return 0;
+        bool taken;
+        int r = take_lease(d, &taken);
+        if (r < 0 || !taken) return r;
+    }
+}
+
+/* ---------------------------------------------------------------- the loop */
+
+static int look_around(struct daemon *d) {
+    int64_t now = now_ms(), ids[32];
+    struct err err = ERR_INIT;
+    int r = 0;
+    if (now - d->last_look_ms < LOOK_MS) return 0;
+    d->last_look_ms = now;
+    d->nothing_ready = false;
+    int n = worker_cancelled(d->worker, ids, 32, &err);
+    for (int i = 0; i < n && d->pipeline; i++)
+        engine_abort(pipeline_engine(d->pipeline), (uint64_t)ids[i] << 32, (uint64_t)ids[i] << 32 | UINT32_MAX);
+    for (int i = 0; i < n; i++)
+        if (ids[i] == d->lease.job_id) drop_lease(d);
+    if (n < 0) r = n;
+    if (r == 0 && now - d->last_beat_ms >= BEAT_MS) {
+        d->last_beat_ms = now;
+        r = worker_beat(d->worker, d->stop ? "draining" : d->inside > 0 ? "running" : "idle", &err);
+    }
+    if (r < 0 && !is_passing(r)) return err_set(&d->err, r, "%s", err.text);
+    return 0;
+}
+
+static void share_stats(struct daemon *d) {
+    if (!d->pipeline) return;
+    struct engine_stats s;
+    engine_stats(pipeline_engine(d->pipeline), &s);
+    pthread_mutex_lock(&d->lock);
+    d->stats.engine = s;
+    d->stats.engine_is_loaded = true;
+    pthread_mutex_unlock(&d->lock);
+}
+
+static bool is_finished(const struct daemon *d) {
+    bool idle = d->inside == 0 && d->n_batch == 0;
+    if (d->stop) return idle;
+    return idle && d->nothing_ready && !lease_has_rows(d) && (d->o.once || d->o.only_job);
+}
+
+/* What still runs when the time to drain is over is given up: its leases bring it back. */
+static void hurry(struct daemon *d) {
+    if (!d->stop || d->inside == 0) return;
+    if (d->drain_since_ms == 0) d->drain_since_ms = now_ms();
+    if (now_ms() - d->drain_since_ms > DRAIN_MS) engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
+}
+
+static int check_engine(struct daemon *d) {
+    struct err err = ERR_INIT;
+    if (!d->pipeline || engine_failure(pipeline_engine(d->pipeline), &err) == 0) return 0;
+    return err_set(&d->err, E_DEVICE, "the engine failed: %s", err.text);
+}
+
+static int serve_rows(struct daemon *d) {
+    int r = 0;
+    while (r == 0 && !is_finished(d)) {
+        r = look_around(d);
+        if (r == 0 && !d->nothing_ready && !d->stop) r = feed(d);
+        int64_t wait = d->inside > 0 ? 20 : d->stop || (d->nothing_ready && d->o.once) ? 0 : 100;
+        struct row_work *row = d->pipeline ? pipeline_take(d->pipeline, wait) : NULL;
+        if (!d->pipeline && wait) clock_sleep_ms(wait);
+        for (; row; row = d->n_batch < COMMIT_ROWS ? pipeline_take(d->pipeline, 0) : NULL) take_finished(d, row);
+        if (r == 0 && commit_is_due(d)) r = commit(d);
+        share_stats(d);
+        hurry(d);
+        if (r == 0) r = check_engine(d);
+    }
+    return r;
+}
+
+/* After an error: what is finished is still committed if that can be. */
+static void wind_up(struct daemon *d, int r) {
+    if (r == E_DEVICE || r == 0) commit(d);
+    for (size_t i = 0; i < d->n_batch; i++) row_free(d->batch[i]);
+    d->n_batch = 0;
+    if (d->pipeline && d->inside > 0) {
+        engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
+        for (struct row_work *row; d->inside > 0 && (row = pipeline_take(d->pipeline, 2000)); d->inside--) row_free(row);
+    }
+    close_pipeline(d);
+    lease_clear(&d->lease);
+    job_unref(d->job);
+}
+
+static void *jobs_thread(void *arg) {
+    struct daemon *d = arg;
+    struct worker_options wo = {.lock_wait_ms = d->o.lock_wait_ms, .device = d->o.engine.device};
+    int r = store_open(&d->store, d->o.db_path, STORE_CREATE, &d->err);
+    if (r == 0) r = worker_open(&d->worker, d->store, &wo, &d->err);
+    if (r == 0) {
+        if (!d->o.only_job) log_info("serving %s (pid %d)", d->o.db_path, (int)getpid());
+        r = serve_rows(d);
+        wind_up(d, r);
+    }
+    worker_close(d->worker);
+    store_close(d->store);
+    d->err.code = r;
+    mailbox_close(d->ended);
+    if (d->o.on_end) d->o.on_end();
+    return NULL;
+}
+
+int daemon_start(struct daemon **out, const struct daemon_options *options, struct err *err) {
+    struct daemon *d = mem_zalloc(1, sizeof *d);
+    d->o = *options;
+    d->ended = mailbox_new(1);
+    pthread_mutex_init(&d->lock, NULL);
+    if (pthread_create(&d->thread, NULL, jobs_thread, d) != 0) abort();
+    *out = d;
+    return 0;
+}
+
+void daemon_ask_stop(struct daemon *d) {
+    d->stop = true;
+}
+
+bool daemon_wait(struct daemon *d, int64_t timeout_ms) {
+    mailbox_take(d->ended, timeout_ms);
+    return mailbox_is_closed(d->ended);
+}
+
+void daemon_stats(struct daemon *d, struct daemon_stats *out) {
+    pthread_mutex_lock(&d->lock);
+    *out = d->stats;
+    pthread_mutex_unlock(&d->lock);
+}
+
+int daemon_join(struct daemon *d, struct err *err) {
+    pthread_join(d->thread, NULL);
+    int r = d->err.code;
+    if (r < 0 && err) *err = d->err;
+    mailbox_free(d->ended);
+    pthread_mutex_destroy(&d->lock);
+    free(d);
+    return r;
+}

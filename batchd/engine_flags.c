@@ -1,0 +1,48 @@
+/* engine_flags.c - see engine_flags.h. */
+#include "batchd/engine_flags.h"
+#include "base/log.h"
+#include "batchd/exit.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int read_lookahead(struct engine_options *o) {
+    const char *text = getenv("BATCHD_LOOKAHEAD");
+    if (!text || !*text) return EXIT_DONE;
+    if (strlen(text) != 1 || *text < '0' || *text > '2') {
+        log_error("BATCHD_LOOKAHEAD is 0, 1 or 2, not \"%s\"", text);
+        return EXIT_USAGE;
+    }
+    o->lookahead = *text - '0';
+    return EXIT_DONE;
+}
+
+static int open_step_log(struct engine_options *o) {
+    const char *path = getenv("BATCHD_STEP_LOG");
+    if (!path || !*path) return EXIT_DONE;
+    o->step_log = fopen(path, "ae");
+    if (o->step_log) return EXIT_DONE;
+    log_error("BATCHD_STEP_LOG: cannot open %s: %s", path, strerror(errno));
+    return EXIT_OUTPUT;
+}
+
+int engine_flags_read(struct engine_flags *out, const struct args *args) {
+    struct engine_options *o = &out->options;
+    *o = ENGINE_OPTIONS_DEFAULT;
+    if (args->device) o->device = args->device;
+    if (args->dtype) o->dtype = args->dtype;
+    if (args->load_format) o->load_format = args->load_format;
+    o->max_model_len = args->max_model_len;
+    o->max_num_seqs = (int32_t)args->max_num_seqs;
+    o->max_num_batched_tokens = (int32_t)args->max_num_batched_tokens;
+    o->kv_cache_memory_bytes = args->kv_cache_memory_bytes;
+    o->threads = (int32_t)args->threads;
+    int code = read_lookahead(o);
+    return code == EXIT_DONE ? open_step_log(o) : code;
+}
+
+void engine_flags_clear(struct engine_flags *f) {
+    if (f->options.step_log) fclose(f->options.step_log);
+    *f = (struct engine_flags){.options = ENGINE_OPTIONS_DEFAULT};
+}

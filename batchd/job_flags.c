@@ -1,0 +1,138 @@
+/* job_flags.c - see job_flags.h. */
+#include "batchd/job_flags.h"
+#include "base/clock.h"
+#include "base/file.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "batchd/command.h"
+#include "batchd/exit.h"
+#include "batchd/model_arg.h"
+#include "batchd/signals.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_TEXT = 1 << 20 }; /* bytes of a template or system text */
+
+/* TEXT or @FILE; of a file's text one newline at the end is dropped, for editors add it. */
+static int read_text(char **out, const char *flag, const char *value, struct err *err) {
+    size_t n;
+    if (!value) return 0;
+    if (*value != '@') return *out = mem_strdup(value), 0;
+    if (file_read(value + 1, MAX_TEXT, out, &n, err) < 0) return err_wrap(err, "--%s", flag);
+    if (strlen(*out) != n) {
+        free(*out);
+        *out = NULL;
+        return err_set(err, E_PARSE, "--%s: %s holds NUL bytes", flag, value + 1);
+    }
+    if (n > 0 && (*out)[n - 1] == '\n') (*out)[--n] = '\0';
+    if (n > 0 && (*out)[n - 1] == '\r') (*out)[--n] = '\0';
+    return 0;
+}
+
+static int set_stops(struct params *p, const struct args *args, struct err *err) {
+    if (args->n_stops == 0) return 0;
+    json_t *list = json_array();
+    for (size_t i = 0; i < args->n_stops; i++)
+        if (json_array_append_new(list, json_string(args->stops[i])) < 0) {
+            json_decref(list);
+            return err_set(err, E_USAGE, "--stop is not valid UTF-8");
+        }
+    char *text = json_dumps(list, JSON_COMPACT);
+    int r = params_set_json(p, "stop", text, err);
+    free(text);
+    json_decref(list);
+    return r;
+}
+
+static enum input_format input_format_of(const char *name) {
+    static const char *const names[] = {"auto", "csv", "tsv", "jsonl", "lines"};
+    static const enum input_format formats[] = {INPUT_AUTO, INPUT_CSV, INPUT_TSV, INPUT_JSONL, INPUT_LINES};
+    for (size_t i = 0; name && i < 5; i++)
+        if (strcmp(names[i], name) == 0) return formats[i];
+    return INPUT_AUTO;
+}
+
+int job_flags_read(struct job_flags *out, const struct args *args) {
+    struct err err = ERR_INIT;
+    struct job_settings *s = &out->settings;
+    *out = (struct job_flags){0};
+    if (read_text(&s->template_text, "template", args->template_text, &err) < 0 ||
+        read_text(&s->system_text, "system", args->system_text, &err) < 0)
+        return exit_with(ABOUT_INPUT, &err);
+    params_overlay(&s->params, &args->params);
+    if (set_stops(&s->params, args, &err) < 0) return exit_with(ABOUT_FLAGS, &err);
+    s->dtype = mem_strdup(args->dtype ? args->dtype : "auto");
+    s->chat = mem_strdup(args->chat ? args->chat : "auto");
+    s->max_model_len = args->max_model_len;
+    s->seed = (uint64_t)args->seed;
+    out->options = (struct submit_options){
+        .path = args->words[0],
+        .format = input_format_of(args->format),
+        .prompt_col = args->prompt_col,
+        .id_col = args->id_col,
+        .param_cols = args->param_cols,
+        .key = args->key,
+        .name = args->name,
+        .priority = (int32_t)args->priority,
+        .skip_rejects = args->reject && strcmp(args->reject, "skip") == 0,
+        .settings = s,
+        .stop = &signals_stop,
+    };
+    return EXIT_DONE;
+}
+
+void job_flags_clear(struct job_flags *f) {
+    job_settings_clear(&f->settings);
+    *f = (struct job_flags){0};
+}
+
+int job_flags_model(char **out, struct store *s, const struct args *args) {
+    struct err err = ERR_INIT;
+    *out = NULL;
+    if (!args->model) return EXIT_DONE;
+    return model_arg_check(out, s, args->model, &err) < 0 ? exit_with(ABOUT_MODEL, &err) : EXIT_DONE;
+}
+
+static void show_progress(void *arg, int64_t rows, int64_t bytes, int64_t total_bytes) {
+    struct progress_state now = {
+        .n_total = total_bytes, .n_finished = bytes, .n_running = -1, .what = "bytes"};
+    if (total_bytes > 0) progress_update(arg, &now);
+}
+
+static void show_rejects(const char *path, const struct submit_report *report) {
+    int64_t n = report->n_rejected < 10 ? report->n_rejected : 10;
+    for (int64_t i = 0; i < n; i++)
+        log_error("%s:%" PRId64 ": %s", path, report->rejects[i].line, report->rejects[i].message);
+    if (report->n_rejected > n) log_error("and %" PRId64 " more bad lines", report->n_rejected - n);
+}
+
+int job_flags_submit(struct job_flags *f, struct store *s, const struct args *args, struct submit_report *report) {
+    struct err err = ERR_INIT;
+    struct progress *progress = progress_new(args);
+    int64_t start = clock_mono_ns();
+    *report = (struct submit_report){0};
+    f->options.progress = show_progress;
+    f->options.progress_arg = progress;
+    int r = job_submit(s, &f->options, report, &err);
+    progress_free(progress);
+    f->options.progress = NULL;
+    f->options.progress_arg = NULL;
+    if (r < 0) {
+        if (r == E_PARSE) show_rejects(f->options.path, report);
+        int code = exit_with(ABOUT_INPUT, &err);
+        return r == E_INTERRUPTED ? signals_exit_code() : code;
+    }
+    char rows[32];
+    double seconds = (double)(clock_mono_ns() - start) / 1e9;
+    if (report->existed)
+        log_info("job %" PRId64 ": this key and content are there already, nothing was loaded", report->job_id);
+    else
+        log_info("job %" PRId64 ": %s rows read, %" PRId64 " rejected, %.2f s", report->job_id,
+                 command_count(rows, report->n_rows), report->n_rejected, seconds);
+    if (report->n_rejected > 0 && !report->existed)
+        log_info("rejected lines: batchd sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", report->job_id);
+    return EXIT_DONE;
+}

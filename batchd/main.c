@@ -1,0 +1,47 @@
+/* main.c - where the program begins: read the command line, set up messages, run
+ * the verb. Everything a verb does is in its cmd_*.c. */
+#include "base/log.h"
+#include "batchd/command.h"
+#include "batchd/exit.h"
+#include "batchd/options.h"
+#include "batchd/verbs.h"
+#include "batchd/version.h"
+
+#include <errno.h>
+#include <locale.h>
+#include <stdio.h>
+#include <string.h>
+
+/* A full disk under `batchd export > file` shows only when the last bytes go out. */
+static int flush_stdout(int code) {
+    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    log_error("cannot write to standard output: %s", strerror(errno));
+    return code ? code : EXIT_IO;
+}
+
+static int run_verb(const struct args *args) {
+    if (args->version) return printf("batchd %s\n", VERSION_TEXT), EXIT_DONE;
+    if (args->help && args->verb != VERB_NONE) return verb_print_help(stdout, args->verb), EXIT_DONE;
+    if (args->help) return verbs_print(stdout), EXIT_DONE;
+    if (args->verb != VERB_NONE) return verbs[args->verb].run(args);
+    verbs_print(stderr);
+    return EXIT_USAGE;
+}
+
+int main(int argc, char **argv) {
+    struct err err = ERR_INIT;
+    struct args args;
+    setlocale(LC_CTYPE, "");
+    command_quiet_pipe();
+    int code;
+    if (args_parse(&args, argc, argv, &err) < 0) {
+        code = exit_with(ABOUT_FLAGS, &err);
+    } else {
+        if (args.quiet) log_set_level(LOG_ERROR);
+        else if (args.verbose) log_set_level(LOG_DEBUG);
+        log_set_json(args.log_format && strcmp(args.log_format, "json") == 0);
+        code = flush_stdout(run_verb(&args));
+    }
+    args_clear(&args);
+    return code;
+}
