@@ -193,8 +193,8 @@ static int64_t time_unit(const char *unit) {
 }
 
 static int set_number(const struct option_def *o, int64_t *out, const char *text, struct err *err) {
-    int64_t value, unit = 1;
-    const char *rest;
+    int64_t value = 0, unit = 1;
+    const char *rest = "";
     bool ok = read_int(text, &value, &rest);
     if (ok && o->kind == KIND_SIZE) unit = size_unit(rest);
     else if (ok && o->kind == KIND_DURATION) unit = time_unit(rest);

@@ -1,0 +1,167 @@
+#!/usr/bin/env bats
+# The daemon among other processes, against the fake engine, whose speed and faults
+# environment variables set (tests/fake/fake.h).
+
+load aid
+
+setup() {
+    aid_setup
+    python3 -c 'print("prompt"); [print("row", i) for i in range(400)]' >"$DIR/rows.csv"
+}
+
+teardown() {
+    [ -z "${pid:-}" ] || kill -KILL "$pid" 2>/dev/null || true
+}
+
+n_results() { sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result'; }
+
+wait_for_results() {
+    for _ in $(seq 200); do
+        [ "$(n_results 2>/dev/null || echo 0)" -gt "${1:-0}" ] && return
+        sleep 0.05
+    done
+    return 1
+}
+
+@test "serve --once with nothing to do ends with 0" {
+    run -0 "$FAKE" serve --once
+    [ -e "$BATCHD_DB" ]
+}
+
+@test "four submits at a time, one daemon, a reader in a loop" {
+    FAKE_TOKENS_PER_S=60000 "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_daemon
+    python3 - "$BATCHD_DB" "$BUILD/batchd_sqlite" "$DIR/stop" 3>&- <<'X' &
+import os, sqlite3, subprocess, sys, time
+# A row is there whole or not at all: every result has text that decodes, and never changes.
+db, extension, stop = sys.argv[1:]
+broken = ["sqlite3", "-cmd", f".load {extension}", db, "SELECT count(*) FROM results WHERE completion IS NULL"]
+seen = {}
+while not os.path.exists(stop):
+    c = sqlite3.connect(db, timeout=10)
+    for i, text, tokens, e2e in c.execute("SELECT id, completion, completion_tokens, e2e_us FROM result"):
+        assert text is not None and tokens > 0 and e2e > 0, (i, text, tokens, e2e)
+        assert seen.setdefault(i, text) == text, i
+    c.close()
+    assert subprocess.run(broken, check=True, capture_output=True, text=True).stdout == "0\n"
+    time.sleep(0.01)
+print(len(seen), file=open(stop + ".seen", "w"))
+X
+    reader=$!
+    submitters=
+    for i in 1 2 3 4; do
+        "$FAKE" -q submit --wait --name "job$i" "$DIR/rows.csv" 3>&- &
+        submitters="$submitters $!"
+    done
+    for p in $submitters; do wait "$p"; done
+    touch "$DIR/stop"
+    wait $reader
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT count(*) FROM job WHERE state = 'done'")" -eq 4 ]
+    [ "$(n_results)" -eq 1600 ]
+    [ "$(cat "$DIR/stop.seen")" -gt 0 ]
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
+    kill -TERM $pid
+    wait $pid
+}
+
+@test "SIGTERM: rows at work finish, everything is committed, exit 0" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(3000)]' >"$DIR/rows.csv"
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_TOKENS_PER_S=30000 "$FAKE" serve 2>"$DIR/log" 3>&- &
+    pid=$!
+    wait_for_results
+    kill -TERM $pid
+    wait $pid
+    n=$(n_results)
+    [ "$n" -gt 0 ]
+    [ "$n" -lt 3000 ]
+    grep -q "$n rows saved" "$DIR/log"
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM lease WHERE state = 1')" -eq 0 ]
+    run -0 "$FAKE" -q serve --once
+    [ "$(n_results)" -eq 3000 ]
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT state FROM job')" = "done" ]
+}
+
+@test "a second SIGTERM ends it at once" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_TOKENS_PER_S=200 "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_daemon
+    sleep 0.3
+    kill -TERM $pid
+    sleep 0.2
+    kill -TERM $pid
+    status=0; wait $pid || status=$?
+    [ "$status" -eq 143 ]
+}
+
+@test "a daemon that was overtaken writes nothing more" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_TOKENS_PER_S=2000 "$FAKE" serve 2>"$DIR/log" 3>&- &
+    pid=$!
+    wait_for_results
+    kill -STOP $pid
+    rm "$BATCHD_DB.lock" # what keeps a second daemon away is gone; the epoch is not
+    run -0 "$FAKE" -q serve --once
+    kill -CONT $pid
+    status=0; wait $pid || status=$?
+    [ "$status" -eq 75 ]
+    grep -q "taken over" "$DIR/log"
+    [ "$(n_results)" -eq 400 ]
+}
+
+@test "the device fails: exit 70, finished rows are saved, the next daemon goes on" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_FAIL_AT=150 run -70 "$FAKE" serve --once
+    [[ "$output" == *"the engine failed"* ]]
+    n=$(n_results)
+    [ "$n" -gt 0 ]
+    [ "$n" -lt 400 ]
+    run -0 "$FAKE" -q serve --once
+    [ "$(n_results)" -eq 400 ]
+}
+
+@test "a job whose model is gone fails with the reason; the others go on" {
+    cp -r tests/models/demo "$DIR/model"
+    head -3 "$DIR/rows.csv" >"$DIR/few.csv"
+    "$BATCHD" -q submit --max-tokens 2 -m "$DIR/model" "$DIR/few.csv"
+    "$BATCHD" -q submit --max-tokens 2 "$DIR/few.csv"
+    rm "$DIR/model/config.json"
+    run -0 "$BATCHD" serve --once
+    [[ "$output" == *"job 1"*"config.json"* ]]
+    run -1 "$BATCHD" wait 1
+    run -0 "$BATCHD" wait 2
+    run -0 "$BATCHD" status 1
+    [[ "$output" == *failed*config.json* ]]
+}
+
+@test "jobs for two models and two dtypes: the engine is changed between them" {
+    head -3 "$DIR/rows.csv" >"$DIR/few.csv"
+    cp -r tests/models/demo "$DIR/other"
+    "$BATCHD" -q submit --max-tokens 2 "$DIR/few.csv"
+    "$BATCHD" -q submit --max-tokens 2 -m "$DIR/other" "$DIR/few.csv"
+    "$BATCHD" -q submit --max-tokens 2 --dtype float32 "$DIR/few.csv"
+    run -0 "$BATCHD" serve --once
+    [ "$(grep -c 'loaded on' <<<"$output")" -eq 3 ]
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT group_concat(state) FROM job")" = "done,done,done" ]
+}
+
+@test "priorities first, jobs of one priority in turns" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    "$FAKE" -q submit --priority 5 "$DIR/rows.csv"
+    run -0 "$FAKE" -q serve --once
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT job_id FROM job ORDER BY finished_at LIMIT 1')" -eq 2 ]
+}
+
+@test "status --json and doctor see a daemon that is alive" {
+    "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_daemon
+    run -0 "$FAKE" status --json
+    [[ "$output" == *'"alive":true,"pid":'$pid* ]]
+    kill -TERM $pid
+    wait $pid
+    run -0 "$FAKE" status --json
+    [[ "$output" == *'"alive":false'* ]]
+}

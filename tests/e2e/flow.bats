@@ -1,0 +1,261 @@
+#!/usr/bin/env bats
+# The ways of a file through the program, with the demo model.
+
+load aid
+
+setup() {
+    aid_setup
+    printf 'id,prompt\na,"Which number is the largest? 492, 747, 505"\nb,"What is the sum of:\n- 15\n- 32\n- 53\n- 10"\n' >"$DIR/in.csv"
+}
+
+json_of() { python3 -c 'import json,sys; print(eval(sys.argv[2], {"d": json.loads(open(sys.argv[1]).read().splitlines()[int(sys.argv[3])])}))' "$@"; }
+
+@test "run: CSV in, JSONL out" {
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["row"], d["status"], d["completion"], d["error"]' 0)" = "('a', 0, 'ok', '747', None)" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["completion"]' 1)" = "110" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["input"]["prompt"]' 1)" = $'What is the sum of:\n- 15\n- 32\n- 53\n- 10' ]
+    [ "$(json_of "$DIR/out.jsonl" 'sorted(d)' 0)" = "['completion', 'error', 'finish_reason', 'id', 'input', 'metrics', 'row', 'status', 'usage']" ]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 2 ]
+}
+
+@test "run: CSV out as Python's csv reads it" {
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.csv"
+    run -0 python3 -c 'import csv,sys
+rows = list(csv.DictReader(open(sys.argv[1], newline="")))
+print([(r["id"], r["completion"], r["finish_reason"]) for r in rows])
+print(rows[1]["prompt"] == "What is the sum of:\n- 15\n- 32\n- 53\n- 10")' "$DIR/out.csv"
+    [ "${lines[0]}" = "[('a', '747', 'stop'), ('b', '110', 'stop')]" ]
+    [ "${lines[1]}" = True ]
+}
+
+@test "run: JSONL with messages, raw prompts, sampling keys and ids" {
+    cat >"$DIR/in.jsonl" <<'X'
+{"id": "m", "messages": [{"role": "user", "content": "Count these words: bottle, harbor, acorn"}]}
+{"id": 7, "prompt": "<|user|>\nAdd", "max_tokens": 2, "ignore_eos": true}
+{"prompt": "Sort", "temperature": 1.5, "seed": 3, "stop": ["e"]}
+X
+    run -0 "$BATCHD" run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 20
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["completion"]' 0)" = "('m', '3')" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["usage"]["completion_tokens"], d["finish_reason"]' 1)" = "('7', 2, 'length')" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], "e" in d["completion"]' 2)" = "('2', False)" ]
+}
+
+@test "run: a template and a system text" {
+    printf 'city,item\nLima,lamps\n' >"$DIR/t.csv"
+    run -0 "$BATCHD" run "$DIR/t.csv" --template 'Which city? Omar from {city} ordered 3 {item}.' -o "$DIR/out.jsonl"
+    [ "$(json_of "$DIR/out.jsonl" 'd["completion"]' 0)" = Lima ]
+}
+
+@test "run: once more is free, and replaces its own file only" {
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    [[ "$output" == *"nothing was loaded"* ]]
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM job')" -eq 1 ]
+    echo mine >"$DIR/out.jsonl"
+    run -73 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    [ "$(cat "$DIR/out.jsonl")" = mine ]
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl" --force
+    run -0 "$BATCHD" run "$DIR/in.csv" --fresh
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM job')" -eq 2 ]
+}
+
+@test "run: interrupted, it goes on where it was" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(2000)]' >"$DIR/big.csv"
+    FAKE_TOKENS_PER_S=40000 "$FAKE" run "$DIR/big.csv" -o "$DIR/out.jsonl" 2>"$DIR/log" &
+    pid=$!
+    for _ in $(seq 100); do
+        [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result' 2>/dev/null || echo 0)" -gt 0 ] && break
+        sleep 0.05
+    done
+    kill -INT $pid
+    status=0; wait $pid || status=$?
+    [ "$status" -eq 130 ]
+    [ ! -e "$DIR/out.jsonl" ]
+    n=$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result')
+    [ "$n" -gt 0 ]
+    [ "$n" -lt 2000 ]
+    run -0 "$FAKE" run "$DIR/big.csv" -o "$DIR/out.jsonl"
+    [[ "$output" == *"going on with job 1: $n of 2000"* ]]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 2000 ]
+}
+
+@test "run: standard input" {
+    run -0 bash -c "printf 'prompt\n\"Add these numbers: 12, 7\"\n' | '$BATCHD' -q run - --format csv -o -"
+    [[ "$output" == *'"completion":"19"'* ]]
+}
+
+@test "run: goes through a daemon that serves the database" {
+    "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_daemon
+    run -0 "$FAKE" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    kill -TERM $pid
+    wait $pid
+    [[ "$output" == *"a daemon serves this database"* ]]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 2 ]
+}
+
+@test "submit, serve --once, wait, results, export" {
+    run -0 "$BATCHD" submit --parsable -q "$DIR/in.csv"
+    [ "$output" = 1 ]
+    run -0 "$BATCHD" -q serve --once
+    [ -z "$output" ]
+    run -0 "$BATCHD" wait 1
+    run -0 "$BATCHD" results 1
+    [[ "$output" == *"-- a"*"747"*"-- b"*"110"* ]]
+    run -0 "$BATCHD" results 1 --row 1 --json
+    [ "${#lines[@]}" -eq 1 ]
+    [[ "$output" == *'"row":1'* ]]
+    run -0 "$BATCHD" results 1 -n 1
+    [[ "$output" != *"110"* ]]
+    run -0 "$BATCHD" export 1
+    [ "${#lines[@]}" -eq 2 ]
+    run -0 "$BATCHD" export 1 --format csv
+    [[ "${lines[0]}" == id,input_id,prompt,completion* ]]
+}
+
+@test "submit --key: the same job, however often" {
+    run -0 "$BATCHD" submit -q --parsable --key night "$DIR/in.csv"
+    run -0 "$BATCHD" submit -q --parsable --key night "$DIR/in.csv"
+    [ "$output" = 1 ]
+    run -0 "$BATCHD" -q serve --once
+    run -0 "$BATCHD" wait --key night
+    run -0 "$BATCHD" status --key night --json
+    [[ "$output" == *'"state":"done"'* ]]
+}
+
+@test "submit --wait with no daemon says what to do" {
+    run -69 "$BATCHD" submit --wait "$DIR/in.csv"
+    [[ "$output" == *"serve --once"* ]]
+    run -124 "$BATCHD" wait 1 --timeout 1
+}
+
+@test "cancel: finished rows stay, wait ends with 5" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(5000)]' >"$DIR/big.csv"
+    "$FAKE" -q submit "$DIR/big.csv"
+    FAKE_TOKENS_PER_S=30000 "$FAKE" -q serve 3>&- &
+    pid=$!
+    for _ in $(seq 100); do
+        [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result')" -gt 0 ] && break
+        sleep 0.05
+    done
+    run -0 "$FAKE" cancel 1
+    n=$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result')
+    run -5 "$FAKE" wait 1
+    run -0 "$FAKE" cancel 1
+    sleep 1.2
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM result')" -eq "$n" ]
+    run -0 "$FAKE" -q submit "$DIR/in.csv"
+    run -0 "$FAKE" wait 2
+    run -1 "$FAKE" cancel 2
+    kill -TERM $pid
+    wait $pid
+}
+
+@test "rows that fail: partial, exit 3, the others are whole" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(30)]' >"$DIR/rows.csv"
+    export FAKE_ROW_ERROR=10
+    run -3 "$FAKE" run "$DIR/rows.csv" -o "$DIR/out.jsonl"
+    [ "$(grep -c '"status":"failed"' "$DIR/out.jsonl")" -ge 2 ]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 30 ]
+    run -0 "$FAKE" results 1 --failed
+    [[ "$output" == *"error: logits are not finite"* ]]
+    run -0 "$FAKE" export 1 --only-ok
+    [[ "$output" != *'"failed"'* ]]
+}
+
+@test "views in the stock shell, text through the extension and batchd sql" {
+    "$BATCHD" -q run "$DIR/in.csv"
+    run -0 sqlite3 "$BATCHD_DB" "SELECT custom_id, status, finish_reason, completion_tokens > 0, ttft_ms > 0 FROM metrics"
+    [ "${lines[0]}" = "a|ok|stop|1|1" ]
+    run -0 sqlite3 -cmd ".load $BUILD/batchd_sqlite" "$BATCHD_DB" "SELECT completion FROM results WHERE custom_id = 'a'"
+    [ "$output" = 747 ]
+    run -0 "$BATCHD" sql "SELECT completion FROM results WHERE row = 1"
+    [ "$output" = "110" ]
+    run "$BATCHD" sql "DELETE FROM result"
+    [ "$status" -ne 0 ]
+    run -0 "$BATCHD" sql --write "UPDATE job SET name = 'x'"
+}
+
+@test "models: add, list, show, check" {
+    cp -r tests/models/demo "$DIR/model"
+    run -0 "$BATCHD" models add "$DIR/model" --name demo
+    run -0 "$BATCHD" models list
+    [[ "$output" == *"demo"*"$DIR/model"* ]]
+    run -0 "$BATCHD" models show demo --json
+    [[ "$output" == *'"parameters":3344640'* ]]
+    run -0 "$BATCHD" models check demo
+    echo >>"$DIR/model/README.md"
+    run -1 "$BATCHD" models check demo
+    [[ "$output" == *"changed: README.md"* ]]
+    run -0 "$BATCHD" run "$DIR/in.csv" -m demo -o "$DIR/out.jsonl"
+    run -4 "$BATCHD" models show none
+    run -2 "$BATCHD" models add "$DIR/model" --name 'a/b'
+}
+
+@test "tokenize: there and back" {
+    run -0 bash -c "printf 'Sort these words\nnaïve\n' | '$BATCHD' -q tokenize"
+    ids="$output"
+    run -0 bash -c "echo '$ids' | '$BATCHD' -q tokenize --decode"
+    [ "$output" = $'Sort these words\nnaïve' ]
+    run -0 bash -c "echo '{\"text\": \"a\\nb\", \"add_special\": true}' | '$BATCHD' -q tokenize --jsonl"
+    [[ "$output" == "[0, "* ]]
+    run -65 bash -c "echo '[999999]' | '$BATCHD' -q tokenize --decode"
+    [[ "$output" == *"line 1"* ]]
+}
+
+@test "bench throughput prints its figures" {
+    run -0 "$BATCHD" -q bench throughput -m tests/models/tiny-llama3 --load-format dummy --input-len 8 --output-len 8 \
+        --num-prompts 16 --max-num-seqs 4 --json
+    run -0 python3 -c 'import json,sys; d = json.loads(sys.argv[1])
+assert d["cached_tokens"] == 0 and d["num_prompts"] == 16 and d["steps"] > 0, d
+assert abs(d["output_tokens_per_s"] * d["seconds"] - 128) < 1e-6, d
+assert 0 < d["fraction_of_matmul"] < 1.5, d' "$output"
+}
+
+@test "doctor is content here" {
+    run -0 "$BATCHD" doctor
+    [[ "$output" == *"OK"*"database"* ]]
+    run -0 "$BATCHD" doctor --json
+    python3 -c 'import json,sys; assert all(c["verdict"] in ("OK", "WARN") for c in json.loads(sys.argv[1]))' "$output"
+}
+
+@test "the build tree may be moved" {
+    mkdir -p "$DIR/tree/build" "$DIR/tree/tests/models"
+    cp "$BUILD/batchd" "$BUILD/batchd_sqlite.so" "$DIR/tree/build/"
+    cp -r tests/models/demo "$DIR/tree/tests/models/"
+    cd /
+    run -0 "$DIR/tree/build/batchd" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    [[ "$output" == *"$DIR/tree/tests/models/demo"* ]]
+    run -0 "$DIR/tree/build/batchd" sql "SELECT completion FROM results WHERE row = 0"
+    [ "$output" = 747 ]
+}
+
+@test "a terminal gets a progress bar, a pipe does not" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(600)]' >"$DIR/big.csv"
+    FAKE_TOKENS_PER_S=30000 TERM=xterm run -0 script -qefc "$FAKE run $DIR/big.csv" /dev/null
+    [[ "$output" == *"/600 rows"*"tok/s"* ]]
+    FAKE_TOKENS_PER_S=30000 run -0 "$FAKE" run "$DIR/big.csv" --fresh
+    [[ "$output" != *"/600 rows"* ]]
+}
+
+@test "848 real prompts on a trained model: what fits is answered, the rest says why" {
+    data=${BATCHD_TEST_DATA:-../shared/data}
+    [ -d "$data/prompts" ] || skip "no test data"
+    run -3 "$BATCHD" run "$data/prompts/awesome_chatgpt_prompts.csv" --model "$data/models/stories260K" \
+        --prompt-col prompt --max-tokens 32 --temperature 0 -o "$DIR/out.jsonl"
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 848 ]
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM metrics')" -eq 848 ]
+    run -0 python3 - "$DIR/out.jsonl" <<'X'
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+failed = [r for r in rows if r["status"] == "failed"]
+assert [r["row"] for r in rows] == list(range(848))
+assert 0 < len(failed) < 848, len(failed)
+for r in failed:
+    assert r["error"]["code"] == "context_length" and r["completion"] is None, r
+for r in rows:
+    assert r["status"] == "failed" or r["usage"]["prompt_tokens"] < 512, r
+X
+}
