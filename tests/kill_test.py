@@ -52,11 +52,26 @@ def in_flight(db):
     return leased - done
 
 
-def one_life(args, env, longest):
+def start(args, env):
+    return subprocess.Popen([args.program, "--db", str(args.db), "-q", "serve"], env=env, stdout=subprocess.DEVNULL,
+                            stderr=subprocess.DEVNULL)
+
+
+def time_to_first_lease(args, env):
+    """Seconds from the start of a daemon until rows are in flight; it is killed then."""
+    begin, p = time.monotonic(), start(args, env)
+    while in_flight(args.db) == 0:
+        check(p.poll() is None and time.monotonic() - begin < 60, "serve leases nothing")
+        time.sleep(0.005)
+    p.kill()
+    p.wait()
+    return time.monotonic() - begin
+
+
+def one_life(args, env, shortest):
     """Start the daemon, let it work for a random while, kill it."""
-    p = subprocess.Popen([args.program, "--db", str(args.db), "-q", "serve"], env=env, stdout=subprocess.DEVNULL,
-                         stderr=subprocess.DEVNULL)
-    time.sleep(args.rng.uniform(0.03, longest))
+    p = start(args, env)
+    time.sleep(args.rng.uniform(shortest, shortest + args.longest))
     check(p.poll() is None, f"serve ended by itself with {p.returncode}")
     p.send_signal(signal.SIGKILL)
     p.wait()
@@ -64,8 +79,9 @@ def one_life(args, env, longest):
 
 def kill_loop(args, env):
     before, met = {}, 0
+    shortest = 0.8 * time_to_first_lease(args, env) # a slow build starts slowly
     for n in range(args.kills):
-        one_life(args, env, args.longest)
+        one_life(args, env, shortest)
         now = results(args.db)
         met += in_flight(args.db) > 0
         check(before.keys() <= now.keys(), f"kill {n}: {len(before.keys() - now.keys())} results are gone")
@@ -93,7 +109,7 @@ def main():
     ap.add_argument("--kills", type=int, default=200)
     ap.add_argument("--rows", type=int, default=40000)
     ap.add_argument("--model")
-    ap.add_argument("--longest", type=float, default=0.6, help="seconds that the daemon lives at most")
+    ap.add_argument("--longest", type=float, default=0.6, help="seconds that the daemon may live beyond its start-up")
     ap.add_argument("--speed", default="12000", help="tokens a second of the fake engine")
     ap.add_argument("--seed", type=int, default=int(time.time()))
     args = ap.parse_args()

@@ -12,7 +12,7 @@ kills() { [ -n "${BATCHD_QUICK:-}" ] && echo "$1" || echo "$2"; }
 }
 
 @test "the same with a real model" {
-    n=$(kills 3 12)
+    n=$(kills 5 15)
     run -0 --separate-stderr python3 tests/kill_test.py "$BATCHD" --kills "$n" --rows $((n * 60)) --model tests/models/demo
     echo "# note: $output" >&3
 }
