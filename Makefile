@@ -131,8 +131,9 @@ TEST_ENV := BATCHD_BUILD=$(BUILD) BATCHD_TEST_DATA=$(abspath $(or $(BATCHD_TEST_
 check: layers all $(TEST_PROGRAMS)
 	@$(TEST_ENV) BATCHD_QUICK=1 tests/run $(UNIT_TESTS) $(BATS_TESTS)
 
+# A sanitizer looks for other faults than the long cases do, and is ten times slower.
 all-tests: layers all $(TEST_PROGRAMS)
-	@$(TEST_ENV) tests/run $(UNIT_TESTS) $(BATS_TESTS)
+	@$(TEST_ENV) $(if $(V),BATCHD_QUICK=1) tests/run $(UNIT_TESTS) $(BATS_TESTS)
 
 # Two makes, because what `deps` installs must be there before the second begins.
 test: deps
