@@ -212,8 +212,22 @@ static void drop_lease(struct daemon *d) {
 
 enum fit { FIT_NOW, FIT_LATER, FIT_NEVER };
 
-/* Is the pipeline, or can it be made, the one that this job needs? A job whose model
- * cannot be loaded fails; the daemon goes on. */
+/* A job whose model cannot be loaded fails, and the daemon goes on to the next; one that
+ * is served alone stays as it is, and the daemon ends: flags of the caller may be at fault. */
+static enum fit give_up_job(struct daemon *d, int64_t job_id, const struct err *why) {
+    if (d->o.only_job) {
+        pthread_mutex_lock(&d->lock);
+        d->stats.model_failed = true;
+        pthread_mutex_unlock(&d->lock);
+        d->err = *why;
+        return FIT_NEVER;
+    }
+    log_error("job %lld: %s", (long long)job_id, why->text);
+    int r = worker_fail_job(d->worker, job_id, why->text, &d->err);
+    return r < 0 && !is_passing(r) ? FIT_NEVER : FIT_LATER;
+}
+
+/* Is the pipeline, or can it be made, the one that this job needs? */
 static enum fit fit_pipeline(struct daemon *d, const struct job_work *work) {
     struct err err = ERR_INIT;
     char *model_dir = NULL;
@@ -224,10 +238,7 @@ static enum fit fit_pipeline(struct daemon *d, const struct job_work *work) {
         else r = open_pipeline(d, &work->settings, model_dir, &err);
     }
     free(model_dir);
-    if (r == 0) return fit;
-    log_error("job %lld: %s", (long long)work->job_id, err.text);
-    r = worker_fail_job(d->worker, work->job_id, err.text, &d->err);
-    return r < 0 && !is_passing(r) ? FIT_NEVER : FIT_LATER;
+    return r == 0 ? fit : give_up_job(d, work->job_id, &err);
 }
 
 static void use_job(struct daemon *d, struct job_work *work) {

@@ -37,6 +37,7 @@ struct daemon_stats {
     int64_t completion_tokens;
     struct engine_stats engine;   /* of the engine that is loaded now */
     bool engine_is_loaded;
+    bool model_failed;            /* only_job's model could not be loaded: daemon_join says why */
 };
 void daemon_stats(struct daemon *d, struct daemon_stats *out);
 

@@ -80,6 +80,12 @@ X
     [ "$(wc -l <"$DIR/out.jsonl")" -eq 2000 ]
 }
 
+@test "run: flags that the engine refuses leave the job to a better try" {
+    run -69 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl" --kv-cache-memory-bytes 1K
+    [[ "$output" == *"--kv-cache-memory-bytes"* ]]
+    run -0 "$BATCHD" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+}
+
 @test "run: standard input" {
     run -0 bash -c "printf 'prompt\n\"Add these numbers: 12, 7\"\n' | '$BATCHD' -q run - --format csv -o -"
     [[ "$output" == *'"completion":"19"'* ]]
