@@ -42,6 +42,7 @@ EXT_OBJ     := $(patsubst %.c,$(BUILD)/obj/%.ext.o,$(EXT_SRC))
 obj = $(patsubst %.c,$(BUILD)/obj/%.o,$(1))
 
 # kernels/cpu/simd is compiled once per instruction set; the device picks one when it is opened.
+# How vectors are passed without AVX (psabi) is of no concern: those functions are all inlined.
 ifeq ($(shell uname -m),x86_64)
   SIMD_VARIANTS := v2 v3 v4
   SIMD_FLAGS_v2 := -march=x86-64-v2
@@ -50,7 +51,7 @@ ifeq ($(shell uname -m),x86_64)
 else
   SIMD_VARIANTS := plain
 endif
-SIMD_OPT := $(if $(V),,-O3)
+SIMD_OPT := -Wno-psabi $(if $(V),,-O3)
 SIMD_OBJ := $(foreach v,$(SIMD_VARIANTS),$(patsubst %.c,$(BUILD)/obj/%.$(v).o,$(SIMD_SRC)))
 
 LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread -ldl

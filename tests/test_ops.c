@@ -222,7 +222,7 @@ static void gather_takes_the_rows_that_want_logits(void **state) {
 
 /* Rows by themselves and rows together: the same bits. */
 static void row_bits(struct bed *b) {
-    enum { M = 64, N = 93 };
+    enum { M = 200, N = 93 }; /* enough work for two threads */
     float *w = bed_floats(b, N);
     for (int i = 0; i < N; i++) w[i] = 1 + bed_random(b);
     struct tensor norm_w = bed_tensor(b, DTYPE_F32, N, 1, w), residual = bed_random_tensor(b, b->dtype, M, N, 3);

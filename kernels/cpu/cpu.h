@@ -13,6 +13,7 @@ struct cpu_dev {
     struct dev dev;           /* first: a struct dev * of this backend is one of these */
     struct pool *pool;
     const struct simd *simd;
+    size_t n_allocations;     /* that have not come back */
     void *scratch;            /* grows as operations ask, never shrinks */
     size_t scratch_bytes;
 };
@@ -21,18 +22,13 @@ static inline struct cpu_dev *cpu_of(struct dev *dev) {
     return (struct cpu_dev *)dev;
 }
 
-/* At least `bytes` of scratch for the operation that runs now. */
+/* At least `bytes` of scratch for the operation that runs now; NULL, and the device has
+ * failed, where memory is short. */
 void *cpu_scratch(struct cpu_dev *cpu, size_t bytes);
 
 /* Row `i` of a tensor of any dtype. */
 static inline void *row_of(const struct tensor *t, int64_t i) {
     return (char *)t->data + (size_t)(i * t->shape[1]) * dtype_bytes(t->dtype);
-}
-
-/* kv's K (which = 0) or V (1) of a block and head: [KV_BLOCK][head_dim]. */
-static inline void *kv_tile(const struct kv_cache *kv, int32_t layer, int64_t block, int which, int32_t head) {
-    int64_t tile = (block * 2 + which) * kv->n_kv_heads + head;
-    return (char *)kv->slab[layer] + (size_t)(tile * KV_BLOCK * kv->head_dim) * dtype_bytes(kv->dtype);
 }
 
 /* cpu_linear.c */

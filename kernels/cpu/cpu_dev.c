@@ -2,6 +2,7 @@
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,6 +10,7 @@
 
 static void cpu_close(struct dev *dev) {
     struct cpu_dev *cpu = cpu_of(dev);
+    assert(cpu->n_allocations == 0);
     pool_free(cpu->pool);
     free(cpu->scratch);
     free(cpu);
@@ -24,14 +26,20 @@ static int64_t cpu_memory_available(const struct dev *dev) {
     return kib ? kib * 1024 : (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
 }
 
-/* Fresh pages are zero already, so a large pool costs memory only where it is used. */
+enum { ALIGNMENT = 256, LARGE = 64 << 20 };
+
+/* Fresh pages are zero already, so a large pool costs memory only where it is used. The
+ * system would promise more than it has, and end the process when it is asked to keep
+ * the promise; so a large request is held against what is free now. */
 static void *cpu_alloc(struct dev *dev, size_t bytes) {
-    size_t header = 256, total;
-    if (!size_add(bytes, 2 * header, &total)) return NULL;
+    size_t total;
+    if (!size_add(bytes, 2 * ALIGNMENT, &total)) return NULL;
+    if (total > LARGE && (int64_t)(total / 2) > cpu_memory_available(dev) / 2) return NULL;
     char *raw = calloc(1, total);
     if (!raw) return NULL;
-    char *p = (char *)(((uintptr_t)raw + 2 * header - 1) & ~(uintptr_t)(header - 1));
+    char *p = (char *)(((uintptr_t)raw + 2 * ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1));
     memcpy(p - sizeof raw, &raw, sizeof raw);
+    cpu_of(dev)->n_allocations++;
     return p;
 }
 
@@ -39,6 +47,7 @@ static void cpu_free(struct dev *dev, void *p) {
     void *raw;
     memcpy(&raw, (char *)p - sizeof raw, sizeof raw);
     free(raw);
+    cpu_of(dev)->n_allocations--;
 }
 
 static void cpu_copy(struct dev *dev, void *dst, const void *src, size_t bytes) {
@@ -53,12 +62,16 @@ static const struct step *cpu_step_upload(struct dev *dev, const struct step *ho
 }
 
 void *cpu_scratch(struct cpu_dev *cpu, size_t bytes) {
-    if (bytes > cpu->scratch_bytes) {
-        free(cpu->scratch);
-        cpu->scratch = mem_aligned(64, bytes);
-        cpu->scratch_bytes = bytes;
+    if (bytes <= cpu->scratch_bytes) return cpu->scratch;
+    void *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
+    if (!p) {
+        dev_fail(&cpu->dev, E_NO_MEMORY, "no memory for %zu bytes of scratch; lower --max-num-batched-tokens", bytes);
+        return NULL;
     }
-    return cpu->scratch;
+    free(cpu->scratch);
+    cpu->scratch = p;
+    cpu->scratch_bytes = bytes;
+    return p;
 }
 
 static const struct backend cpu_backend = {
@@ -136,12 +149,15 @@ int cpu_dev_open(struct dev **out, const struct dev_options *options, struct err
     int threads = options->threads > 0 ? options->threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (threads < 1) threads = 1;
     if (threads > 256) return err_set(err, E_RANGE, "threads: %d is more than 256", threads);
+    struct pool *pool;
+    r = pool_new(&pool, threads, err);
+    if (r < 0) return r;
     struct cpu_dev *cpu = mem_zalloc(1, sizeof *cpu);
     cpu->dev.backend = &cpu_backend;
     snprintf(cpu->dev.name, sizeof cpu->dev.name, "cpu (%s, %d thread%s)", variant->full_name, threads,
              threads == 1 ? "" : "s");
     cpu->simd = variant->simd;
-    cpu->pool = pool_new(threads);
+    cpu->pool = pool;
     *out = &cpu->dev;
     return 0;
 }

@@ -12,7 +12,7 @@ struct norm {
     float eps;
 };
 
-static void norm_part(void *arg, int part, int n_parts) {
+static void norm_part(void *arg, int part, int n_parts, int thread) {
     const struct norm *n = arg;
     int64_t begin, end;
     pool_share(n->residual->shape[0], part, n_parts, &begin, &end);
@@ -25,7 +25,8 @@ static void norm_part(void *arg, int part, int n_parts) {
 void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
                        const struct tensor *w, float eps) {
     struct norm n = {cpu_of(dev), out, residual, y, w->data, eps};
-    pool_run(n.cpu->pool, norm_part, &n);
+    int parts = pool_parts(n.cpu->pool, residual->shape[0], 0.3 * (double)residual->shape[1]);
+    pool_run(n.cpu->pool, norm_part, &n, parts);
 }
 
 struct glu {
@@ -34,7 +35,7 @@ struct glu {
     const struct product *gate_up;
 };
 
-static void glu_part(void *arg, int part, int n_parts) {
+static void glu_part(void *arg, int part, int n_parts, int thread) {
     const struct glu *g = arg;
     int64_t begin, end;
     pool_share(g->out->x.shape[0], part, n_parts, &begin, &end);
@@ -46,7 +47,7 @@ static void glu_part(void *arg, int part, int n_parts) {
 
 void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
     struct glu g = {cpu_of(dev), out, gate_up};
-    pool_run(g.cpu->pool, glu_part, &g);
+    pool_run(g.cpu->pool, glu_part, &g, pool_parts(g.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
 }
 
 void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {

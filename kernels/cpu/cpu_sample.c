@@ -79,39 +79,38 @@ static void apply_min_p(struct candidates *c, int64_t n, float min_p, float max)
         if (c->l[i] < least) c->l[i] = -INFINITY;
 }
 
-/* argmax of l + Gumbel noise: a draw from softmax(l). */
-static int32_t draw(const float *l, int64_t n, uint64_t seed, int32_t position) {
-    float best = -INFINITY;
-    int32_t id = -1;
+/* Philox's word as a number in (0, 1), and -log(-log u). The highest words would round up
+ * to 1, so noise never exceeds MOST_NOISE = -log(-log(1 - 2^-24)). */
+static const float MOST_NOISE = 16.7f;
+
+static float gumbel(uint32_t word) {
+    float u = ((float)word + 0.5f) * 0x1p-32f;
+    if (u >= 1.0f) u = 1.0f - 0x1p-24f;
+    return -logf(-logf(u));
+}
+
+static struct philox_block noise_of(const struct step_sample *s, int64_t id) {
+    return philox4x32((uint32_t)(id / 4), (uint32_t)s->position, 0, 0x62617463u, (uint32_t)s->seed,
+                      (uint32_t)(s->seed >> 32));
+}
+
+/* argmax of l + Gumbel noise: a draw from softmax(l). `likely` is the id of the highest l:
+ * its score is made first, since few others can exceed it whatever their noise. */
+static int32_t draw(const float *l, int64_t n, const struct step_sample *s, int32_t likely) {
+    int32_t id = likely;
+    float best = l[id] + gumbel(noise_of(s, id).word[id % 4]);
     for (int64_t i = 0; i < n; i += 4) {
         int64_t m = n - i < 4 ? n - i : 4;
         bool any = false;
-        for (int64_t j = 0; j < m; j++) any |= l[i + j] > -INFINITY;
+        for (int64_t j = 0; j < m; j++) any |= l[i + j] + MOST_NOISE >= best;
         if (!any) continue;
-        struct philox_block r = philox4x32((uint32_t)(i / 4), (uint32_t)position, 0, 0x62617463u, (uint32_t)seed,
-                                           (uint32_t)(seed >> 32));
+        struct philox_block r = noise_of(s, i);
         for (int64_t j = 0; j < m; j++) {
-            if (!(l[i + j] > -INFINITY)) continue;
-            float u = ((float)r.word[j] + 0.5f) * 0x1p-32f;
-            if (u >= 1.0f) u = 1.0f - 0x1p-24f; /* the highest words round up to 1 */
-            float score = l[i + j] - logf(-logf(u));
-            if (score > best || id < 0) {
-                best = score;
-                id = (int32_t)(i + j);
-            }
-        }
-    }
-    return id;
-}
-
-static int32_t argmax(const float *l, int64_t n, float *max) {
-    int32_t id = -1;
-    *max = -INFINITY;
-    for (int64_t i = 0; i < n; i++) {
-        if (isnan(l[i])) return -1;
-        if (l[i] > *max) {
-            *max = l[i];
-            id = (int32_t)i;
+            if (l[i + j] + MOST_NOISE < best) continue;
+            float score = l[i + j] + gumbel(r.word[j]);
+            if (score < best || (score == best && i + j > id)) continue;
+            best = score;
+            id = (int32_t)(i + j);
         }
     }
     return id;
@@ -119,23 +118,23 @@ static int32_t argmax(const float *l, int64_t n, float *max) {
 
 static int32_t sample_row(const struct simd *simd, struct candidates *c, const float *logits, const float *bias,
                           int64_t n, const struct step_sample *s, const int32_t *banned) {
-    for (int64_t i = 0; i < n; i++) c->l[i] = bias ? logits[i] + bias[i] : logits[i];
+    bool has_nan;
+    simd->logits(c->l, logits, bias, 1.0f, n);
     for (int32_t i = 0; i < s->n_banned; i++) {
         int32_t id = banned[s->first_banned + i];
         if (id >= 0 && id < n) c->l[id] = -INFINITY;
     }
-    float max;
-    int32_t best = argmax(c->l, n, &max);
-    if (best < 0 || isinf(max)) return -1;
-    if (s->temperature <= 0.0f) return best;
-    float inverse = 1.0f / s->temperature;
-    for (int64_t i = 0; i < n; i++) c->l[i] *= inverse;
-    max *= inverse;
-    if (isinf(max)) return best; /* a temperature so small that it overflows is greedy */
+    float max = simd->max(c->l, n, &has_nan);
+    if (has_nan || isinf(max)) return -1;
+    int32_t best = 0;
+    while (c->l[best] != max) best++;
+    if (s->temperature <= 0.0f || isinf(max / s->temperature)) return best; /* so cold that it overflows */
+    simd->logits(c->l, c->l, NULL, s->temperature, n);
+    max = c->l[best];
     apply_top_k(c, n, s->top_k);
     apply_top_p(simd, c, n, s->top_p, max);
     apply_min_p(c, n, s->min_p, max);
-    return draw(c->l, n, s->seed, s->position);
+    return draw(c->l, n, s, best);
 }
 
 struct sampler {
@@ -147,11 +146,11 @@ struct sampler {
     size_t scratch_bytes; /* of one thread */
 };
 
-static void sample_part(void *arg, int part, int n_parts) {
+static void sample_part(void *arg, int part, int n_parts, int thread) {
     const struct sampler *a = arg;
     int64_t begin, end, n = a->logits->y.shape[1];
     pool_share(a->step->n_samples, part, n_parts, &begin, &end);
-    char *at = a->scratch + (size_t)part * a->scratch_bytes;
+    char *at = a->scratch + (size_t)thread * a->scratch_bytes;
     struct candidates c;
     c.mass = (uint64_t *)at;
     c.l = (float *)(c.mass + n);
@@ -169,7 +168,8 @@ void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const str
     struct cpu_dev *cpu = cpu_of(dev);
     size_t n = (size_t)logits->y.shape[1], bytes = (n * 20 + 127) / 64 * 64;
     char *scratch = cpu_scratch(cpu, bytes * (size_t)pool_n_threads(cpu->pool));
+    if (!scratch) return;
     struct sampler a = {cpu, drawn, logits, step, scratch, bytes};
-    pool_run(cpu->pool, sample_part, &a);
+    pool_run(cpu->pool, sample_part, &a, pool_parts(cpu->pool, step->n_samples, (double)n));
     for (int32_t i = 0; i < step->n_samples; i++) last_sample[step->samples[i].slot] = drawn[i];
 }

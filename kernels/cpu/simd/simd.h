@@ -14,27 +14,49 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { PANEL = 16 }; /* output columns of a weight panel, laid out [K][PANEL] */
+/* A weight panel is 16 output columns as [K][16]. An f32 row of it holds columns
+ * 0 1 2 .. 15; a bf16 row holds them as 0 8 1 9 2 10 .. 7 15, so that a load of 32-bit
+ * lanes brings columns 0-7 in the low halves and 8-15 in the high halves, and widening
+ * them takes a shift and a mask. */
+enum { PANEL = 16 };
+
+struct matmul {        /* y[m][n_cols] = x[m][k] w^T for some consecutive panels of w */
+    void *y;           /* f32 or bf16; a sum is rounded once */
+    int64_t ldy;       /* numbers from row to row */
+    bool y_bf16;
+    const float *x;    /* [m][k] */
+    int64_t m, k;
+    const void *w;     /* [n_panels][k][PANEL] */
+    bool w_bf16;
+    int64_t n_panels, n_cols; /* columns beyond n_cols are not written */
+};
+
+struct head {           /* one head of a product, on its way to q or to the cache */
+    void *out;          /* [n] */
+    bool out_bf16;
+    const void *in;     /* [n] */
+    bool in_bf16;
+    const float *bias;  /* [n] or NULL */
+    const float *cos, *sin; /* [n_rotated / 2] of the position */
+    int32_t n, n_rotated;
+};
+
+enum { MAX_HEAD_DIM = 256 };
 
 struct attention_row {      /* one query row and head */
-    const float *q;         /* [head_dim] */
+    const float *q;         /* [head_dim], a multiple of 8 up to MAX_HEAD_DIM */
     float *out;             /* [head_dim] */
     const void *slab;       /* a layer of the KV cache */
     const int32_t *block_table; /* of the sequence */
     int32_t kv_head, n_kv_heads, head_dim;
-    int32_t position;       /* the row's own; keys 0 .. position are visible */
+    int32_t position;       /* the row's own; keys first_key .. position are visible */
     int32_t first_key;      /* 0, or where the sliding window begins */
     float scale;
     bool bf16;              /* dtype of the cache */
-    float *scratch;         /* 2 * head_dim numbers */
 };
 
 struct simd {
-    /* y[m][ldy] = x[m][k] w^T for one or more panels: columns [0, 16 n_panels) of y, of
-     * which the last panel's are written up to n_cols. x is f32 rows of ldx; w is f32 or bf16. */
-    void (*matmul)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const void *w, bool w_bf16,
-                   int64_t k, int64_t n_panels, int64_t n_cols);
-
+    void (*matmul)(const struct matmul *a);
     void (*widen)(float *out, const uint16_t *bf16, int64_t n);
     void (*narrow)(uint16_t *bf16, const float *x, int64_t n);
 
@@ -42,7 +64,12 @@ struct simd {
     void (*rms_norm)(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n,
                      float eps, bool bf16);
     void (*glu)(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16);
+    void (*head)(const struct head *h); /* bias, then RoPE */
     void (*attend)(const struct attention_row *row);
+
+    /* l = (logits + bias) / temperature; bias may be NULL, l may be logits. */
+    void (*logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
+    float (*max)(const float *x, int64_t n, bool *has_nan);    /* of what is not NaN; -inf for n = 0 */
     void (*exps)(float *out, const float *x, int64_t n); /* e^x; the same bits as in the others */
 };
 

@@ -1,85 +1,87 @@
-/* simd_rows.c - what is done to one row at a time: widening, rounding, norm, gate. */
+/* simd_rows.c - what is done to one row at a time: widening, norm, gate, RoPE, and the
+ * first pass over logits. */
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/simd/vec.h"
 
 void SIMD_NAME(widen)(float *out, const uint16_t *bf16, int64_t n);
 void SIMD_NAME(narrow)(uint16_t *bf16, const float *x, int64_t n);
-void SIMD_NAME(exps)(float *out, const float *x, int64_t n);
 void SIMD_NAME(rms_norm)(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n,
                          float eps, bool bf16);
 void SIMD_NAME(glu)(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16);
+void SIMD_NAME(head)(const struct head *h);
+void SIMD_NAME(logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
+float SIMD_NAME(max)(const float *x, int64_t n, bool *has_nan);
+void SIMD_NAME(exps)(float *out, const float *x, int64_t n);
+
+/* A statement for i = 0, 8, 16 .. with m = 8 lanes, and a last time with m < 8 where n asks for it. */
+#define EIGHTS(n, ...)                            \
+    do {                                          \
+        int64_t i = 0, m = 8;                     \
+        for (; i + 8 <= (n); i += 8) __VA_ARGS__; \
+        m = (n)-i;                                \
+        if (m > 0) __VA_ARGS__;                   \
+    } while (0)
+
+VEC f8 take(const void *p, int64_t i, int64_t m, bool bf16) {
+    return m == 8 ? load(p, i, bf16) : load_part(p, i, m, bf16);
+}
+
+VEC void put(void *p, int64_t i, int64_t m, f8 v, bool bf16) {
+    if (m == 8) store(p, i, v, bf16);
+    else store_part(p, i, m, v, bf16);
+}
+
+/* A product's numbers with their bias, rounded as the linear module's output is. */
+VEC f8 take_biased(const void *p, const float *bias, int64_t i, int64_t m, bool bf16) {
+    f8 v = take(p, i, m, bf16);
+    if (!bias) return v;
+    v += take(bias, i, m, false);
+    return bf16 ? f8_round_bf16(v) : v;
+}
 
 void SIMD_NAME(widen)(float *out, const uint16_t *bf16, int64_t n) {
-    for (int64_t i = 0; i < n; i++) out[i] = bf16_widen(bf16[i]);
+    EIGHTS(n, put(out, i, m, take(bf16, i, m, true), false));
 }
 
 void SIMD_NAME(narrow)(uint16_t *bf16, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) bf16[i] = bf16_round(x[i]);
+    EIGHTS(n, put(bf16, i, m, take(x, i, m, false), true));
 }
 
-void SIMD_NAME(exps)(float *out, const float *x, int64_t n) {
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) f8_store(out + i, f8_exp(f8_load(x + i)));
-    float tail[8] = {0};
-    memcpy(tail, x + i, (size_t)(n - i) * sizeof *x);
-    f8_store(tail, f8_exp(f8_load(tail)));
-    memcpy(out + i, tail, (size_t)(n - i) * sizeof *x);
-}
+/* ---------------------------------------------------------------- norm */
 
-/* Sum of squares in eight partial sums, element i in lane i % 8. */
-static float sum_of_squares(const float *x, int64_t n) {
+/* residual += y; the sum of its squares in eight partial sums, element i in lane i % 8. */
+VEC float add_and_square(void *residual, const void *y, const float *bias, int64_t n, bool bf16) {
     f8 sum = f8_all(0.0f);
-    int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        f8 v = f8_load(x + i);
-        sum = f8_fma(v, v, sum);
-    }
-    if (i < n) {
-        float tail[8] = {0};
-        memcpy(tail, x + i, (size_t)(n - i) * sizeof *x);
-        f8 v = f8_load(tail);
-        sum = f8_fma(v, v, sum);
-    }
+    EIGHTS(n, {
+        f8 x = take(residual, i, m, bf16);
+        if (y) {
+            x += take_biased(y, bias, i, m, bf16);
+            if (bf16) x = f8_round_bf16(x);
+            put(residual, i, m, x, bf16);
+        }
+        sum = f8_fma(x, x, sum);
+    });
     return f8_sum(sum);
 }
 
-static void rms_norm_f32(float *out, float *residual, const float *y, const float *bias, const float *w, int64_t n,
-                         float eps) {
-    if (y && bias)
-        for (int64_t i = 0; i < n; i++) residual[i] += y[i] + bias[i];
-    else if (y)
-        for (int64_t i = 0; i < n; i++) residual[i] += y[i];
-    float scale = 1.0f / sqrtf(sum_of_squares(residual, n) / (float)n + eps);
-    for (int64_t i = 0; i < n; i++) out[i] = w[i] * (residual[i] * scale);
-}
-
-static void rms_norm_bf16(uint16_t *out, uint16_t *residual, const uint16_t *y, const float *bias, const float *w,
-                          int64_t n, float eps) {
-    f8 sum = f8_all(0.0f);
-    for (int64_t i = 0; i < n; i += 8) {
-        float x[8] = {0};
-        int64_t m = n - i < 8 ? n - i : 8;
-        for (int64_t j = 0; j < m; j++) {
-            x[j] = bf16_widen(residual[i + j]);
-            if (!y) continue;
-            float add = bf16_widen(y[i + j]);
-            if (bias) add = bf16_widen(bf16_round(add + bias[i + j]));
-            residual[i + j] = bf16_round(x[j] + add);
-            x[j] = bf16_widen(residual[i + j]);
-        }
-        f8 v = f8_load(x);
-        sum = f8_fma(v, v, sum);
-    }
-    float scale = 1.0f / sqrtf(f8_sum(sum) / (float)n + eps);
-    for (int64_t i = 0; i < n; i++)
-        out[i] = bf16_round(w[i] * bf16_widen(bf16_round(bf16_widen(residual[i]) * scale)));
+VEC void rms_norm(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n, float eps,
+                  bool bf16) {
+    float mean = add_and_square(residual, y, bias, n, bf16) / (float)n;
+    f8 scale = f8_all(1.0f / sqrtf(mean + eps));
+    EIGHTS(n, {
+        f8 x = take(residual, i, m, bf16) * scale;
+        if (bf16) x = f8_round_bf16(x);
+        put(out, i, m, take(w, i, m, false) * x, bf16);
+    });
 }
 
 void SIMD_NAME(rms_norm)(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n,
                          float eps, bool bf16) {
-    if (bf16) rms_norm_bf16(out, residual, y, bias, w, n, eps);
-    else rms_norm_f32(out, residual, y, bias, w, n, eps);
+    if (bf16) rms_norm(out, residual, y, bias, w, n, eps, true);
+    else rms_norm(out, residual, y, bias, w, n, eps, false);
 }
+
+/* ---------------------------------------------------------------- gate */
 
 VEC f8 f8_silu(f8 g) { /* g / (1 + e^-g); e^-g is held below infinity */
     f8 minus = -g;
@@ -87,36 +89,67 @@ VEC f8 f8_silu(f8 g) { /* g / (1 + e^-g); e^-g is held below infinity */
     return g / (f8_all(1.0f) + f8_exp(f8_select(huge, f8_all(88.0f), minus)));
 }
 
-static void gate_eight(float *out, const float *gate, const float *up, bool bf16) {
-    f8 s = f8_silu(f8_load(gate));
-    if (bf16) { /* the activation function is a module of its own: its result is rounded */
-        float t[8];
-        f8_store(t, s);
-        for (int j = 0; j < 8; j++) t[j] = bf16_widen(bf16_round(t[j]));
-        s = f8_load(t);
-    }
-    f8_store(out, s * f8_load(up));
-}
-
-static float gate_input(const void *gate_up, const float *bias, int64_t i, bool bf16) {
-    float v = bf16 ? bf16_widen(((const uint16_t *)gate_up)[i]) : ((const float *)gate_up)[i];
-    if (!bias) return v;
-    v += bias[i];
-    return bf16 ? bf16_widen(bf16_round(v)) : v;
+VEC void glu(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16) {
+    const void *up = (const char *)gate_up + n * (bf16 ? 2 : 4);
+    const float *up_bias = bias ? bias + n : NULL;
+    EIGHTS(n, {
+        f8 s = f8_silu(take_biased(gate_up, bias, i, m, bf16));
+        if (bf16) s = f8_round_bf16(s); /* the activation function is a module of its own */
+        put(out, i, m, s * take_biased(up, up_bias, i, m, bf16), bf16);
+    });
 }
 
 void SIMD_NAME(glu)(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16) {
-    for (int64_t i = 0; i < n; i += 8) {
-        float gate[8] = {0}, up[8] = {0}, result[8];
-        int64_t m = n - i < 8 ? n - i : 8;
-        for (int64_t j = 0; j < m; j++) {
-            gate[j] = gate_input(gate_up, bias, i + j, bf16);
-            up[j] = gate_input(gate_up, bias, n + i + j, bf16);
-        }
-        gate_eight(result, gate, up, bf16);
-        for (int64_t j = 0; j < m; j++) {
-            if (bf16) ((uint16_t *)out)[i + j] = bf16_round(result[j]);
-            else ((float *)out)[i + j] = result[j];
-        }
-    }
+    if (bf16) glu(out, gate_up, bias, n, true);
+    else glu(out, gate_up, bias, n, false);
+}
+
+/* ---------------------------------------------------------------- RoPE */
+
+/* The angle's arithmetic stays in f32 up to the one rounding at the end. */
+VEC void head(const struct head *h, bool in_bf16, bool out_bf16) {
+    int32_t half = h->n_rotated / 2, rest = h->n - h->n_rotated;
+    size_t in_bytes = in_bf16 ? 2 : 4, out_bytes = out_bf16 ? 2 : 4;
+    const char *upper = (const char *)h->in + (size_t)half * in_bytes, *tail = upper + (size_t)half * in_bytes;
+    char *out_upper = (char *)h->out + (size_t)half * out_bytes, *out_tail = out_upper + (size_t)half * out_bytes;
+    const float *upper_bias = h->bias ? h->bias + half : NULL, *tail_bias = h->bias ? upper_bias + half : NULL;
+    EIGHTS(half, {
+        f8 a = take_biased(h->in, h->bias, i, m, in_bf16), b = take_biased(upper, upper_bias, i, m, in_bf16);
+        f8 c = take(h->cos, i, m, false), s = take(h->sin, i, m, false);
+        put(h->out, i, m, a * c - b * s, out_bf16);
+        put(out_upper, i, m, b * c + a * s, out_bf16);
+    });
+    EIGHTS(rest, put(out_tail, i, m, take_biased(tail, tail_bias, i, m, in_bf16), out_bf16));
+}
+
+void SIMD_NAME(head)(const struct head *h) {
+    if (h->in_bf16 && h->out_bf16) head(h, true, true);
+    else if (h->in_bf16) head(h, true, false);
+    else if (h->out_bf16) head(h, false, true);
+    else head(h, false, false);
+}
+
+/* ---------------------------------------------------------------- logits */
+
+void SIMD_NAME(logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n) {
+    f8 t = f8_all(temperature);
+    EIGHTS(n, put(l, i, m, take_biased(logits, bias, i, m, false) / t, false));
+}
+
+float SIMD_NAME(max)(const float *x, int64_t n, bool *has_nan) {
+    f8 most = f8_all(-INFINITY);
+    i8 number = most == most;
+    EIGHTS(n, {
+        f8 v = m == 8 ? f8_load(x + i) : f8_all(-INFINITY);
+        for (int64_t j = 0; m < 8 && j < m; j++) v[j] = x[i + j];
+        number &= v == v;
+        most = f8_larger(v, most);
+    });
+    *has_nan = false;
+    for (int j = 0; j < 8; j++) *has_nan |= !number[j];
+    return f8_max(most);
+}
+
+void SIMD_NAME(exps)(float *out, const float *x, int64_t n) {
+    EIGHTS(n, put(out, i, m, f8_exp(take(x, i, m, false)), false));
 }

@@ -2,15 +2,17 @@
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/simd/vec.h"
 
-void SIMD_NAME(matmul)(float *y, int64_t ldy, const float *x, int64_t ldx, int64_t m, const void *w, bool w_bf16,
-                       int64_t k, int64_t n_panels, int64_t n_cols);
+void SIMD_NAME(matmul)(const struct matmul *a);
 void SIMD_NAME(widen)(float *out, const uint16_t *bf16, int64_t n);
 void SIMD_NAME(narrow)(uint16_t *bf16, const float *x, int64_t n);
-void SIMD_NAME(exps)(float *out, const float *x, int64_t n);
 void SIMD_NAME(rms_norm)(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n,
                          float eps, bool bf16);
 void SIMD_NAME(glu)(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16);
+void SIMD_NAME(head)(const struct head *h);
 void SIMD_NAME(attend)(const struct attention_row *row);
+void SIMD_NAME(logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
+float SIMD_NAME(max)(const float *x, int64_t n, bool *has_nan);
+void SIMD_NAME(exps)(float *out, const float *x, int64_t n);
 
 extern const struct simd SIMD_NAME(simd);
 const struct simd SIMD_NAME(simd) = {
@@ -19,6 +21,9 @@ const struct simd SIMD_NAME(simd) = {
     .narrow = SIMD_NAME(narrow),
     .rms_norm = SIMD_NAME(rms_norm),
     .glu = SIMD_NAME(glu),
+    .head = SIMD_NAME(head),
     .attend = SIMD_NAME(attend),
+    .logits = SIMD_NAME(logits),
+    .max = SIMD_NAME(max),
     .exps = SIMD_NAME(exps),
 };
