@@ -98,6 +98,9 @@ $(foreach v,$(SIMD_VARIANTS),$(eval $(call SIMD_RULE,$(v))))
 $(BUILD)/batchd: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(ARCHIVES)
 	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
 
+# store.c carries schema.sql inside.
+$(BUILD)/obj/jobs/store.o: schema.sql
+
 # The SQL functions: once inside the program (SQLITE_CORE), once as a loadable extension, which
 # links libzstd alone; the sqlite3 that loads it brings the rest. SQLite derives the entry
 # point's name from the file's name.

@@ -65,7 +65,6 @@ CREATE TABLE job (                     -- one submitted file
   completion_tokens INTEGER NOT NULL DEFAULT 0,
   submitted_at INTEGER NOT NULL,       -- wall
   started_at INTEGER, finished_at INTEGER,
-  loader_pid INTEGER,                  -- while loading
   export_path TEXT, export_mark TEXT,  -- the last export, so that `run -o` may replace its own file
   error TEXT
 ) STRICT;
@@ -76,7 +75,7 @@ CREATE TABLE lease (                   -- consecutive requests handed to one eng
   lease_no INTEGER NOT NULL,
   first_row INTEGER NOT NULL,
   n_rows INTEGER NOT NULL,
-  state INTEGER NOT NULL DEFAULT 0,    -- 0 ready, 1 leased, 2 done
+  state INTEGER NOT NULL DEFAULT 0,    -- 0 ready, 1 leased, 2 done or dropped
   epoch INTEGER,                       -- of the daemon that holds it
   PRIMARY KEY (job_id, lease_no)
 ) STRICT, WITHOUT ROWID;
@@ -135,7 +134,7 @@ CREATE TABLE reject (                  -- input lines that did not become reques
 
 CREATE VIEW jobs AS
   SELECT job_id, key, name, state, priority, model, n_rows, n_done, n_failed, n_rejected,
-         CASE WHEN n_rows > 0 THEN round(100.0 * (n_done + n_failed) / n_rows, 1) ELSE 100.0 END AS percent,
+         CASE WHEN n_rows > 0 THEN round(100.0 * (n_done + n_failed) / n_rows, 1) END AS percent,
          prompt_tokens, cached_tokens, completion_tokens,
          datetime(submitted_at / 1000000, 'unixepoch') AS submitted,
          datetime(started_at / 1000000, 'unixepoch') AS started,
@@ -145,6 +144,7 @@ CREATE VIEW jobs AS
          error
   FROM job;
 
+-- Every finished row with its latencies; `error` is a code, failures has the message too.
 -- The join is by ranges of ids, so that WHERE job_id = 2 reads that job's rows only.
 CREATE VIEW metrics AS
   SELECT j.job_id AS job_id, r.id - (j.job_id << 32) AS row, q.custom_id AS custom_id,
@@ -156,7 +156,7 @@ CREATE VIEW metrics AS
          r.ttft_us / 1000.0 AS ttft_ms, r.decode_us / 1000.0 AS decode_ms,
          CASE WHEN r.completion_tokens >= 2 THEN r.decode_us / 1000.0 / (r.completion_tokens - 1) END AS tpot_ms,
          r.e2e_us / 1000.0 AS e2e_ms, r.preemptions AS preemptions, r.attempt AS attempt,
-         CASE WHEN r.error_code IS NOT NULL THEN r.error_code || ': ' || coalesce(r.error, '') END AS error
+         r.error_code AS error
   FROM job j
   JOIN result r ON r.id BETWEEN (j.job_id << 32) AND (j.job_id << 32) + 4294967295
   JOIN request q ON q.id = r.id;

@@ -2,11 +2,13 @@
  *
  * The file is written beside its final name and renamed, so it is whole or not
  * there. A file that the same job exported last, and nobody has touched since, is
- * replaced without --force; its size and time are remembered in the job. */
+ * replaced without --force: its size and time are remembered in the job, those of the
+ * coming file beside those of the old one until the rename is done. */
 #include "base/file.h"
 #include "base/mem.h"
 #include "jobs/store.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
@@ -22,6 +24,8 @@ struct exporter {
     enum export_format format;
     char **columns; /* CSV input: names of the cells */
     size_t n_columns;
+    bool own_id;    /* CSV: a column id of our own, where the input has none of that name */
+    size_t cell;    /* CSV: cells of the line so far */
     int64_t n;
 };
 
@@ -76,13 +80,18 @@ static const char *id_of(const struct result_view *v, char number[24]) {
     return number;
 }
 
+static json_t *completion_json(const struct result_view *v) {
+    json_t *text = v->completion ? json_stringn(v->completion, v->completion_bytes) : NULL;
+    return text ? text : json_null();
+}
+
 static void write_jsonl(struct exporter *e, const struct result_view *v) {
     char number[24];
     json_t *o = json_object();
     set_text(o, "id", id_of(v, number));
     json_object_set_new(o, "row", json_integer(v->row));
     set_text(o, "status", v->status);
-    set_text(o, "completion", v->completion);
+    json_object_set_new(o, "completion", completion_json(v));
     set_text(o, "finish_reason", v->finish_reason);
     json_object_set_new(o, "error", error_json(v));
     json_object_set_new(o, "usage", usage_json(v));
@@ -99,67 +108,89 @@ static const char *const own_columns[] = {"completion",        "finish_reason", 
                                           "ttft_ms",           "e2e_ms",        "error"};
 
 /* A cell that a spreadsheet would take for a formula gets a ' in front, unless --csv-raw. */
-static void write_cell(struct exporter *e, const char *text, bool first) {
-    if (!first) fputc(',', e->f);
-    bool formula = !e->o->csv_raw && *text && strchr("=+-@\t\r", *text);
-    bool outer_blank = *text && (*text == ' ' || *text == '\t' || text[strlen(text) - 1] == ' ' || text[strlen(text) - 1] == '\t');
-    bool quote = formula || outer_blank || strpbrk(text, ",\"\r\n");
-    if (quote) fputc('"', e->f);
-    if (formula) fputc('\'', e->f);
-    for (; *text; text++) {
-        if (*text == '"') fputc('"', e->f);
-        fputc(*text, e->f);
+static void write_bytes(struct exporter *e, const char *text, size_t n) {
+    bool formula = !e->o->csv_raw && n > 0 && memchr("=+-@\t\r", *text, 6);
+    bool outer_blank = n > 0 && (isspace((unsigned char)text[0]) || isspace((unsigned char)text[n - 1]));
+    bool quote = formula || outer_blank;
+    for (size_t i = 0; i < n && !quote; i++) quote = text[i] == ',' || text[i] == '"' || text[i] == '\r' || text[i] == '\n';
+    if (quote) putc('"', e->f);
+    if (formula) putc('\'', e->f);
+    for (size_t i = 0; i < n; i++) {
+        if (text[i] == '"') putc('"', e->f);
+        putc(text[i], e->f);
     }
-    if (quote) fputc('"', e->f);
+    if (quote) putc('"', e->f);
+}
+
+static void write_cell(struct exporter *e, const char *text) {
+    if (e->cell++ > 0) putc(',', e->f);
+    write_bytes(e, text, strlen(text));
+}
+
+static void end_line(struct exporter *e) {
+    fputs("\r\n", e->f);
+    e->cell = 0;
+}
+
+static bool has_column(const struct exporter *e, const char *name) {
+    for (size_t i = 0; i < e->n_columns; i++)
+        if (strcmp(e->columns[i], name) == 0) return true;
+    return false;
 }
 
 static bool is_own(const char *name) {
-    if (strcmp(name, "id") == 0) return true;
     for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++)
         if (strcmp(own_columns[i], name) == 0) return true;
     return false;
 }
 
 static void write_header(struct exporter *e) {
-    write_cell(e, "id", true);
+    e->own_id = !has_column(e, "id");
+    if (e->own_id) write_cell(e, "id");
     for (size_t i = 0; i < e->n_columns; i++) {
         struct buf name = BUF_INIT(0);
-        buf_printf(&name, "%s%s", is_own(e->columns[i]) ? "input_" : "", e->columns[i]);
-        write_cell(e, name.data, false);
+        buf_puts(&name, e->columns[i]);
+        while (is_own(name.data) || (strcmp(name.data, e->columns[i]) != 0 && has_column(e, name.data))) {
+            char *plain = buf_take(&name);
+            buf_printf(&name, "input_%s", plain);
+            free(plain);
+        }
+        write_cell(e, name.data);
         buf_clear(&name);
     }
-    if (e->n_columns == 0) write_cell(e, "input", false);
-    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++) write_cell(e, own_columns[i], false);
-    fputs("\r\n", e->f);
+    if (e->n_columns == 0) write_cell(e, "input");
+    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++) write_cell(e, own_columns[i]);
+    end_line(e);
 }
 
 static void write_number(struct exporter *e, double x) {
     char text[40] = "";
     if (x >= 0) snprintf(text, sizeof text, "%.10g", x);
-    write_cell(e, text, false);
+    write_cell(e, text);
 }
 
 static void write_csv(struct exporter *e, const struct result_view *v) {
     char number[24];
     json_t *cells = json_loads(v->input, 0, NULL);
-    write_cell(e, id_of(v, number), true);
+    if (e->own_id) write_cell(e, id_of(v, number));
     if (json_is_array(cells))
         for (size_t i = 0; i < e->n_columns; i++) {
             const char *cell = json_string_value(json_array_get(cells, i));
-            write_cell(e, cell ? cell : "", false);
+            write_cell(e, cell ? cell : "");
         }
-    else write_cell(e, v->input, false);
-    write_cell(e, v->completion ? v->completion : "", false);
-    write_cell(e, v->finish_reason, false);
+    else write_cell(e, v->input);
+    write_cell(e, "");
+    write_bytes(e, v->completion ? v->completion : "", v->completion_bytes);
+    write_cell(e, v->finish_reason);
     write_number(e, v->prompt_tokens);
     write_number(e, v->completion_tokens);
     write_number(e, v->ttft_ms);
     write_number(e, v->e2e_ms);
     struct buf error = BUF_INIT(0);
     if (v->error_code) buf_printf(&error, "%s: %s", v->error_code, v->error ? v->error : "");
-    write_cell(e, error.data ? error.data : "", false);
+    write_cell(e, error.data ? error.data : "");
     buf_clear(&error);
-    fputs("\r\n", e->f);
+    end_line(e);
     json_decref(cells);
 }
 
@@ -176,7 +207,7 @@ static int write_row(void *arg, const struct result_view *v, struct err *err) {
 
 static int load_columns(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s, "SELECT columns FROM job WHERE job_id = ?1", err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     int r = sql_step(s, st, err);
     const char *text = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
@@ -207,8 +238,11 @@ static bool mark_of(const char *path, char mark[80]) {
 static int check_target(struct store *s, int64_t job_id, const char *path, const char *absolute, struct err *err) {
     char now[80];
     if (!mark_of(path, now)) return 0;
-    sqlite3_stmt *st = sql_prepare(s, "SELECT 1 FROM job WHERE job_id = ?1 AND export_path = ?2 AND export_mark = ?3", err);
-    if (!st) return E_IO;
+    sqlite3_stmt *st = sql_prepare(s,
+                                   "SELECT 1 FROM job WHERE job_id = ?1 AND export_path = ?2"
+                                   " AND instr(';' || export_mark || ';', ';' || ?3 || ';')",
+                                   err);
+    if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_text(st, 2, absolute);
     sql_bind_text(st, 3, now);
@@ -218,14 +252,29 @@ static int check_target(struct store *s, int64_t job_id, const char *path, const
     return err_set(err, E_EXISTS, "%s exists and is not this job's own export; name another file or use --force", path);
 }
 
-static void remember_target(struct store *s, int64_t job_id, const char *path, const char *absolute) {
+/* A failure here loses no row; only that the file is ours would be forgotten. */
+static void remember_target(struct store *s, int64_t job_id, const char *path, const char *absolute, bool beside_old) {
     char mark[80];
-    sqlite3_stmt *st = sql_prepare(s, "UPDATE job SET export_path = ?2, export_mark = ?3 WHERE job_id = ?1", NULL);
+    sqlite3_stmt *st = sql_prepare(s,
+                                   "UPDATE job SET export_mark = CASE WHEN ?4 AND export_path = ?2"
+                                   " THEN export_mark || ';' || ?3 ELSE ?3 END, export_path = ?2 WHERE job_id = ?1",
+                                   NULL);
     if (!st || !mark_of(path, mark)) return;
     sql_bind_int(st, 1, job_id);
     sql_bind_text(st, 2, absolute);
     sql_bind_text(st, 3, mark);
-    sql_run(s, st, NULL); /* the export is there; only its being ours would be forgotten */
+    sql_bind_int(st, 4, beside_old);
+    sql_run(s, st, NULL);
+}
+
+static bool is_stdout(const struct export_options *o) {
+    return !o->path || strcmp(o->path, "-") == 0;
+}
+
+/* A device or a pipe is written to where it stands; a rename would replace it. */
+static bool is_special(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0 && !S_ISREG(st.st_mode) && !S_ISDIR(st.st_mode);
 }
 
 static enum export_format format_of(const struct export_options *o) {
@@ -240,32 +289,50 @@ static char *absolute_path(const char *path) {
     return path_join(here, path);
 }
 
+int job_export_check(struct store *s, int64_t job_id, const struct export_options *options, struct err *err) {
+    struct stat st;
+    if (is_stdout(options) || is_special(options->path)) return 0;
+    if (stat(options->path, &st) == 0 && S_ISDIR(st.st_mode))
+        return err_set(err, E_IO, "%s is a folder; name a file", options->path);
+    if (options->force) return 0;
+    char *absolute = absolute_path(options->path);
+    int r = check_target(s, job_id, options->path, absolute, err);
+    free(absolute);
+    return r;
+}
+
 static int export_to_file(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
     const char *path = e->o->path;
-    char *absolute = absolute_path(path);
     struct file_new *file = NULL;
-    int r = e->o->force ? 0 : check_target(s, job_id, path, absolute, err);
+    int r = job_export_check(s, job_id, e->o, err);
     if (r == 0) r = file_new_open(&file, path, err);
+    if (r < 0) return r;
+    char *absolute = absolute_path(path);
+    e->f = file_new_stream(file);
+    r = write_all(e, s, job_id, err);
     if (r == 0) {
-        e->f = file_new_stream(file);
-        r = write_all(e, s, job_id, err);
-        if (r == 0) r = file_new_commit(file, err);
-        else file_new_abort(file);
-    }
-    if (r == 0) remember_target(s, job_id, path, absolute);
+        fflush(e->f); /* size and time of the file are final; commit looks for errors */
+        remember_target(s, job_id, file_new_path(file), absolute, true);
+        r = file_new_commit(file, err);
+    } else file_new_abort(file);
+    if (r == 0) remember_target(s, job_id, path, absolute, false);
     free(absolute);
+    return r;
+}
+
+static int export_to_stream(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    e->f = is_stdout(e->o) ? stdout : fopen(e->o->path, "we");
+    if (!e->f) return err_set(err, E_PERMISSION, "cannot open %s: %s", e->o->path, strerror(errno));
+    int r = write_all(e, s, job_id, err);
+    bool failed = e->f == stdout ? fflush(stdout) != 0 : fclose(e->f) != 0;
+    if (r == 0 && failed) r = err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write: %s", strerror(errno));
     return r;
 }
 
 int job_export(struct store *s, int64_t job_id, const struct export_options *options, int64_t *n_rows, struct err *err) {
     struct exporter e = {.o = options, .format = format_of(options)};
-    bool to_stdout = !options->path || strcmp(options->path, "-") == 0;
-    int r;
-    if (to_stdout) {
-        e.f = stdout;
-        r = write_all(&e, s, job_id, err);
-        if (r == 0 && fflush(stdout) != 0) r = err_set(err, E_IO, "cannot write: %s", strerror(errno));
-    } else r = export_to_file(&e, s, job_id, err);
+    bool stream = is_stdout(options) || is_special(options->path);
+    int r = stream ? export_to_stream(&e, s, job_id, err) : export_to_file(&e, s, job_id, err);
     for (size_t i = 0; i < e.n_columns; i++) free(e.columns[i]);
     free(e.columns);
     if (r == 0) *n_rows = e.n;

@@ -8,18 +8,19 @@
 #include "base/hash.h"
 #include "base/mem.h"
 #include "base/suggest.h"
+#include "base/utf8.h"
+#include "jobs/locks.h"
 #include "jobs/row_reader.h"
 #include "jobs/store.h"
 #include "jobs/submit.h"
 #include "jobs/template.h"
 
 #include <inttypes.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { CHUNK_ROWS = 4096, CHUNK_BYTES = 8 << 20, LEASE_ROWS = 256, PROGRESS_ROWS = 1024 };
+enum { CHUNK_ROWS = 4096, REMOVE_ROWS = 1 << 16, CHUNK_BYTES = 8 << 20, LEASE_ROWS = 256, PROGRESS_ROWS = 1024 };
 
 struct id_entry { /* a custom id that was seen; 128 bits stand for the text */
     uint64_t a, b;
@@ -40,6 +41,8 @@ struct loader {
     char *prompt_name, *id_name; /* as the job records them */
     int64_t job_id, chunk_rows, chunk_bytes;
     bool in_chunk;
+    int lock;                /* held while loading: this job's loader is alive */
+    struct template *template; /* JSONL: of the first line */
     struct id_entry *ids;
     size_t ids_size, n_ids;
     struct buf packed;
@@ -48,14 +51,9 @@ struct loader {
 
 /* ---------------------------------------------------------------- rejects */
 
-static bool stops_all(const struct loader *l, const struct reject *r) {
-    bool quote = strcmp(r->code, "stray_quote") == 0 || strcmp(r->code, "unterminated_quote") == 0;
-    return quote && l->n_columns == 1; /* where the bad row ends is anybody's guess */
-}
-
 static int store_reject(struct loader *l, const struct reject *r) {
     sqlite3_stmt *st = sql_prepare(l->s, "INSERT INTO reject VALUES (?1, ?2, ?3, ?4, ?5)", l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     sql_bind_int(st, 1, l->job_id);
     sql_bind_int(st, 2, r->line);
     sql_bind_int(st, 3, r->byte);
@@ -69,8 +67,8 @@ static int begin_chunk(struct loader *l);
 static int take_reject(struct loader *l, const struct reject *r) {
     int64_t n = l->report->n_rejected++;
     if (n < 10) l->report->rejects[n] = *r;
-    if (stops_all(l, r))
-        return err_set(l->err, E_PARSE, "%s:%" PRId64 ": %s", l->source.name, r->line, r->message);
+    if (row_reader_is_lost(l->reader))
+        return err_set(l->err, E_PARSE, "%s:%" PRId64 ": %s; nothing was stored", l->source.name, r->line, r->message);
     if (!l->o->skip_rejects) return 0;
     int e = begin_chunk(l);
     return e < 0 ? e : store_reject(l, r);
@@ -80,6 +78,7 @@ static void make_reject(struct reject *out, const struct input_row *row, const c
     *out = (struct reject){.line = row->line, .byte = row->byte};
     snprintf(out->code, sizeof out->code, "%s", code);
     snprintf(out->message, sizeof out->message, "%.*s", (int)sizeof out->message - 1, message);
+    out->message[utf8_valid_prefix(out->message, strlen(out->message))] = '\0'; /* cut by the limit */
 }
 
 static const char *code_name(int code) {
@@ -164,7 +163,7 @@ static int read_header(struct loader *l) {
     for (; l->n_columns < row.n_cells; l->n_columns++) {
         const char *name = row.cells[l->n_columns];
         if (find_column(l, name) >= 0)
-            return err_set(l->err, E_PARSE, "%s:1: two columns are named \"%s\"", l->source.name, name);
+            return err_set(l->err, E_PARSE, "%s:%" PRId64 ": two columns are named \"%s\"; rename one", l->source.name, row.line, name);
         l->columns[l->n_columns] = mem_strdup(name);
     }
     return 0;
@@ -325,6 +324,38 @@ static bool json_prompt(struct loader *l, const struct input_row *row, struct re
     return bad(reject, row, "bad_value", text);
 }
 
+static bool is_listed(const char *list, const char *name) {
+    size_t n = strlen(name);
+    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
+        if (strcspn(at, ",") == n && strncmp(at, name, n) == 0) return true;
+    return false;
+}
+
+/* A line with a prompt or messages is a request: its sampling keys count by their names. A
+ * line that a template is filled from is data, as in a CSV file. */
+static bool is_param(const struct loader *l, const char *key) {
+    if (*key == '@' || is_listed(l->o->param_cols, key)) return true;
+    return params_is_key(key) && !l->o->settings->template_text && strcmp(key, l->prompt_name) != 0;
+}
+
+static const char *is_there(void *object, const char *name) {
+    return json_object_get(object, name) ? "" : NULL;
+}
+
+/* The first line of a JSONL file names the columns that a template may use; later lines
+ * that lack one are bad lines. */
+static int check_template(struct loader *l, const struct input_row *row) {
+    size_t n = 0;
+    const char *key;
+    json_t *v;
+    if (l->template || !l->o->settings->template_text || !json_is_object(row->json)) return 0;
+    char **keys = mem_zalloc(json_object_size(row->json), sizeof *keys);
+    json_object_foreach((json_t *)row->json, key, v) keys[n++] = (char *)key;
+    int r = template_compile(&l->template, l->o->settings->template_text, keys, n, l->err);
+    free(keys);
+    return r < 0 ? err_wrap(l->err, "%s:%" PRId64, l->source.name, row->line) : 0;
+}
+
 static bool json_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
     struct err err = ERR_INIT;
     const char *key;
@@ -336,9 +367,13 @@ static bool json_request(struct loader *l, const struct input_row *row, struct r
         return true;
     }
     if (!json_id(l, row, q, reject) || !json_prompt(l, row, reject)) return false;
+    struct buf nothing = BUF_INIT(0);
+    bool whole = !l->template || template_render(l->template, &nothing, is_there, (void *)row->json, &err) == 0;
+    buf_clear(&nothing);
+    if (!whole) return bad(reject, row, "missing_key", err.text);
     json_object_foreach((json_t *)row->json, key, v) {
-        if (!params_is_key(key) || strcmp(key, l->prompt_name) == 0) continue;
-        if (l->o->settings->template_text && !l->o->param_cols) continue; /* data, as in a CSV file */
+        if (!is_param(l, key)) continue;
+        if (*key == '@') key++;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         int r = params_set_json(&q->params, key, text, &err);
         free(text);
@@ -361,10 +396,12 @@ static bool make_request(struct loader *l, const struct input_row *row, struct r
 static int insert_request(struct loader *l, const struct request *q) {
     enum text_codec codec;
     size_t n = strlen(q->input);
+    if (l->report->n_rows > UINT32_MAX)
+        return err_set(l->err, E_RANGE, "%s has more than 4,294,967,296 rows; split it", l->source.name);
     int r = begin_chunk(l);
     if (r < 0) return r;
     sqlite3_stmt *st = sql_prepare(l->s, "INSERT INTO request VALUES (?1, ?2, ?3, ?4)", l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     buf_reset(&l->packed);
     text_compress(&l->packed, &codec, q->input, n);
     sql_bind_int(st, 1, row_id(l->job_id, l->report->n_rows));
@@ -385,7 +422,8 @@ static int insert_request(struct loader *l, const struct request *q) {
 static int take_row(struct loader *l, const struct input_row *row) {
     struct request q = {0};
     struct reject reject;
-    int r = 0;
+    int r = row->json ? check_template(l, row) : 0;
+    if (r < 0) return r;
     if (!make_request(l, row, &q, &reject)) r = take_reject(l, &reject);
     else if (l->report->n_rejected == 0 || l->o->skip_rejects) r = insert_request(l, &q);
     request_clear(&q);
@@ -405,11 +443,16 @@ static int load_rows(struct loader *l) {
     }
     if (r < 0) return r;
     const struct submit_report *p = l->report;
+    if (p->n_rejected == 1 && !l->o->skip_rejects)
+        return err_set(l->err, E_PARSE, "%s:%" PRId64 ": %s; nothing was stored; mend the line, or use --reject skip",
+                       l->source.name, p->rejects[0].line, p->rejects[0].message);
     if (p->n_rejected > 0 && !l->o->skip_rejects)
-        return err_set(l->err, E_PARSE, "%s: %" PRId64 " bad line%s, nothing was stored; mend them, or use --reject skip",
-                       l->source.name, p->n_rejected, p->n_rejected == 1 ? "" : "s");
+        return err_set(l->err, E_PARSE,
+                       "%s: %" PRId64 " bad lines, nothing was stored; mend them, or use --reject skip. The first, line %" PRId64
+                       ": %s",
+                       l->source.name, p->n_rejected, p->rejects[0].line, p->rejects[0].message);
     if (p->n_rows == 0 && p->n_rejected == 0)
-        return err_set(l->err, E_PARSE, "%s has no rows%s", l->source.name, l->columns ? " behind its header" : "");
+        return err_set(l->err, E_PARSE, "%s has no rows%s; add some", l->source.name, l->columns ? " behind its header" : "");
     if (p->n_rows == 0) return err_set(l->err, E_PARSE, "%s: all %" PRId64 " lines are bad", l->source.name, p->n_rejected);
     return 0;
 }
@@ -433,7 +476,7 @@ static int family_id(struct loader *l, int64_t *id) {
     sha256_add_text(h, l->o->settings->system_text);
     sha256_finish(h, hex);
     sqlite3_stmt *st = sql_prepare(l->s, "INSERT INTO family(hash) VALUES (?1) ON CONFLICT(hash) DO UPDATE SET hash = hash RETURNING family_id", l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     sql_bind_text(st, 1, hex);
     int r = sql_step(l->s, st, l->err);
     if (r == 1) *id = sqlite3_column_int64(st, 0);
@@ -449,10 +492,10 @@ static int insert_job(struct loader *l, const char *content) {
     sqlite3_stmt *st = sql_prepare(
         l->s,
         "INSERT INTO job(key, name, state, priority, family_id, model, dtype, quantization, kv_cache_dtype, max_model_len,"
-        " template, system, chat, seed, params, columns, prompt_column, id_column, source_name, content, submitted_at, loader_pid)"
-        " VALUES (?1, ?2, 'loading', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
+        " template, system, chat, seed, params, columns, prompt_column, id_column, source_name, content, submitted_at)"
+        " VALUES (?1, ?2, 'loading', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
         l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     char *params = params_to_json(&set->params), *columns = columns_json(l);
     const char *base = strrchr(l->source.name, '/');
     sql_bind_text(st, 1, l->o->key);
@@ -475,7 +518,6 @@ static int insert_job(struct loader *l, const char *content) {
     sql_bind_text(st, 18, l->source.name);
     sql_bind_text(st, 19, content);
     sql_bind_int(st, 20, clock_wall_us());
-    sql_bind_int(st, 21, getpid());
     r = sql_run(l->s, st, l->err);
     l->job_id = sqlite3_last_insert_rowid(l->s->db);
     free(params);
@@ -487,7 +529,7 @@ static int insert_job(struct loader *l, const char *content) {
 static int find_key(struct loader *l, const char *content) {
     if (!l->o->key) return 0;
     sqlite3_stmt *st = sql_prepare(l->s, "SELECT job_id, content, n_rows, n_rejected, state FROM job WHERE key = ?1", l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     sql_bind_text(st, 1, l->o->key);
     int r = sql_step(l->s, st, l->err);
     if (r == 1) {
@@ -515,7 +557,7 @@ static int make_leases(struct loader *l) {
                                    " INSERT INTO lease(job_id, lease_no, first_row, n_rows)"
                                    " SELECT ?1, i, i * ?2, min(?2, ?3 - i * ?2) FROM k",
                                    l->err);
-    if (!st) return l->err->code;
+    if (!st) return sql_error(l->s, l->err);
     sql_bind_int(st, 1, l->job_id);
     sql_bind_int(st, 2, rows);
     sql_bind_int(st, 3, n);
@@ -525,8 +567,8 @@ static int make_leases(struct loader *l) {
 static int finish_job(struct loader *l) {
     int r = begin_chunk(l);
     if (r == 0) r = make_leases(l);
-    sqlite3_stmt *st = r < 0 ? NULL : sql_prepare(l->s, "UPDATE job SET state = 'queued', n_rows = ?2, n_rejected = ?3, loader_pid = NULL WHERE job_id = ?1", l->err);
-    if (!st) return l->err->code;
+    sqlite3_stmt *st = r < 0 ? NULL : sql_prepare(l->s, "UPDATE job SET state = 'queued', n_rows = ?2, n_rejected = ?3 WHERE job_id = ?1", l->err);
+    if (!st) return sql_error(l->s, l->err);
     sql_bind_int(st, 1, l->job_id);
     sql_bind_int(st, 2, l->report->n_rows);
     sql_bind_int(st, 3, l->report->n_rejected);
@@ -540,6 +582,7 @@ static int start_job(struct loader *l, const char *content) {
     if (r < 0) return r;
     r = find_key(l, content);
     if (r == 0) r = insert_job(l, content);
+    if (r == 0) r = lock_loader(&l->lock, store_path(l->s), l->job_id, l->err); /* before anybody sees the job */
     if (r == 0) r = sql_exec(l->s, "COMMIT", l->err);
     else {
         sql_rollback(l->s);
@@ -549,28 +592,46 @@ static int start_job(struct loader *l, const char *content) {
     return r;
 }
 
+static int64_t last_row(struct store *s, int64_t job_id) {
+    sqlite3_stmt *st = sql_prepare(s, "SELECT max(id) FROM request WHERE id BETWEEN ?1 AND ?2", NULL);
+    if (!st) return -1;
+    sql_bind_int(st, 1, row_id(job_id, 0));
+    sql_bind_int(st, 2, row_id(job_id, UINT32_MAX));
+    int64_t last = -1;
+    if (sql_step(s, st, NULL) == 1 && sqlite3_column_type(st, 0) != SQLITE_NULL)
+        last = sqlite3_column_int64(st, 0) - row_id(job_id, 0);
+    sqlite3_reset(st);
+    return last;
+}
+
 /* Remove a job that was not loaded whole. The error that led here stays. */
 static void remove_job(struct store *s, int64_t job_id) {
-    sqlite3_stmt *rows = sql_prepare(s, "DELETE FROM request WHERE id BETWEEN ?1 AND ?2", NULL);
+    int64_t last = last_row(s, job_id);
+    for (int64_t row = 0; row <= last; row += REMOVE_ROWS) { /* in steps, so that nobody waits long */
+        sqlite3_stmt *rows = sql_prepare(s, "DELETE FROM request WHERE id BETWEEN ?1 AND ?2", NULL);
+        if (!rows) return;
+        sql_bind_int(rows, 1, row_id(job_id, row));
+        sql_bind_int(rows, 2, row_id(job_id, row + REMOVE_ROWS - 1));
+        if (sql_run(s, rows, NULL) < 0) return;
+    }
     sqlite3_stmt *job = sql_prepare(s, "DELETE FROM job WHERE job_id = ?1 AND state = 'loading'", NULL);
-    if (!rows || !job || sql_exec(s, "BEGIN IMMEDIATE", NULL) < 0) return;
-    sql_bind_int(rows, 1, row_id(job_id, 0));
-    sql_bind_int(rows, 2, row_id(job_id, UINT32_MAX));
+    if (!job) return;
     sql_bind_int(job, 1, job_id);
-    if (sql_run(s, rows, NULL) == 0 && sql_run(s, job, NULL) == 0) sql_exec(s, "COMMIT", NULL);
-    sql_rollback(s);
+    sql_run(s, job, NULL);
 }
 
 void submit_clean(struct store *s) {
     int64_t dead[64];
     size_t n = 0;
-    sqlite3_stmt *st = sql_prepare(s, "SELECT job_id, loader_pid FROM job WHERE state = 'loading'", NULL);
-    while (st && n < 64 && sql_step(s, st, NULL) == 1) {
-        pid_t pid = (pid_t)sqlite3_column_int64(st, 1);
-        if (pid != getpid() && kill(pid, 0) < 0) dead[n++] = sqlite3_column_int64(st, 0);
-    }
+    sqlite3_stmt *st = sql_prepare(s, "SELECT job_id FROM job WHERE state = 'loading'", NULL);
+    while (st && n < 64 && sql_step(s, st, NULL) == 1) dead[n++] = sqlite3_column_int64(st, 0);
     if (st) sqlite3_reset(st);
-    for (size_t i = 0; i < n; i++) remove_job(s, dead[i]);
+    for (size_t i = 0; i < n; i++) {
+        int lock;
+        if (lock_loader(&lock, store_path(s), dead[i], NULL) < 0) continue; /* it lives */
+        remove_job(s, dead[i]);
+        close(lock);
+    }
 }
 
 static int content_of(const struct submit_options *o, const struct source *source, char hex[65]) {
@@ -601,7 +662,9 @@ int submit_content_key(const struct submit_options *options, char hex[65], struc
 
 static void loader_clear(struct loader *l) {
     row_reader_free(l->reader);
+    template_free(l->template);
     source_close(&l->source);
+    if (l->lock >= 0) close(l->lock);
     for (size_t i = 0; i < l->n_columns; i++) {
         free(l->columns[i]);
         free(l->param_keys[i]);
@@ -616,13 +679,13 @@ static void loader_clear(struct loader *l) {
 
 int job_submit(struct store *s, const struct submit_options *options, struct submit_report *report, struct err *err) {
     struct err local = ERR_INIT;
-    struct loader l = {.s = s, .o = options, .report = report, .packed = BUF_INIT(0), .err = err ? err : &local};
+    struct loader l = {.s = s, .o = options, .report = report, .packed = BUF_INIT(0), .lock = -1, .err = err ? err : &local};
     char content[65];
     *report = (struct submit_report){0};
     int r = source_open(&l.source, options->path, l.err);
     if (r < 0) return r;
     l.format = row_format(&l.source, options->format);
-    if (l.source.size == 0) r = err_set(l.err, E_PARSE, "%s is empty", l.source.name);
+    if (l.source.size == 0) r = err_set(l.err, E_PARSE, "%s is empty; it needs rows", l.source.name);
     content_of(options, &l.source, content);
     l.reader = row_reader_new(&l.source, l.format);
     if (r == 0) r = set_up_input(&l);

@@ -75,7 +75,7 @@ void params_clear(struct params *p);
 /* Is this a sampling key (built or known by name)? */
 bool params_is_key(const char *key);
 
-/* Set one key from JSON text of its value. E_RANGE or E_PARSE: "temperature: 11 is not
+/* Set one key from JSON text of its value; null sets nothing, as with the peers. E_RANGE or E_PARSE: "temperature: 11 is not
  * in 0 .. 10"; E_UNSUPPORTED: a key that is known by name but not built, with a value
  * that would change the result ("n: 2 is not built yet; only 1"); E_NOT_FOUND: no such key. */
 int params_set_json(struct params *p, const char *key, const char *json, struct err *err);
@@ -241,14 +241,14 @@ void text_compress(struct buf *out, enum text_codec *codec, const char *text, si
 
 /* What a request says to the model, from its cells and the job's template. Pure; any thread. */
 enum prompt_kind {
-    PROMPT_RAW,      /* `text` as it stands (JSONL prompt) */
-    PROMPT_TEXT,     /* `text`, to be one user message where the job's chat mode says so */
+    PROMPT_RAW,      /* `text` as it stands (JSONL prompt of a job without system_text and chat "always") */
+    PROMPT_TEXT,     /* `text`, to be one user message, behind settings.system_text, where the chat mode says so */
     PROMPT_MESSAGES, /* roles and contents */
 };
 struct prompt { /* all zero = empty; give back with prompt_clear */
     enum prompt_kind kind;
     char *text;
-    char **roles, **contents; /* system_text comes first where the job has one */
+    char **roles, **contents; /* system_text, or a JSONL row's own "system", comes first */
     size_t n_messages;
     struct params params;     /* the job's, with the row's own over them */
     uint64_t seed;            /* the row's, else hash(job seed, row) */
@@ -279,6 +279,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
     const char *custom_id; /* NULL = none */
     const char *status;    /* "ok", "failed" */
     const char *finish_reason, *completion, *error_code, *error; /* NULL where there is none */
+    size_t completion_bytes; /* a model may well write a NUL byte */
     const char *input;     /* JSON as in request_row */
     int32_t prompt_tokens, cached_tokens, completion_tokens, preemptions, attempt;
     double wait_ms, queue_ms, prefill_ms, ttft_ms, decode_ms, tpot_ms, e2e_ms; /* < 0 = NULL */
@@ -310,8 +311,13 @@ struct export_options {
     bool csv_raw;      /* no ' before cells that a spreadsheet would take for a formula */
 };
 
+/* May this file be written? E_EXISTS as job_export would say it: ask before hours of work. */
+int job_export_check(struct store *s, int64_t job_id, const struct export_options *options, struct err *err);
+
 /* Write finished rows in input order; *n_rows of them. The file appears whole
- * or not at all. E_EXISTS without force; E_PERMISSION, E_FULL, E_IO. */
+ * or not at all; what is no regular file (/dev/null, a FIFO) is written to as it is.
+ * The store must be open for writing, to remember which file is the job's own.
+ * E_EXISTS without force; E_PERMISSION, E_FULL, E_IO. */
 int job_export(struct store *s, int64_t job_id, const struct export_options *options, int64_t *n_rows,
                struct err *err);
 

@@ -18,7 +18,7 @@ int model_add(struct store *s, const char *name, const char *path, const char *f
                                    "INSERT INTO model(name, path, files, added_at) VALUES (?1, ?2, ?3, ?4) ON CONFLICT(name)"
                                    " DO UPDATE SET path = ?2, files = ?3, added_at = ?4",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_text(st, 1, name);
     sql_bind_text(st, 2, path);
     sql_bind_text(st, 3, files_json);
@@ -40,7 +40,7 @@ void model_entry_clear(struct model_entry *m) {
 
 int model_get(struct store *s, const char *name, struct model_entry *out, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s, "SELECT name, path, files, added_at FROM model WHERE name = ?1", err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_text(st, 1, name);
     int r = sql_step(s, st, err);
     if (r == 1) read_entry(st, out);
@@ -55,7 +55,7 @@ int model_list(struct store *s, struct model_entry **out, size_t *n, struct err 
     struct model_entry *list = NULL;
     size_t count = 0;
     int r;
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     while ((r = sql_step(s, st, err)) == 1) {
         list = mem_realloc(list, count + 1, sizeof *list);
         read_entry(st, &list[count++]);

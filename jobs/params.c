@@ -38,7 +38,7 @@ static const struct spec {
 /* Keys of the OpenAI and vLLM interfaces that are not built, and the value that changes nothing. */
 static const struct neutral {
     const char *name;
-    double number; /* this number, or null, false, {} or [] */
+    double number; /* this number, or null, false, {} or []; tool_choice and response_format have a word, too */
 } neutrals[] = {
     {"n", 1},           {"best_of", 1},      {"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
     {"logit_bias", 0},  {"logprobs", 0},     {"top_logprobs", 0},     {"prompt_logprobs", 0},   {"length_penalty", 1},
@@ -140,6 +140,9 @@ static int set_ids(struct params *p, const struct spec *s, const json_t *v, stru
 static bool is_neutral(const struct neutral *k, const json_t *v) {
     if (json_is_null(v) || json_is_false(v)) return true;
     if (json_is_number(v)) return json_number_value(v) == k->number;
+    if (json_is_string(v)) return strcmp(k->name, "tool_choice") == 0 && strcmp(json_string_value(v), "none") == 0;
+    const char *type = json_string_value(json_object_get(v, "type"));
+    if (strcmp(k->name, "response_format") == 0 && type && strcmp(type, "text") == 0) return true;
     return (json_is_object(v) && json_object_size(v) == 0) || (json_is_array(v) && json_array_size(v) == 0);
 }
 

@@ -26,8 +26,7 @@ void prompt_clear(struct prompt *p) {
 struct cells { /* the template's view of a row */
     const struct job_work *job;
     const json_t *input;
-    char text[64]; /* a number or truth value, written out */
-    char *dumped;
+    char *dumped;  /* a value that is no string, as JSON */
 };
 
 static const char *cell_of(void *arg, const char *name) {
@@ -37,6 +36,7 @@ static const char *cell_of(void *arg, const char *name) {
     for (size_t i = 0; json_is_array(c->input) && i < c->job->n_columns; i++)
         if (strcmp(c->job->columns[i], name) == 0) v = json_array_get(c->input, i);
     if (!v || json_is_string(v)) return json_string_value(v);
+    if (json_is_null(v)) return "";
     free(c->dumped);
     c->dumped = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
     return c->dumped;
@@ -82,7 +82,15 @@ static int from_object(struct prompt *p, const struct job_work *job, const json_
     const char *text = json_string_value(json_object_get(input, job->prompt_key ? job->prompt_key : "prompt"));
     if (messages && !text) return from_messages(p, job, messages, err);
     if (!text) return err_set(err, E_PARSE, "the row has no prompt");
-    p->kind = PROMPT_RAW;
+    const char *system = json_string_value(json_object_get(input, "system"));
+    bool always = job->settings.chat && strcmp(job->settings.chat, "always") == 0;
+    if (system) { /* the row's own takes the place of the job's */
+        p->kind = PROMPT_MESSAGES;
+        add_message(p, "system", system);
+        add_message(p, "user", text);
+        return 0;
+    }
+    p->kind = always || job->settings.system_text ? PROMPT_TEXT : PROMPT_RAW;
     p->text = mem_strdup(text);
     return 0;
 }
@@ -96,16 +104,17 @@ static int from_cells(struct prompt *p, const struct job_work *job, const json_t
 }
 
 static int add_params(struct prompt *p, const struct job_work *job, const struct request_row *row, struct err *err) {
-    params_overlay(&p->params, &job->settings.params);
-    if (row->params) {
-        int r = params_from_json(&p->params, row->params, err);
-        if (r < 0) return r;
+    struct params own = {0};
+    int r = row->params ? params_from_json(&own, row->params, err) : 0;
+    if (r == 0) {
+        params_overlay(&p->params, &job->settings.params);
+        params_overlay(&p->params, &own);
+        /* A seed in the job's own parameters is the job's seed; a row's own is taken as it is. */
+        uint64_t job_seed = job->settings.params.set & PARAM_SEED ? job->settings.params.seed : job->settings.seed;
+        p->seed = own.set & PARAM_SEED ? own.seed : hash64_mix(job_seed, (uint64_t)row->row) >> 1;
     }
-    /* A seed in the job's own parameters is the job's seed; a row's own is taken as it is. */
-    bool own = row->params && strstr(row->params, "\"seed\":");
-    uint64_t job_seed = job->settings.params.set & PARAM_SEED ? job->settings.params.seed : job->settings.seed;
-    p->seed = own ? p->params.seed : hash64_mix(job_seed, (uint64_t)row->row) >> 1;
-    return 0;
+    params_clear(&own);
+    return r;
 }
 
 int prompt_build(struct prompt *out, const struct job_work *job, const struct request_row *row, struct err *err) {

@@ -44,7 +44,7 @@ static int insert_result(struct worker *w, const struct result_row *r, struct er
                                    " WHERE EXISTS (SELECT 1 FROM job WHERE job_id = ?1 >> 32 AND state = 'running')"
                                    " ON CONFLICT(id) DO NOTHING",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     bind_result(st, r, w->epoch);
     int e = sql_run(w->s, st, err);
     return e < 0 ? e : sqlite3_changes(w->s->db) > 0;
@@ -63,7 +63,7 @@ static int count(struct worker *w, const struct tally *t, struct err *err) {
                                    " prompt_tokens + ?4, cached_tokens = cached_tokens + ?5,"
                                    " completion_tokens = completion_tokens + ?6 WHERE job_id = ?1",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     const int64_t values[] = {t->job_id, t->done, t->failed, t->prompt, t->cached, t->completion};
     for (int i = 0; i < 6; i++) sql_bind_int(st, i + 1, values[i]);
     return sql_run(w->s, st, err);
@@ -76,7 +76,7 @@ static int close_leases(struct worker *w, int64_t job_id, struct err *err) {
                                    " (SELECT count(*) FROM result WHERE id BETWEEN (?1 << 32) + first_row"
                                    "  AND (?1 << 32) + first_row + n_rows - 1)",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);
     return sql_run(w->s, st, err);
 }
@@ -87,7 +87,7 @@ static int close_job(struct worker *w, int64_t job_id, struct err *err) {
                                    " finished_at = ?2 WHERE job_id = ?1 AND state = 'running'"
                                    " AND n_done + n_failed = n_rows",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_int(st, 2, clock_wall_us());
     return sql_run(w->s, st, err);

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { PAGE_ROWS = 512 }; /* rows read in one transaction */
+enum { PAGE_ROWS = 256, PAGE_BYTES = 8 << 20 }; /* what is read in one transaction */
 
 /* ---------------------------------------------------------------- jobs */
 
@@ -43,7 +43,7 @@ void job_info_clear(struct job_info *j) {
 
 int job_get(struct store *s, int64_t job_id, const char *key, struct job_info *out, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s, "SELECT " JOB_COLUMNS " FROM job WHERE CASE WHEN ?2 IS NULL THEN job_id = ?1 ELSE key = ?2 END", err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_text(st, 2, key);
     int r = sql_step(s, st, err);
@@ -59,7 +59,7 @@ int job_list(struct store *s, struct job_info **out, size_t *n, struct err *err)
     struct job_info *jobs = NULL;
     size_t count = 0, cap = 0;
     int r;
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     while ((r = sql_step(s, st, err)) == 1) {
         if (count == cap) {
             cap = cap ? cap * 2 : 16;
@@ -89,7 +89,7 @@ int job_cancel(struct store *s, int64_t job_id, const char *reason, struct err *
                                    "UPDATE job SET state = 'cancelled', error = ?2, finished_at = ?3"
                                    " WHERE job_id = ?1 AND state IN ('queued', 'running')",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_text(st, 2, reason);
     sql_bind_int(st, 3, clock_wall_us());
@@ -132,15 +132,50 @@ static void view_of(sqlite3_stmt *st, int64_t job_id, struct result_view *v) {
         .error_code = (const char *)sqlite3_column_text(st, 15),
         .error = (const char *)sqlite3_column_text(st, 16),
         .completion = (const char *)sqlite3_column_text(st, 17),
+        .completion_bytes = (size_t)sqlite3_column_bytes(st, 17),
         .input = (const char *)sqlite3_column_text(st, 18),
     };
     v->tpot_ms = tokens >= 2 && v->decode_ms >= 0 ? v->decode_ms / (double)(tokens - 1) : -1.0;
 }
 
-/* One page; *next is the row to go on from, -1 = there is nothing more. */
-static int each_page(struct store *s, int64_t job_id, const struct result_filter *f, int64_t limit, int64_t *next,
-                     int64_t *count, int (*fn)(void *, const struct result_view *, struct err *), void *arg,
-                     struct err *err) {
+/* A page is read whole and then handed out, so that a slow reader of the output, a pipe
+ * into `less` for instance, holds no transaction open. */
+struct page {
+    struct result_view rows[PAGE_ROWS];
+    size_t n, bytes;
+};
+
+static const char *copied(const char *text, size_t n, struct page *p) {
+    if (!text) return NULL;
+    p->bytes += n;
+    return mem_strndup(text, n);
+}
+
+static const char *copied_text(const char *text, struct page *p) {
+    return copied(text, text ? strlen(text) : 0, p);
+}
+
+static void page_add(struct page *p, const struct result_view *borrowed) {
+    struct result_view *v = &p->rows[p->n++];
+    *v = *borrowed;
+    v->custom_id = copied_text(v->custom_id, p);
+    v->error_code = copied_text(v->error_code, p);
+    v->error = copied_text(v->error, p);
+    v->input = copied_text(v->input, p);
+    v->completion = copied(v->completion, v->completion_bytes, p);
+}
+
+static void page_clear(struct page *p) {
+    for (size_t i = 0; i < p->n; i++) {
+        const char *texts[] = {p->rows[i].custom_id, p->rows[i].error_code, p->rows[i].error, p->rows[i].input,
+                               p->rows[i].completion};
+        for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) free((char *)texts[k]);
+    }
+    p->n = p->bytes = 0;
+}
+
+static int read_page(struct store *s, int64_t job_id, const struct result_filter *f, int64_t from, int64_t limit,
+                     struct page *page, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s,
                                    "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"
                                    " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"
@@ -149,33 +184,36 @@ static int each_page(struct store *s, int64_t job_id, const struct result_filter
                                    " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"
                                    " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4",
                                    err);
-    if (!st) return E_IO;
-    sql_bind_int(st, 1, row_id(job_id, *next));
+    if (!st) return sql_error(s, err);
+    sql_bind_int(st, 1, row_id(job_id, from));
     sql_bind_int(st, 2, row_id(job_id, f->end_row > 0 ? f->end_row - 1 : UINT32_MAX));
     sql_bind_int(st, 3, f->only_ok ? ROW_OK : f->only_failed ? ROW_FAILED : -1);
     sql_bind_int(st, 4, limit);
-    int r;
-    *next = -1;
-    while ((r = sql_step(s, st, err)) == 1) {
+    int r = 1;
+    while (page->bytes < PAGE_BYTES && (r = sql_step(s, st, err)) == 1) {
         struct result_view v;
         view_of(st, job_id, &v);
-        *next = v.row + 1;
-        ++*count;
-        r = fn(arg, &v, err);
-        if (r < 0) break;
+        page_add(page, &v);
     }
     sqlite3_reset(st);
-    return r;
+    return r < 0 ? r : 0;
 }
 
 int results_each(struct store *s, int64_t job_id, const struct result_filter *filter,
                  int (*fn)(void *arg, const struct result_view *v, struct err *err), void *arg, struct err *err) {
-    int64_t next = filter->first_row, count = 0;
+    struct page *page = mem_zalloc(1, sizeof *page);
+    int64_t from = filter->first_row, count = 0;
     int r = 0;
-    while (r == 0 && next >= 0 && (filter->limit == 0 || count < filter->limit)) {
+    while (r == 0 && (filter->limit == 0 || count < filter->limit)) {
         int64_t left = filter->limit ? filter->limit - count : PAGE_ROWS;
-        r = each_page(s, job_id, filter, left < PAGE_ROWS ? left : PAGE_ROWS, &next, &count, fn, arg, err);
+        r = read_page(s, job_id, filter, from, left < PAGE_ROWS ? left : PAGE_ROWS, page, err);
+        if (r == 0 && page->n == 0) break;
+        if (r == 0) from = page->rows[page->n - 1].row + 1;
+        count += (int64_t)page->n;
+        for (size_t i = 0; r == 0 && i < page->n; i++) r = fn(arg, &page->rows[i], err);
+        page_clear(page);
     }
+    free(page);
     return r;
 }
 
@@ -183,7 +221,7 @@ int rejects_each(struct store *s, int64_t job_id, int (*fn)(void *arg, const str
                  void *arg, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s, "SELECT line, byte, code, message FROM reject WHERE job_id = ?1 ORDER BY line", err);
     int r;
-    if (!st) return E_IO;
+    if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     while ((r = sql_step(s, st, err)) == 1) {
         struct reject one = {.line = sqlite3_column_int64(st, 0), .byte = sqlite3_column_int64(st, 1)};

@@ -29,6 +29,7 @@ struct row_reader {
     char **cells;
     size_t n_columns;     /* of the first row; 0 = not read yet */
     bool row_done, too_large;
+    bool lost;            /* see row_reader_is_lost */
     json_t *json;
 };
 
@@ -114,6 +115,10 @@ void row_reader_free(struct row_reader *r) {
     free(r);
 }
 
+bool row_reader_is_lost(const struct row_reader *r) {
+    return r->lost;
+}
+
 int64_t row_reader_byte(const struct row_reader *r) {
     return (int64_t)r->at;
 }
@@ -130,16 +135,17 @@ static size_t line_length(const struct source *s, size_t at) {
     return n;
 }
 
-static bool is_blank(const char *s, size_t n) {
+/* In a TSV file a line of tabs is a row of empty cells. */
+static bool is_blank(const char *s, size_t n, bool tab_counts) {
     for (size_t i = 0; i < n; i++)
-        if (s[i] != ' ' && s[i] != '\t' && s[i] != '\r' && s[i] != '\n') return false;
+        if (s[i] != ' ' && s[i] != '\r' && s[i] != '\n' && (s[i] != '\t' || tab_counts)) return false;
     return true;
 }
 
 static void skip_blank_lines(struct row_reader *r) {
     while (r->at < r->source->size) {
         size_t n = line_length(r->source, r->at);
-        if (!is_blank(r->source->data + r->at, n)) break;
+        if (!is_blank(r->source->data + r->at, n, r->format == INPUT_TSV)) break;
         r->at += n;
         r->line++;
     }
@@ -152,6 +158,7 @@ static enum read_result refuse(struct reject *out, int64_t line, int64_t byte, c
     va_start(ap, fmt);
     vsnprintf(out->message, sizeof out->message, fmt, ap);
     va_end(ap);
+    out->message[utf8_valid_prefix(out->message, strlen(out->message))] = '\0'; /* cut by the limit */
     return READ_REJECT;
 }
 
@@ -178,19 +185,36 @@ static bool csv_is_too_large(struct csv_parser *p) {
     return csv_error(p) == CSV_ENOMEM || csv_error(p) == CSV_ETOOBIG;
 }
 
+/* Where the quote stands that is still open at `end`; a doubled quote closes and opens none. */
+static int64_t open_quote(const struct source *s, size_t begin, size_t end) {
+    size_t at = begin;
+    bool quoted = false;
+    for (size_t i = begin; i < end; i++) {
+        if (s->data[i] != '"') continue;
+        if (quoted && i + 1 < end && s->data[i + 1] == '"') i++;
+        else if ((quoted = !quoted)) at = i;
+    }
+    return (int64_t)at;
+}
+
 static enum read_result bad_row(struct row_reader *r, size_t begin, int64_t line, bool at_end, struct reject *reject) {
-    int64_t byte = (int64_t)begin, last = r->line;
+    int64_t byte = (int64_t)begin, last = r->line - 1, quote = open_quote(r->source, begin, r->at);
     bool single = r->n_columns <= 1, too_large = r->too_large || csv_is_too_large(&r->csv);
+    r->lost = single && (!too_large || last > line);
     csv_free(&r->csv); /* its state is that of the bad row */
     r->csv_is_open = false;
     resume_behind(r, begin, line);
+    if (too_large && last > line)
+        return refuse(reject, line, byte, "field_size",
+                      "the quote that opens at byte %" PRId64 " holds more than 16 MiB; is it closed?", quote);
     if (too_large)
-        return refuse(reject, line, byte, "field_size", "a field has more than 16 MiB, or a row more than %d columns",
-                      ROW_MAX_COLUMNS);
+        return refuse(reject, line, byte, "field_size",
+                      "a field has more than 16 MiB, or the row more than 64 MiB or %d columns; shorten it", ROW_MAX_COLUMNS);
     if (at_end)
         return refuse(reject, line, byte, "unterminated_quote",
-                      "unterminated quote: lines %" PRId64 "-%" PRId64 " would be one field. Close it, or write \"\" for a quote%s",
-                      line, last, single ? "" : ", or use --reject skip");
+                      "unterminated quote starting at byte %" PRId64 " (lines %" PRId64 "-%" PRId64
+                      " would be one field). Close it, or write \"\" for a quote%s",
+                      quote, line, last, single ? "" : ", or use --reject skip");
     return refuse(reject, line, byte, "stray_quote",
                   "a quote inside a field. Put the field in quotes and write \"\" for a quote%s",
                   single ? "" : ", or use --reject skip");
@@ -200,7 +224,7 @@ static enum read_result csv_row(struct row_reader *r, size_t begin, int64_t line
                                 struct reject *reject) {
     const char *data = r->source->data + begin;
     if (bad_bytes(data, r->at - begin, line, (int64_t)begin, reject)) {
-        resume_behind(r, begin, line);
+        if (r->n_columns != 1) resume_behind(r, begin, line);
         return READ_REJECT;
     }
     if (r->n_columns == 0) r->n_columns = r->n_cells;
@@ -285,6 +309,7 @@ static enum read_result next_line(struct row_reader *r, struct input_row *row, s
 }
 
 enum read_result row_reader_next(struct row_reader *r, struct input_row *row, struct reject *reject) {
+    r->lost = false;
     if (r->format == INPUT_CSV || r->format == INPUT_TSV) return next_csv(r, row, reject);
     return next_line(r, row, reject);
 }

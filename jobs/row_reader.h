@@ -1,7 +1,9 @@
 /* row_reader.h - the rows of an input file, with line and byte of each.
  *
  * A bad row is a reject with code and message; reading resumes at the physical line
- * after the one where the row began, so that one stray quote costs one row. CSV is
+ * after the one where the row began, so that one stray quote costs one row. Where a
+ * file has one column, nothing tells a row from a piece of one: there a bad quote ends
+ * the reading (row_reader_is_lost), and a row of bad bytes is skipped whole. CSV is
  * RFC 4180 as libcsv reads it in strict mode, with two deviations: blanks around an
  * unquoted field are trimmed, and blank lines are skipped. */
 #ifndef BATCHD_JOBS_ROW_READER_H
@@ -34,6 +36,9 @@ enum read_result row_reader_next(struct row_reader *r, struct input_row *row, st
 
 /* Which format a file has, by its extension, else by its first character. */
 enum input_format row_format(const struct source *source, enum input_format asked);
+
+/* After a reject: is it unknown where the next row begins? */
+bool row_reader_is_lost(const struct row_reader *r);
 
 int64_t row_reader_byte(const struct row_reader *r); /* how far it has read */
 

@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <unistd.h>
 
+enum { READ_MAX = 256 << 20 };
+
 /* A pipe cannot be mapped: copy it to a file without a name. */
 static int spool(int from, struct err *err) {
     const char *dir = getenv("TMPDIR");
@@ -29,15 +31,31 @@ static int spool(int from, struct err *err) {
     return err_set(err, E_IO, "cannot read the input: %s", strerror(errno));
 }
 
+/* A file that somebody cuts short while it is mapped is a SIGBUS; one of ordinary size is
+ * therefore read, and what was there is what counts. */
+static int read_whole(struct source *out, int fd, size_t size, struct err *err) {
+    size_t n = 0;
+    ssize_t got = 1;
+    while (n < size && (got = pread(fd, (char *)out->map + n, size - n, (off_t)n)) > 0) n += (size_t)got;
+    if (got < 0) return err_set(err, E_IO, "cannot read %s: %s", out->name, strerror(errno));
+    out->data = out->map;
+    out->size = n;
+    return 0;
+}
+
 static int map(struct source *out, int fd, struct err *err) {
     struct stat st;
     if (fstat(fd, &st) < 0) return err_set(err, E_IO, "%s: %s", out->name, strerror(errno));
     if (st.st_size == 0) return 0;
-    out->map = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
+    bool is_small = st.st_size <= READ_MAX;
+    out->mapped = (size_t)st.st_size;
+    out->map = mmap(NULL, out->mapped, is_small ? PROT_READ | PROT_WRITE : PROT_READ,
+                    MAP_PRIVATE | (is_small ? MAP_ANONYMOUS : 0), is_small ? -1 : fd, 0);
     if (out->map == MAP_FAILED) {
         out->map = NULL;
         return err_set(err, E_IO, "cannot map %s: %s", out->name, strerror(errno));
     }
+    if (is_small) return read_whole(out, fd, (size_t)st.st_size, err);
     madvise(out->map, (size_t)st.st_size, MADV_SEQUENTIAL);
     out->data = out->map;
     out->size = (size_t)st.st_size;
@@ -67,10 +85,11 @@ int source_open(struct source *out, const char *path, struct err *err) {
     if (r == 0) r = map(&s, fd, err);
     if (fd >= 0 && !is_stdin) close(fd);
     if (r == 0) *out = s;
+    else source_close(&s);
     return r;
 }
 
 void source_close(struct source *s) {
-    if (s->map) munmap(s->map, s->size);
+    if (s->map) munmap(s->map, s->mapped);
     *s = (struct source){0};
 }

@@ -1,4 +1,5 @@
-/* source.h - an input file in memory: a mapping, or for a pipe a spooled copy.
+/* source.h - an input file in memory: a copy, a mapping where it is large, or for a
+ * pipe a spooled copy.
  * The rows of it come from row_reader.h. */
 #ifndef BATCHD_JOBS_SOURCE_H
 #define BATCHD_JOBS_SOURCE_H
@@ -12,6 +13,7 @@ struct source {      /* give back with source_close */
     const char *data; /* size bytes; not terminated */
     size_t size;
     void *map;        /* NULL when size is 0 */
+    size_t mapped;    /* bytes of map */
 };
 
 /* path "-" = standard input. E_NOT_FOUND, E_IO (a folder, no permission). */

@@ -34,6 +34,7 @@ static int code_of(int sqlite) {
     case SQLITE_FULL: return E_FULL;
     case SQLITE_READONLY:
     case SQLITE_PERM:
+    case SQLITE_CANTOPEN:
     case SQLITE_AUTH: return E_PERMISSION;
     case SQLITE_NOTADB: return E_PARSE;
     case SQLITE_NOMEM: return E_NO_MEMORY;
@@ -48,13 +49,15 @@ static const char *remedy_of(int sqlite) {
     case SQLITE_FULL: return "; make room on the disk, nothing finished is lost";
     case SQLITE_READONLY: return "; check the owner and mode of the file and its folder";
     case SQLITE_CORRUPT: return "; restore a backup, or try .recover in sqlite3";
+    case SQLITE_NOTADB: return "; name another file with --db";
+    case SQLITE_CANTOPEN: return "; the folder must be writable too, for the -wal and -shm files beside the database";
     default: return "";
     }
 }
 
 int sql_error(struct store *s, struct err *err) {
-    int code = sqlite3_extended_errcode(s->db);
-    bool full = (code & 0xff) == SQLITE_IOERR && (errno == ENOSPC || errno == EFBIG);
+    int code = sqlite3_extended_errcode(s->db), why = sqlite3_system_errno(s->db);
+    bool full = (code & 0xff) == SQLITE_IOERR && (why == ENOSPC || why == EFBIG || why == EDQUOT);
     return err_set(err, full ? E_FULL : code_of(code), "%s: %s%s", s->path, sqlite3_errmsg(s->db),
                    full ? remedy_of(SQLITE_FULL) : remedy_of(code));
 }
@@ -141,10 +144,16 @@ static int64_t pragma_int(struct store *s, const char *text) {
     return v;
 }
 
-/* Several processes may create the same database at once: the first one does. */
+/* Several processes may create the same database at once: the first one does. Going to
+ * WAL needs the file alone for a moment, and SQLite does not always wait for that itself. */
 static int create_schema(struct store *s, struct err *err) {
     char version[160];
-    int r = sql_exec(s, "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;", err);
+    int r = 0;
+    for (int64_t deadline = clock_mono_ns() + BUSY_MS * (int64_t)1000000;;) {
+        r = sql_exec(s, "PRAGMA auto_vacuum = INCREMENTAL; PRAGMA journal_mode = WAL;", err);
+        if (r != E_BUSY || clock_mono_ns() > deadline) break;
+        clock_sleep_ms(5);
+    }
     if (r == 0) r = sql_exec(s, "BEGIN IMMEDIATE", err);
     if (r < 0) return r;
     if (pragma_int(s, "PRAGMA user_version") == 0) {
@@ -161,18 +170,35 @@ static int create_schema(struct store *s, struct err *err) {
     return r;
 }
 
+struct identity {
+    int64_t id, version, tables;
+};
+
+/* In one transaction: another process may be creating the schema just now. */
+static int read_identity(struct store *s, struct identity *out, struct err *err) {
+    int r = sql_exec(s, "BEGIN", err);
+    if (r < 0) return r;
+    out->tables = pragma_int(s, "SELECT count(*) FROM sqlite_schema");
+    out->id = out->tables < 0 ? -1 : pragma_int(s, "PRAGMA application_id");
+    out->version = out->id < 0 ? -1 : pragma_int(s, "PRAGMA user_version");
+    if (out->version < 0) r = sql_error(s, err);
+    sql_rollback(s);
+    return r;
+}
+
 static int check_ours(struct store *s, struct err *err) {
-    int64_t id = pragma_int(s, "PRAGMA application_id"), version = pragma_int(s, "PRAGMA user_version");
-    if (id < 0 || version < 0) return sql_error(s, err);
-    if (id == 0 && version == 0 && pragma_int(s, "SELECT count(*) FROM sqlite_schema") == 0) {
+    struct identity is;
+    int r = read_identity(s, &is, err);
+    if (r < 0) return r;
+    if (is.id == 0 && is.version == 0 && is.tables == 0) {
         if (s->mode == STORE_CREATE) return create_schema(s, err);
         return err_set(err, E_NOT_FOUND, "%s is an empty database; submit a job to make it batchd's", s->path);
     }
-    if (id != APPLICATION_ID)
+    if (is.id != APPLICATION_ID)
         return err_set(err, E_PARSE, "%s is a database of another program, not batchd's; name another file with --db", s->path);
-    if (version > SCHEMA_VERSION)
+    if (is.version > SCHEMA_VERSION)
         return err_set(err, E_CONFIG, "%s is from a newer batchd (schema %lld, this is %d); upgrade batchd", s->path,
-                       (long long)version, SCHEMA_VERSION);
+                       (long long)is.version, SCHEMA_VERSION);
     return 0;
 }
 
@@ -189,6 +215,7 @@ static int set_up(struct store *s, struct err *err) {
                      "PRAGMA cache_size = -16384;",
                      err);
     if (r == 0) r = zrow_register(s->db, err);
+    if (r == 0 && s->mode == STORE_READ) r = sql_exec(s, "PRAGMA query_only = ON", err);
     return r;
 }
 

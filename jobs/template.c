@@ -12,6 +12,7 @@ enum filter { FILTER_NONE, FILTER_TRIM, FILTER_JSON };
 
 struct segment {
     char *text;         /* literal text, or a column's name */
+    char *whole;        /* column: all between the braces, where that may be a name too; else NULL */
     size_t n;
     bool is_column;
     enum filter filter;
@@ -71,11 +72,12 @@ static int add_column(struct template *t, const char *text, size_t n, char *cons
     else if (mark) return err_set(err, E_USAGE, "template: no filter \"%s\"; trim and json are there", mark + 1);
     else if (colon && colon[1]) {
         long long chars = strtoll(colon + 1, &end, 10);
-        if (*end == '\0' && chars > 0) {
+        if (isdigit((unsigned char)colon[1]) && *end == '\0' && chars > 0) {
             s->max_chars = chars;
             mark = colon;
         }
     }
+    if (mark && !columns) s->whole = mem_strdup(s->text);
     if (mark) *mark = '\0';
     return check_column(s->text, columns, n_columns, err);
 }
@@ -114,7 +116,10 @@ int template_compile(struct template **out, const char *text, char *const *colum
 
 void template_free(struct template *t) {
     if (!t) return;
-    for (size_t i = 0; i < t->n; i++) free(t->segments[i].text);
+    for (size_t i = 0; i < t->n; i++) {
+        free(t->segments[i].text);
+        free(t->segments[i].whole);
+    }
     free(t->segments);
     free(t);
 }
@@ -155,7 +160,12 @@ int template_render(const struct template *t, struct buf *out, template_cell *ce
             buf_append(out, s->text, s->n);
             continue;
         }
-        const char *value = cell(arg, s->text);
+        const char *value = s->whole ? cell(arg, s->whole) : NULL;
+        if (value) { /* columns were not known when it was compiled: the whole is a name */
+            buf_puts(out, value);
+            continue;
+        }
+        value = cell(arg, s->text);
         if (!value) return err_set(err, E_PARSE, "the row has no \"%s\", which the template wants", s->text);
         append_cell(s, out, value);
     }

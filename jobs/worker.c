@@ -6,60 +6,13 @@
 #include "jobs/worker.h"
 #include "base/clock.h"
 #include "base/mem.h"
+#include "jobs/locks.h"
 #include "jobs/submit.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
-
-/* ---------------------------------------------------------------- lock */
-
-static char *lock_path(const char *db_path) {
-    struct buf b = BUF_INIT(0);
-    buf_printf(&b, "%s.lock", db_path);
-    return buf_take(&b);
-}
-
-static int read_pid(int fd) {
-    char text[32] = {0};
-    return pread(fd, text, sizeof text - 1, 0) > 0 ? atoi(text) : 0;
-}
-
-static int take_lock(int *out, const char *db_path, int64_t wait_ms, struct err *err) {
-    char *path = lock_path(db_path);
-    int r = 0, fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-    int64_t deadline = clock_mono_ns() + wait_ms * 1000000;
-    if (fd < 0) r = err_set(err, E_PERMISSION, "cannot open %s: %s", path, strerror(errno));
-    while (r == 0 && flock(fd, LOCK_EX | LOCK_NB) < 0) {
-        if (clock_mono_ns() < deadline) clock_sleep_ms(50);
-        else r = err_set(err, E_BUSY, "another batchd (pid %d) serves %s; wait for it or stop it", read_pid(fd), db_path);
-    }
-    if (r == 0) {
-        char text[32];
-        int n = snprintf(text, sizeof text, "%d\n", (int)getpid());
-        if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)n, 0) < 0)
-            r = err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write %s: %s", path, strerror(errno));
-    }
-    free(path);
-    if (r == 0) *out = fd;
-    else if (fd >= 0) close(fd);
-    return r;
-}
-
-bool worker_is_alive(const char *db_path, int *pid) {
-    char *path = lock_path(db_path);
-    int fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-    free(path);
-    if (fd < 0) return false;
-    bool alive = flock(fd, LOCK_SH | LOCK_NB) < 0;
-    if (alive && pid) *pid = read_pid(fd);
-    close(fd);
-    return alive;
-}
 
 /* ---------------------------------------------------------------- epoch */
 
@@ -67,7 +20,7 @@ int worker_begin(struct worker *w, struct err *err) {
     int r = sql_exec(w->s, "BEGIN IMMEDIATE", err);
     if (r < 0) return r;
     sqlite3_stmt *st = sql_prepare(w->s, "SELECT epoch FROM daemon WHERE id = 1", err);
-    r = st ? sql_step(w->s, st, err) : E_IO;
+    r = st ? sql_step(w->s, st, err) : sql_error(w->s, err);
     int64_t epoch = r == 1 ? sqlite3_column_int64(st, 0) : -1;
     if (st) sqlite3_reset(st);
     if (r >= 0 && epoch == w->epoch) return 0;
@@ -90,7 +43,7 @@ static int start_epoch(struct worker *w, const char *device, struct err *err) {
                                    "UPDATE daemon SET epoch = epoch + 1, pid = ?1, device = ?2, state = 'starting',"
                                    " started_at = ?3, beat_at = ?3 WHERE id = 1 RETURNING epoch",
                                    err);
-    r = st ? 0 : E_IO;
+    r = st ? 0 : sql_error(w->s, err);
     if (st) {
         sql_bind_int(st, 1, getpid());
         sql_bind_text(st, 2, device);
@@ -107,7 +60,7 @@ int worker_open(struct worker **out, struct store *s, const struct worker_option
     struct worker *w = mem_zalloc(1, sizeof *w);
     w->s = s;
     w->lock = -1;
-    int r = take_lock(&w->lock, store_path(s), options->lock_wait_ms, err);
+    int r = lock_daemon(&w->lock, store_path(s), options->lock_wait_ms, err);
     if (r == 0) {
         submit_clean(s);
         r = start_epoch(w, options->device, err);
@@ -125,7 +78,7 @@ int worker_beat(struct worker *w, const char *state, struct err *err) {
     int r = worker_begin(w, err);
     if (r < 0) return r;
     sqlite3_stmt *st = sql_prepare(w->s, "UPDATE daemon SET state = ?1, beat_at = ?2 WHERE id = 1", err);
-    if (!st) r = E_IO;
+    if (!st) r = sql_error(w->s, err);
     else {
         sql_bind_text(st, 1, state);
         sql_bind_int(st, 2, clock_wall_us());
@@ -187,29 +140,63 @@ void job_work_clear(struct job_work *j) {
     *j = (struct job_work){0};
 }
 
-/* Jobs of the highest priority take turns: the one after the job served last. */
-int worker_next_job(struct worker *w, int64_t only, struct job_work *out, bool *found, struct err *err) {
+#define IS_READY                                                                                                       \
+    "state IN ('queued', 'running')"                                                                                   \
+    " AND EXISTS (SELECT 1 FROM lease l WHERE l.job_id = job.job_id AND l.state = 0)"
+
+/* The first job in the order of the index job_ready, so that a hundred thousand waiting
+ * jobs cost no more than one; *job_id 0 = nothing is ready. */
+static int first_ready(struct worker *w, int64_t *job_id, int64_t *priority, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(
+        w->s, "SELECT job_id, priority FROM job WHERE " IS_READY " ORDER BY priority DESC, job_id LIMIT 1", err);
+    if (!st) return sql_error(w->s, err);
+    int r = sql_step(w->s, st, err);
+    *job_id = r == 1 ? sqlite3_column_int64(st, 0) : 0;
+    *priority = r == 1 ? sqlite3_column_int64(st, 1) : 0;
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
+/* The next job of that priority behind the one served last, if there is one. */
+static int take_turns(struct worker *w, int64_t *job_id, int64_t priority, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(
+        w->s, "SELECT job_id FROM job WHERE " IS_READY " AND priority = ?1 AND job_id > ?2 ORDER BY job_id LIMIT 1", err);
+    if (!st) return sql_error(w->s, err);
+    sql_bind_int(st, 1, priority);
+    sql_bind_int(st, 2, w->last_job);
+    int r = sql_step(w->s, st, err);
+    if (r == 1) *job_id = sqlite3_column_int64(st, 0);
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
+static int load_job(struct worker *w, int64_t job_id, struct job_work *out, bool *found, struct err *err) {
     sqlite3_stmt *st = sql_prepare(
         w->s,
-        "SELECT j.job_id, model, dtype, quantization, kv_cache_dtype, max_model_len, template, system, chat, seed,"
-        " params, columns, prompt_column, id_column, submitted_at FROM job j"
-        " WHERE state IN ('queued', 'running') AND (?1 = 0 OR j.job_id = ?1)"
-        " AND EXISTS (SELECT 1 FROM lease l WHERE l.job_id = j.job_id AND l.state = 0)"
-        " ORDER BY priority DESC, j.job_id <= ?2, j.job_id LIMIT 1",
+        "SELECT job_id, model, dtype, quantization, kv_cache_dtype, max_model_len, template, system, chat, seed,"
+        " params, columns, prompt_column, id_column, submitted_at FROM job WHERE job_id = ?1 AND " IS_READY,
         err);
-    if (!st) return err ? err->code : E_IO;
-    sql_bind_int(st, 1, only);
-    sql_bind_int(st, 2, w->last_job);
+    if (!st) return sql_error(w->s, err);
+    sql_bind_int(st, 1, job_id);
     int r = sql_step(w->s, st, err);
     *found = r == 1;
     if (r == 1) {
         struct job_work j = {0};
         load_settings(st, &j);
-        w->last_job = j.job_id;
         *out = j;
     }
     sqlite3_reset(st);
     return r < 0 ? r : 0;
+}
+
+int worker_next_job(struct worker *w, int64_t only, struct job_work *out, bool *found, struct err *err) {
+    int64_t job_id = only, priority;
+    int r = only ? 0 : first_ready(w, &job_id, &priority, err);
+    if (r == 0 && !only && job_id) r = take_turns(w, &job_id, priority, err);
+    *found = false;
+    if (r == 0 && job_id) r = load_job(w, job_id, out, found, err);
+    if (r == 0 && *found) w->last_job = job_id;
+    return r;
 }
 
 void lease_clear(struct lease *l) {
@@ -226,7 +213,7 @@ static int read_rows(struct worker *w, struct lease *l, int64_t first, int64_t n
                                    "SELECT q.id, batchd_text(q.input), q.params FROM request q"
                                    " LEFT JOIN result r ON r.id = q.id WHERE q.id BETWEEN ?1 AND ?2 AND r.id IS NULL",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, row_id(l->job_id, first));
     sql_bind_int(st, 2, row_id(l->job_id, first + n - 1));
     l->rows = mem_zalloc((size_t)n, sizeof *l->rows);
@@ -241,9 +228,10 @@ static int claim(struct worker *w, struct lease *l, int64_t *first, int64_t *n, 
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "UPDATE lease SET state = 1, epoch = ?2 WHERE job_id = ?1 AND lease_no ="
                                    " (SELECT lease_no FROM lease WHERE job_id = ?1 AND state = 0 ORDER BY lease_no LIMIT 1)"
+                                   " AND EXISTS (SELECT 1 FROM job WHERE job_id = ?1 AND state IN ('queued', 'running'))"
                                    " RETURNING lease_no, first_row, n_rows",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, l->job_id);
     sql_bind_int(st, 2, w->epoch);
     int r = sql_step(w->s, st, err);
@@ -261,7 +249,7 @@ static int mark_running(struct worker *w, int64_t job_id, struct err *err) {
                                    "UPDATE job SET state = 'running', started_at = coalesce(started_at, ?2)"
                                    " WHERE job_id = ?1 AND state = 'queued'",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_int(st, 2, clock_wall_us());
     return sql_run(w->s, st, err);
@@ -295,7 +283,7 @@ int worker_fail_job(struct worker *w, int64_t job_id, const char *message, struc
                                    "UPDATE job SET state = 'failed', error = ?2, finished_at = ?3"
                                    " WHERE job_id = ?1 AND state IN ('queued', 'running')",
                                    err);
-    if (!st) r = E_IO;
+    if (!st) r = sql_error(w->s, err);
     else {
         sql_bind_int(st, 1, job_id);
         sql_bind_text(st, 2, message);
@@ -305,20 +293,27 @@ int worker_fail_job(struct worker *w, int64_t job_id, const char *message, struc
     return worker_commit(w, r, err);
 }
 
+static int drop_leases(struct worker *w, int64_t job_id, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(w->s, "UPDATE lease SET state = 2, epoch = NULL WHERE job_id = ?1 AND state = 1", err);
+    if (!st) return sql_error(w->s, err);
+    sql_bind_int(st, 1, job_id);
+    return sql_run(w->s, st, err);
+}
+
 int worker_cancelled(struct worker *w, int64_t *ids, size_t cap, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "SELECT DISTINCT l.job_id FROM lease l JOIN job j ON j.job_id = l.job_id"
                                    " WHERE l.state = 1 AND j.state = 'cancelled' AND l.epoch = ?1",
                                    err);
-    if (!st) return E_IO;
+    if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, w->epoch);
-    int n = 0, r;
-    while ((r = sql_step(w->s, st, err)) == 1 && (size_t)n < cap) ids[n++] = sqlite3_column_int64(st, 0);
+    int n = 0, r = 1;
+    while ((size_t)n < cap && (r = sql_step(w->s, st, err)) == 1) ids[n++] = sqlite3_column_int64(st, 0);
     sqlite3_reset(st);
     if (r < 0 || n == 0) return r < 0 ? r : 0;
     r = worker_begin(w, err);
-    if (r == 0)
-        r = worker_commit(w, sql_exec(w->s, "UPDATE lease SET state = 2, epoch = NULL WHERE state = 1 AND job_id IN"
-                                            " (SELECT job_id FROM job WHERE state = 'cancelled')", err), err);
+    if (r < 0) return r;
+    for (int i = 0; r == 0 && i < n; i++) r = drop_leases(w, ids[i], err);
+    r = worker_commit(w, r, err);
     return r < 0 ? r : n;
 }

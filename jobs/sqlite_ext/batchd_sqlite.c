@@ -125,7 +125,8 @@ static const char *cell_of(void *arg, const char *name) {
     struct cells *c = arg;
     static const char by_column[] = "SELECT v.value FROM json_each(?1) v JOIN json_each(?2) k ON k.key = v.key "
                                     "WHERE k.value = ?3";
-    static const char by_key[] = "SELECT value FROM json_each(?1) WHERE key = ?3 AND ?2 IS NULL";
+    static const char by_key[] = "SELECT CASE type WHEN 'true' THEN 'true' WHEN 'false' THEN 'false' "
+                                 "WHEN 'null' THEN '' ELSE value END FROM json_each(?1) WHERE key = ?3 AND ?2 IS NULL";
     sqlite3_finalize(c->st);
     c->st = NULL;
     if (sqlite3_prepare_v2(c->db, c->columns ? by_column : by_key, -1, &c->st, NULL) != SQLITE_OK) return NULL;
