@@ -4,7 +4,6 @@
  * command after an interruption finds its job and goes on. */
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/mem.h"
 #include "batchd/command.h"
 #include "batchd/engine_flags.h"
 #include "batchd/exit.h"
@@ -18,8 +17,6 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 static int set_model(struct job_flags *f, struct store *s, const struct args *args) {
     struct err err = ERR_INIT;
@@ -39,24 +36,12 @@ static int set_key(struct job_flags *f, const struct args *args, char key[128]) 
     return EXIT_DONE;
 }
 
-/* A folder that is not there, or a file in the way, must show before the work is done. */
-static int check_output(const struct args *args) {
-    if (!args->output || strcmp(args->output, "-") == 0) return EXIT_DONE;
-    char *dir = mem_strdup(args->output), *slash = strrchr(dir, '/');
-    struct stat st;
-    int code = EXIT_DONE;
-    if (stat(args->output, &st) == 0 && S_ISDIR(st.st_mode)) {
-        log_error("-o %s is a folder; give a file's name", args->output);
-        code = EXIT_OUTPUT;
-    } else {
-        if (slash) slash[slash == dir] = '\0';
-        if (access(slash ? dir : ".", W_OK) != 0) {
-            log_error("-o %s: the folder %s is not there or not writable", args->output, slash ? dir : ".");
-            code = EXIT_OUTPUT;
-        }
-    }
-    free(dir);
-    return code;
+static struct export_options export_options_of(const struct args *args) {
+    return (struct export_options){.path = args->output,
+                                   .format = command_export_format(args->output_format),
+                                   .filter = {.only_ok = args->only_ok},
+                                   .force = args->force,
+                                   .csv_raw = args->csv_raw};
 }
 
 static int work(struct store *s, int64_t job_id, const struct args *args) {
@@ -81,11 +66,7 @@ static int export_job(struct store *s, int64_t job_id, const struct args *args) 
     struct err err = ERR_INIT;
     int64_t n = 0;
     if (!args->output) return EXIT_DONE;
-    struct export_options o = {.path = args->output,
-                               .format = command_export_format(args->output_format),
-                               .filter = {.only_ok = args->only_ok},
-                               .force = args->force,
-                               .csv_raw = args->csv_raw};
+    struct export_options o = export_options_of(args);
     if (job_export(s, job_id, &o, &n, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
     log_info("%" PRId64 " rows written to %s", n, args->output);
     return EXIT_DONE;
@@ -108,6 +89,9 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
     struct err err = ERR_INIT;
     struct job_info job = {0};
     int code = EXIT_DONE;
+    struct export_options o = export_options_of(args);
+    /* A file in the way must show before the work is done. */
+    if (args->output && job_export_check(s, job_id, &o, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
     if (job_get(s, job_id, NULL, &job, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
     if (!job_is_final(&job)) {
         if (job.n_done + job.n_failed > 0)
@@ -138,7 +122,6 @@ int cmd_run(const struct args *args) {
     struct submit_report report;
     char key[128];
     int code = job_flags_read(&flags, args);
-    if (code == EXIT_DONE) code = check_output(args);
     if (code == EXIT_DONE) code = command_open(&store, args, STORE_CREATE);
     if (code == EXIT_DONE) code = set_model(&flags, store, args);
     if (code == EXIT_DONE) code = set_key(&flags, args, key);

@@ -12,6 +12,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <libgen.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
@@ -289,12 +290,22 @@ static char *absolute_path(const char *path) {
     return path_join(here, path);
 }
 
+static int check_folder(const char *path, struct err *err) {
+    char *copy = mem_strdup(path), *dir = dirname(copy);
+    int r = 0;
+    if (access(dir, F_OK) < 0) r = err_set(err, E_NOT_FOUND, "no folder %s for %s; make it first", dir, path);
+    else if (access(dir, W_OK) < 0) r = err_set(err, E_PERMISSION, "the folder %s is not writable for you", dir);
+    free(copy);
+    return r;
+}
+
 int job_export_check(struct store *s, int64_t job_id, const struct export_options *options, struct err *err) {
     struct stat st;
     if (is_stdout(options) || is_special(options->path)) return 0;
     if (stat(options->path, &st) == 0 && S_ISDIR(st.st_mode))
-        return err_set(err, E_IO, "%s is a folder; name a file", options->path);
-    if (options->force) return 0;
+        return err_set(err, E_EXISTS, "%s is a folder; name a file", options->path);
+    int w = check_folder(options->path, err);
+    if (w < 0 || options->force) return w;
     char *absolute = absolute_path(options->path);
     int r = check_target(s, job_id, options->path, absolute, err);
     free(absolute);

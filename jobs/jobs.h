@@ -311,7 +311,8 @@ struct export_options {
     bool csv_raw;      /* no ' before cells that a spreadsheet would take for a formula */
 };
 
-/* May this file be written? E_EXISTS as job_export would say it: ask before hours of work. */
+/* May this file be written? E_EXISTS, E_NOT_FOUND, E_PERMISSION as job_export would say it:
+ * ask before hours of work. */
 int job_export_check(struct store *s, int64_t job_id, const struct export_options *options, struct err *err);
 
 /* Write finished rows in input order; *n_rows of them. The file appears whole

@@ -118,7 +118,7 @@ X
     run -0 "$BATCHD" export 1
     [ "${#lines[@]}" -eq 2 ]
     run -0 "$BATCHD" export 1 --format csv
-    [[ "${lines[0]}" == id,input_id,prompt,completion* ]]
+    [[ "${lines[0]}" == id,prompt,completion* ]]
 }
 
 @test "submit --key: the same job, however often" {
