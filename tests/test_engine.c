@@ -12,6 +12,8 @@ static const char demo[] = "tests/models/demo", tiny[] = "tests/models/tiny-llam
 
 enum { N = 208, MAX_PROMPT = 90, MAX_NEW = 150 };
 
+static int count; /* requests of a run: N, fewer where it has to be quick */
+
 static uint32_t next_random(uint32_t *state) {
     *state = *state * 1664525u + 1013904223u;
     return *state >> 8;
@@ -33,7 +35,7 @@ struct outcomes {
 };
 
 static void outcomes_clear(struct outcomes *o) {
-    for (int i = 0; i < N; i++) free(o->at[i].tokens);
+    for (int i = 0; i < count; i++) free(o->at[i].tokens);
     *o = (struct outcomes){0};
 }
 
@@ -93,7 +95,7 @@ static struct engine_completion *collect(struct engine *e) {
 
 static void take(struct engine *e, struct outcomes *out, int order) {
     struct engine_completion *c = collect(e);
-    assert_true(c->tag < N);
+    assert_true(c->tag < (uint64_t)count);
     struct outcome *o = &out->at[c->tag];
     assert_null(o->tokens);
     if (c->finish == FINISH_ERROR) fail_msg("request %d: %s: %s", (int)c->tag, c->error_code, c->error);
@@ -107,8 +109,8 @@ static void take(struct engine *e, struct outcomes *out, int order) {
 
 static void permute(int which[N], bool shuffle) {
     uint32_t state = 5;
-    for (int i = 0; i < N; i++) which[i] = i;
-    for (int i = N - 1; shuffle && i > 0; i--) {
+    for (int i = 0; i < count; i++) which[i] = i;
+    for (int i = count - 1; shuffle && i > 0; i--) {
         int k = (int)(next_random(&state) % (uint32_t)(i + 1)), kept = which[i];
         which[i] = which[k];
         which[k] = kept;
@@ -121,12 +123,12 @@ static void run_all(struct outcomes *out, const struct run *run) {
     int which[N], n_taken = 0;
     *out = (struct outcomes){0};
     permute(which, run->order == SHUFFLED);
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < count; i++) {
         struct engine_request *r = make_request(which[i], vocab);
         while (!engine_submit(e, r, 0)) take(e, out, n_taken++);
         if (run->order == ALONE) take(e, out, n_taken++);
     }
-    while (n_taken < N) take(e, out, n_taken++);
+    while (n_taken < count) take(e, out, n_taken++);
     struct engine_stats stats;
     engine_stats(e, &stats);
     out->steps = stats.n_steps;
@@ -136,7 +138,7 @@ static void run_all(struct outcomes *out, const struct run *run) {
 }
 
 static void assert_same(const struct outcomes *got, const struct outcomes *want, const struct run *run) {
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < count; i++) {
         const struct outcome *a = &got->at[i], *b = &want->at[i];
         if (a->n_tokens != b->n_tokens || a->finish != b->finish ||
             memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0)
@@ -147,7 +149,7 @@ static void assert_same(const struct outcomes *got, const struct outcomes *want,
 
 static int n_distinct(const struct outcomes *o) {
     int n = 0;
-    for (int i = 0; i < N; i++) {
+    for (int i = 0; i < count; i++) {
         bool seen = false;
         for (int k = 0; k < i && !seen; k++)
             seen = o->at[i].n_tokens == o->at[k].n_tokens &&
@@ -170,7 +172,7 @@ static void check_dtype(const char *dtype) {
     struct outcomes alone, got;
     struct run run = {.dir = invariance_model(path), .dtype = dtype, .threads = 1, .rows = 512, .order = ALONE};
     run_all(&alone, &run);
-    assert_true(n_distinct(&alone) > 200 - 8); /* one-token answers may meet */
+    assert_true(n_distinct(&alone) >= count - 8); /* short answers may meet */
     int n_runs = 0;
     for (run.order = TOGETHER; run.order <= SHUFFLED; run.order++)
         for (run.threads = 1; run.threads <= 2; run.threads++)
@@ -225,7 +227,7 @@ static void preempted_requests_go_on_as_if_nothing_had_been(void **state) {
         for (run.rows = 64; run.rows <= 512; run.rows *= 8) {
             run_all(&tight, &run);
             assert_same(&tight, &roomy, &run);
-            if (tight.preemptions < 50) fail_msg("%d preemptions", (int)tight.preemptions);
+            if (tight.preemptions < (count == N ? 50 : 10)) fail_msg("%d preemptions", (int)tight.preemptions);
             outcomes_clear(&tight);
         }
     outcomes_clear(&roomy);
@@ -235,8 +237,8 @@ static void preempted_requests_go_on_as_if_nothing_had_been(void **state) {
 
 /* A request that came later and ended earlier, though the older one was already at work. */
 static bool short_overtakes_long(const struct outcomes *o) {
-    for (int i = 0; i < N; i++)
-        for (int k = i + 1; k < N; k++)
+    for (int i = 0; i < count; i++)
+        for (int k = i + 1; k < count; k++)
             if (o->at[k].scheduled_ns > o->at[i].scheduled_ns && o->at[k].scheduled_ns < o->at[i].last_token_ns &&
                 o->at[k].order < o->at[i].order)
                 return true;
@@ -267,7 +269,7 @@ static void steps_mix_prefill_and_decode(void **state) {
         json_decref(step);
     }
     assert_int_equal(n_steps, o.steps);
-    assert_int_equal(n_finished, N);
+    assert_int_equal(n_finished, count);
     assert_true(n_mixed > 10);
     assert_true(short_overtakes_long(&o));
     outcomes_clear(&o);
@@ -543,6 +545,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(float32_is_batch_invariant),
         cmocka_unit_test(bfloat16_is_batch_invariant),
     };
+    count = test_is_quick() ? 64 : N;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
