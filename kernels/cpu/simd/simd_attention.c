@@ -34,14 +34,15 @@ VEC f8 eight_scores(const struct attention_row *row, int32_t key, bool bf16) {
     return f8_sums(sum) * f8_all(row->scale);
 }
 
-/* s[0 .. 64) = scores of the tile, -inf outside keys [first, end); returns the highest. */
+/* s = scores of the tile up to the last eight that hold keys, -inf outside [first, end);
+ * returns the highest. */
 VEC float tile_scores(const struct attention_row *row, float *s, int32_t tile, int32_t first, int32_t end, bool bf16) {
     const i8 lane = {0, 1, 2, 3, 4, 5, 6, 7};
     const f8 none = f8_all(-INFINITY);
     f8 max = none;
-    for (int32_t key = tile; key < tile + ATTENTION_TILE; key += 8) {
+    for (int32_t key = tile; key < end; key += 8) {
         f8 score = none;
-        if (key + 8 > first && key < end) {
+        if (key + 8 > first) {
             score = eight_scores(row, key, bf16);
             if (key < first || key + 8 > end) {
                 i8 number = lane + key;
@@ -122,7 +123,7 @@ VEC void take_tile(const struct attention_row *row, struct partial *p, int32_t t
     float keep = p->m > -INFINITY ? exp_one(p->m - m) : 0.0f;
     f8 sum = f8_all(0.0f);
 #pragma GCC unroll 2
-    for (int i = 0; i < ATTENTION_TILE; i += 8) {
+    for (int i = 0; i < end - tile; i += 8) {
         f8 e = f8_exp(f8_load(s + i) - f8_all(m));
         f8_store(s + i, e);
         sum += e;
