@@ -22,6 +22,10 @@ else ifneq ($(V),)
   $(error V=$(V) is not a variant: asan, tsan or nothing)
 endif
 
+# One short line a file; VERBOSE=1 shows the commands.
+Q    := $(if $(VERBOSE),,@)
+SAY   = @$(if $(VERBOSE),:,printf '  %-5s %s\n')
+
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 CPPFLAGS += -I. -MMD -MP
@@ -75,12 +79,14 @@ $(BUILD)/libjobs.a:    $(call obj,$(JOBS_SRC))
 $(BUILD)/libbatchd.a:  $(call obj,$(filter-out batchd/main.c,$(BATCHD_SRC)))
 
 $(BUILD)/lib%.a:
+	$(SAY) AR $@
 	@rm -f $@
-	$(AR) rcs $@ $^
+	$(Q)$(AR) rcs $@ $^
 
 $(BUILD)/obj/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(EXTRA_$(basename $(notdir $<))) -c $< -o $@
+	$(SAY) CC $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(EXTRA_$(basename $(notdir $<))) -c $< -o $@
 
 # The version goes into one object alone, so that a commit does not rebuild the tree.
 EXTRA_batchd_sqlite := -DSQLITE_CORE
@@ -91,12 +97,14 @@ EXTRA_paths := -DBATCHD_PREFIX='"$(PREFIX)"'
 define SIMD_RULE
 $(BUILD)/obj/%.$(1).o: %.c
 	@mkdir -p $$(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) $(SIMD_OPT) $(SIMD_FLAGS_$(1)) -DSIMD_VARIANT=$(1) -c $$< -o $$@
+	$$(SAY) CC '$$< ($(1))'
+	$$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(SIMD_OPT) $(SIMD_FLAGS_$(1)) -DSIMD_VARIANT=$(1) -c $$< -o $$@
 endef
 $(foreach v,$(SIMD_VARIANTS),$(eval $(call SIMD_RULE,$(v))))
 
 $(BUILD)/batchd: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(ARCHIVES)
-	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
+	$(SAY) LD $@
+	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
 
 # store.c carries schema.sql inside.
 $(BUILD)/obj/jobs/store.o: schema.sql
@@ -106,11 +114,13 @@ $(BUILD)/obj/jobs/store.o: schema.sql
 # point's name from the file's name.
 $(BUILD)/obj/jobs/sqlite_ext/%.ext.o: jobs/sqlite_ext/%.c
 	@mkdir -p $(@D)
-	$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
+	$(SAY) CC $<
+	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) -c $< -o $@
 
 ifeq ($(V),)
 $(BUILD)/batchd_sqlite.so: $(EXT_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
-	$(CC) $(LDFLAGS) -shared -Wl,-Bsymbolic $^ -lzstd -o $@
+	$(SAY) LD $@
+	$(Q)$(CC) $(LDFLAGS) -shared -Wl,-Bsymbolic $^ -lzstd -o $@
 else # the stock sqlite3 cannot load a library with a sanitizer in it
 $(BUILD)/batchd_sqlite.so: $(EXT_SRC) $(JOBS_SRC) $(BASE_SRC) schema.sql
 	@$(MAKE) --no-print-directory V= build/batchd_sqlite.so
@@ -130,11 +140,13 @@ TEST_PROGRAMS := $(UNIT_TESTS) $(FAKE_PROGRAM)
 
 $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_AIDS) $(BUILD)/libbatchd.a $(ARCHIVES)
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+	$(SAY) LD $@
+	$(Q)$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
 
 $(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
+	$(SAY) LD $@
+	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
 
 TEST_ENV := BATCHD_BUILD=$(BUILD) BATCHD_TEST_DATA=$(abspath $(or $(BATCHD_TEST_DATA),../shared/data))
 
