@@ -84,7 +84,7 @@ static void open_csv(struct row_reader *r) {
     if (csv_init(&r->csv, CSV_STRICT | CSV_STRICT_FINI | CSV_APPEND_NULL) != 0) abort();
     if (r->format == INPUT_TSV) csv_set_delim(&r->csv, '\t');
     csv_set_realloc_func(&r->csv, bounded_realloc);
-    csv_set_blk_size(&r->csv, 4096);
+    csv_set_blk_size(&r->csv, 1 << 18); /* it grows by so much at a time, not by doubling */
     r->csv_is_open = true;
 }
 
