@@ -63,7 +63,7 @@ LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test all-tests check bench layers install uninstall help clean
+.PHONY: all deps demo test all-tests check bench layers man install uninstall help clean
 
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
 EXTENSION := $(if $(EXT_SRC),$(BUILD)/batchd_sqlite.so)
@@ -176,15 +176,21 @@ demo: deps
 bench: all
 	@scripts/bench $(BUILD)
 
-install: all
+# The manual page is what `batchd help` says.
+man: $(BUILD)/batchd.1
+
+$(BUILD)/batchd.1: scripts/manual $(BUILD)/batchd
+	$(SAY) MAN $@
+	@scripts/manual $(BUILD)/batchd >$@.part && mv $@.part $@
+
+install: all man
 	install -D -m 755 $(BUILD)/batchd $(DESTDIR)$(PREFIX)/bin/batchd
 	install -D -m 755 $(BUILD)/batchd_sqlite.so $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
-	@for page in docs/man/*.1; do test -e "$$page" || continue; \
-	  install -D -m 644 "$$page" "$(DESTDIR)$(PREFIX)/share/man/man1/$${page##*/}"; done
+	install -D -m 644 $(BUILD)/batchd.1 $(DESTDIR)$(PREFIX)/share/man/man1/batchd.1
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/batchd $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
-	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/batchd*.1
+	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/batchd.1
 	-rmdir $(DESTDIR)$(PREFIX)/lib/batchd 2>/dev/null
 
 clean:
@@ -198,6 +204,7 @@ help:
 	@echo 'make test         all tests; V=asan or V=tsan under a sanitizer'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make layers       check which folder includes which'
+	@echo 'make man          build/batchd.1, the manual page'
 	@echo 'make install      PREFIX=/usr/local, DESTDIR= ; make uninstall'
 	@echo 'make clean'
 

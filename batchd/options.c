@@ -212,8 +212,8 @@ static int set_param(struct params *p, const char *name, const char *text, struc
     snprintf(key, sizeof key, "%s", name);
     for (char *c = key; *c; c++)
         if (*c == '-') *c = '_';
-    if (params_set_text(p, key, text, err) < 0) return err_set(err, E_USAGE, "%s", err->text);
-    return 0;
+    if (params_set_text(p, key, text, err) < 0) err->code = E_USAGE; /* whatever it is in a row */
+    return err->code;
 }
 
 static int set_option(struct args *args, const struct option_def *o, const char *text, struct err *err) {
