@@ -49,6 +49,7 @@ struct daemon {
     size_t n_batch;
     int64_t batch_since_ms, last_beat_ms, last_look_ms, drain_since_ms;
     bool nothing_ready;        /* the last look found no lease */
+    bool waits;                /* for a full disk or a long lock; it has been told */
 };
 
 static int64_t now_ms(void) {
@@ -108,17 +109,25 @@ static void count_published(struct daemon *d) {
     pthread_mutex_unlock(&d->lock);
 }
 
+static void tell_waiting(struct daemon *d, const struct err *why) {
+    if (!d->waits) log_warn("work waits: %s", why->text);
+    d->waits = true;
+}
+
+static void tell_going_on(struct daemon *d) {
+    if (d->waits) log_info("work goes on");
+    d->waits = false;
+}
+
 /* A full disk stops publication, not the daemon: try again until there is room or a stop. */
 static int publish(struct daemon *d, const struct result_row *rows, size_t n) {
     struct err err = ERR_INIT;
-    bool told = false;
     int r;
     while (is_passing(r = worker_publish(d->worker, rows, n, &err)) && !d->stop) {
-        if (!told) log_warn("results wait: %s", err.text);
-        told = true;
+        tell_waiting(d, &err);
         clock_sleep_ms(RETRY_MS);
     }
-    if (r == 0 && told) log_info("results are written again");
+    if (r == 0) tell_going_on(d);
     return r < 0 ? err_set(&d->err, r, "%s", err.text) : 0;
 }
 
@@ -252,8 +261,10 @@ static void use_job(struct daemon *d, struct job_work *work) {
 }
 
 static int passing_or(struct daemon *d, int r, const struct err *err) {
-    if (r == 0 || is_passing(r)) return 0;
-    return err_set(&d->err, r, "%s", err->text);
+    if (r == 0) return 0;
+    if (!is_passing(r)) return err_set(&d->err, r, "%s", err->text);
+    tell_waiting(d, err);
+    return 0;
 }
 
 /* One lease, if there is one that the pipeline can take. */
@@ -272,6 +283,7 @@ static int take_lease(struct daemon *d, bool *taken) {
     }
     drop_lease(d);
     r = worker_lease(d->worker, work.job_id, &d->lease, taken, &err);
+    if (r == 0) tell_going_on(d);
     if (r == 0 && *taken) use_job(d, &work);
     else job_work_clear(&work);
     return passing_or(d, r, &err);

@@ -102,7 +102,9 @@ static void show_progress(void *arg, int64_t rows, int64_t bytes, int64_t total_
     if (total_bytes > 0) progress_update(arg, &now);
 }
 
+/* The error's own text has the first one. */
 static void show_rejects(const char *path, const struct submit_report *report) {
+    if (report->n_rejected == 1) return;
     int64_t n = report->n_rejected < 10 ? report->n_rejected : 10;
     for (int64_t i = 0; i < n; i++)
         log_error("%s:%" PRId64 ": %s", path, report->rejects[i].line, report->rejects[i].message);

@@ -447,10 +447,8 @@ static int load_rows(struct loader *l) {
         return err_set(l->err, E_PARSE, "%s:%" PRId64 ": %s; nothing was stored; mend the line, or use --reject skip",
                        l->source.name, p->rejects[0].line, p->rejects[0].message);
     if (p->n_rejected > 0 && !l->o->skip_rejects)
-        return err_set(l->err, E_PARSE,
-                       "%s: %" PRId64 " bad lines, nothing was stored; mend them, or use --reject skip. The first, line %" PRId64
-                       ": %s",
-                       l->source.name, p->n_rejected, p->rejects[0].line, p->rejects[0].message);
+        return err_set(l->err, E_PARSE, "%s: %" PRId64 " bad lines, nothing was stored; mend them, or use --reject skip",
+                       l->source.name, p->n_rejected);
     if (p->n_rows == 0 && p->n_rejected == 0)
         return err_set(l->err, E_PARSE, "%s has no rows%s; add some", l->source.name, l->columns ? " behind its header" : "");
     if (p->n_rows == 0) return err_set(l->err, E_PARSE, "%s: all %" PRId64 " lines are bad", l->source.name, p->n_rejected);

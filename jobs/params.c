@@ -78,8 +78,8 @@ void params_clear(struct params *p) {
 /* ---------------------------------------------------------------- one value */
 
 static int range_error(const struct spec *s, double v, struct err *err) {
-    return err_set(err, E_RANGE, "%s: %.15g is not in %s%.15g .. %.15g", s->name, v, s->above ? "above " : "", s->least,
-                   s->most);
+    const char *fmt = s->above ? "%s: %.15g is not above %.15g and up to %.15g" : "%s: %.15g is not in %.15g .. %.15g";
+    return err_set(err, E_RANGE, fmt, s->name, v, s->least, s->most);
 }
 
 static int set_number(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
