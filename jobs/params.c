@@ -31,7 +31,7 @@ static const struct spec {
     {"min_p", PARAM_MIN_P, KIND_REAL, offsetof(struct params, min_p), 0, 1, false},
     {"seed", PARAM_SEED, KIND_SEED, offsetof(struct params, seed), 0, 0, false},
     {"stop", PARAM_STOP, KIND_STOP, 0, 0, 0, false},
-    {"stop_token_ids", PARAM_STOP_TOKEN_IDS, KIND_IDS, 0, 0, 1 << 24, false},
+    {"stop_token_ids", PARAM_STOP_TOKEN_IDS, KIND_IDS, 0, 0, (1 << 24) - 1, false},
     {"ignore_eos", PARAM_IGNORE_EOS, KIND_BOOL, offsetof(struct params, ignore_eos), 0, 0, false},
 };
 
@@ -127,7 +127,7 @@ static int set_ids(struct params *p, const struct spec *s, const json_t *v, stru
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_array_get(v, i);
         if (!json_is_integer(id)) return err_set(err, E_PARSE, "%s: holds something that is not a token id", s->name);
-        if (json_integer_value(id) < 0 || json_integer_value(id) >= (json_int_t)s->most)
+        if (json_integer_value(id) < 0 || json_integer_value(id) > (json_int_t)s->most)
             return range_error(s, (double)json_integer_value(id), err);
     }
     free(p->stop_token_ids);
@@ -226,11 +226,14 @@ int params_from_json(struct params *p, const char *json, struct err *err) {
         json_decref(o);
         return err_set(err, E_PARSE, "sampling parameters are not a JSON object");
     }
+    struct params got = {0}; /* all of it or nothing */
     int r = 0;
     json_object_foreach(o, key, v) {
-        r = set_value(p, key, v, err);
+        r = set_value(&got, key, v, err);
         if (r < 0) break;
     }
+    if (r == 0) params_overlay(p, &got);
+    params_clear(&got);
     json_decref(o);
     return r;
 }
