@@ -29,6 +29,16 @@ struct cells { /* the template's view of a row */
     char *dumped;  /* a value that is no string, as JSON */
 };
 
+/* The shortest decimals that read back as x: 0.1 is "0.1", where jansson writes 17 digits. */
+static char *real_text(double x) {
+    char text[40];
+    int digits = 15;
+    do snprintf(text, sizeof text, "%.*g", digits, x);
+    while (strtod(text, NULL) != x && digits++ < 17);
+    if (!strpbrk(text, ".e")) strcat(text, ".0");
+    return mem_strdup(text);
+}
+
 static const char *cell_of(void *arg, const char *name) {
     struct cells *c = arg;
     const json_t *v = NULL;
@@ -38,7 +48,7 @@ static const char *cell_of(void *arg, const char *name) {
     if (!v || json_is_string(v)) return json_string_value(v);
     if (json_is_null(v)) return "";
     free(c->dumped);
-    c->dumped = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    c->dumped = json_is_real(v) ? real_text(json_real_value(v)) : json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
     return c->dumped;
 }
 
