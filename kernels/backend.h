@@ -13,6 +13,7 @@ extern "C" {
 #endif
 
 struct backend {
+    const char *kind;
     void (*close)(struct dev *dev);
     int64_t (*memory_available)(const struct dev *dev);
     void *(*alloc)(struct dev *dev, size_t bytes);
@@ -20,10 +21,18 @@ struct backend {
     void (*upload)(struct dev *dev, void *dst, const void *src, size_t bytes);
     void (*download)(struct dev *dev, void *dst, const void *src, size_t bytes);
     void (*sync)(struct dev *dev);
+    void *(*host_alloc)(struct dev *dev, size_t bytes);
+    void (*host_free)(struct dev *dev, void *p);
+    void (*fetch)(struct dev *dev, void *dst, const void *src, size_t bytes);
+    int64_t (*mark)(struct dev *dev);
+    void (*wait)(struct dev *dev, int64_t mark);
     const struct step *(*step_upload)(struct dev *dev, const struct step *host);
 
     size_t (*weight_bytes)(int64_t n_pad, int64_t k_pad, enum dtype dtype);
     void (*weight_load)(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+    void (*weight_random)(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
+                          float deviation);
 
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
     void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
@@ -51,6 +60,10 @@ struct dev { /* the beginning of every backend's own device struct */
 void dev_fail(struct dev *dev, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 
 int cpu_dev_open(struct dev **out, const struct dev_options *options, struct err *err);
+
+/* From libbatchd_cuda.so, which is opened at the first call (cuda_library.c). E_DEVICE: it
+ * is not there, or there is no usable device. */
+int cuda_library_dev_open(struct dev **out, const struct dev_options *options, struct err *err);
 
 #ifdef __cplusplus
 }

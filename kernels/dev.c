@@ -9,10 +9,11 @@
 
 int dev_open(struct dev **out, const struct dev_options *options, struct err *err) {
     const char *kind = options->kind ? options->kind : "auto";
-    if (strcmp(kind, "auto") == 0 || strcmp(kind, "cpu") == 0) return cpu_dev_open(out, options, err);
-    if (strcmp(kind, "cuda") == 0)
-        return err_set(err, E_DEVICE, "this build has no CUDA backend; use --device cpu");
-    return err_set(err, E_USAGE, "no device \"%s\": auto and cpu are known", kind);
+    if (strcmp(kind, "cpu") == 0) return cpu_dev_open(out, options, err);
+    if (strcmp(kind, "cuda") == 0) return cuda_library_dev_open(out, options, err);
+    if (strcmp(kind, "auto") != 0) return err_set(err, E_USAGE, "no device \"%s\": auto, cpu and cuda are known", kind);
+    if (cuda_library_dev_open(out, options, NULL) == 0) return 0;
+    return cpu_dev_open(out, options, err);
 }
 
 void dev_close(struct dev *dev) {
@@ -21,6 +22,10 @@ void dev_close(struct dev *dev) {
 
 const char *dev_name(const struct dev *dev) {
     return dev->name;
+}
+
+const char *dev_kind(const struct dev *dev) {
+    return dev->backend->kind;
 }
 
 int64_t dev_memory_available(const struct dev *dev) {
@@ -43,12 +48,38 @@ void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes) {
     dev->backend->download(dev, dst, src, bytes);
 }
 
-int dev_sync(struct dev *dev, struct err *err) {
-    dev->backend->sync(dev);
+/* The latched error is told once. */
+static int take_failure(struct dev *dev, struct err *err) {
     int r = dev->failed.code;
     if (r) err_set(err, r, "%s", dev->failed.text);
     dev->failed.code = 0;
     return r;
+}
+
+int dev_sync(struct dev *dev, struct err *err) {
+    dev->backend->sync(dev);
+    return take_failure(dev, err);
+}
+
+void *dev_host_alloc(struct dev *dev, size_t bytes) {
+    return dev->backend->host_alloc(dev, bytes);
+}
+
+void dev_host_free(struct dev *dev, void *p) {
+    if (p) dev->backend->host_free(dev, p);
+}
+
+void dev_fetch(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    dev->backend->fetch(dev, dst, src, bytes);
+}
+
+int64_t dev_mark(struct dev *dev) {
+    return dev->backend->mark(dev);
+}
+
+int dev_wait(struct dev *dev, int64_t mark, struct err *err) {
+    dev->backend->wait(dev, mark);
+    return take_failure(dev, err);
 }
 
 void dev_fail(struct dev *dev, int code, const char *fmt, ...) {

@@ -22,7 +22,7 @@ extern "C" {
 struct dev;
 
 struct dev_options {
-    const char *kind;    /* "auto", "cpu" */
+    const char *kind;    /* "auto", "cpu", "cuda" */
     int32_t threads;     /* CPU: threads that compute, 0 = one a core */
     const char *variant; /* CPU: NULL = the best this processor has, "v2", "v3", "v4" for tests */
 };
@@ -31,6 +31,7 @@ int dev_open(struct dev **out, const struct dev_options *options, struct err *er
 void dev_close(struct dev *dev); /* NULL is fine; all memory must have gone back */
 
 const char *dev_name(const struct dev *dev);         /* "cpu (x86-64-v3, 2 threads)" */
+const char *dev_kind(const struct dev *dev);         /* "cpu", "cuda" */
 int64_t dev_memory_available(const struct dev *dev); /* bytes that dev_alloc could give now */
 
 /* Cleared memory, aligned to 256 bytes; NULL when there is none. */
@@ -42,6 +43,15 @@ void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes); /*
 
 /* Wait for all that was queued; the first error since the last call, or 0. */
 int dev_sync(struct dev *dev, struct err *err);
+
+/* Results on their way back while more is queued: a copy into memory of dev_host_alloc
+ * (cleared, the host's, quick to copy to; NULL when there is none), a mark behind it, and a
+ * wait for that mark alone. Of the marks made, the last 16 can be waited for. */
+void *dev_host_alloc(struct dev *dev, size_t bytes);
+void dev_host_free(struct dev *dev, void *p); /* NULL is fine */
+void dev_fetch(struct dev *dev, void *dst, const void *src, size_t bytes);
+int64_t dev_mark(struct dev *dev);
+int dev_wait(struct dev *dev, int64_t mark, struct err *err); /* as dev_sync, up to the mark */
 
 #ifdef __cplusplus
 }

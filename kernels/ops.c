@@ -1,6 +1,7 @@
 /* ops.c - what the operations of all backends have in common: checks of shapes,
  * dispatch, and the memory of weights, KV cache and RoPE tables. */
 #include "kernels/ops.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "kernels/backend.h"
 
@@ -42,13 +43,43 @@ size_t weight_bytes(const struct weight *w) {
     return bytes + (w->bias.data ? tensor_bytes(&w->bias) : 0);
 }
 
-void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
-    int64_t rows = host->shape[0];
-    assert(host->shape[1] == w->k && first_row >= 0 && first_row + rows <= w->n);
+static void add_segment(struct weight *w, int64_t first_row, int64_t rows) {
+    assert(first_row >= 0 && first_row + rows <= w->n);
     w->segments = mem_realloc(w->segments, (size_t)w->n_segments + 1, sizeof *w->segments);
     w->segments[w->n_segments++] =
         (struct weight_segment){.first_row = first_row, .n_rows = rows, .quant = QUANT_NONE};
+}
+
+void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    assert(host->shape[1] == w->k);
+    add_segment(w, first_row, host->shape[0]);
     dev->backend->weight_load(dev, w, first_row, host);
+}
+
+/* Normal numbers by Box and Muller from a counter. */
+static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float deviation) {
+    for (int64_t i = 0; i < n; i += 2) {
+        uint64_t r = hash64_mix(hash64_mix(seed, row), (uint64_t)i);
+        double u = ((double)(r >> 32) + 0.5) / 4294967296.0, v = (double)(uint32_t)r / 4294967296.0;
+        double radius = sqrt(-2.0 * log(u)) * deviation;
+        out[i] = (float)(radius * cos(6.283185307179586 * v));
+        if (i + 1 < n) out[i + 1] = (float)(radius * sin(6.283185307179586 * v));
+    }
+}
+
+void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation) {
+    add_segment(w, first_row, rows);
+    if (dev->backend->weight_random) {
+        dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);
+        return;
+    }
+    float *numbers = mem_zalloc((size_t)w->k, sizeof *numbers);
+    struct tensor row = tensor_2d(numbers, DTYPE_F32, 1, w->k);
+    for (int64_t r = 0; r < rows; r++) {
+        random_row(numbers, w->k, seed, (uint64_t)(first_row + r), deviation);
+        dev->backend->weight_load(dev, w, first_row + r, &row);
+    }
+    free(numbers);
 }
 
 static float host_number(const struct tensor *t, int64_t i) {

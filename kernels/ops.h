@@ -65,6 +65,10 @@ size_t weight_bytes(const struct weight *w);         /* device memory held */
  * F16 or BF16, unaligned is fine) to rows [first_row, first_row + rows). */
 void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 
+/* Rows [first_row, first_row + rows) of normal numbers from a seed: dummy weights. The same
+ * each time on the same kind of device. */
+void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation);
+
 /* f32 [n] from host memory, in the checkpoint's dtype. */
 void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 

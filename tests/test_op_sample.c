@@ -3,7 +3,7 @@
  * it draws. Each case runs on every instruction set with one thread and with two. */
 #include "tests/aid_ops.h"
 
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 #include <math.h>
 

@@ -51,6 +51,9 @@ struct runner_options {
     int32_t max_samples; /* rows of a step that want logits; <= n_slots unless a caller wants all logits */
 };
 
+/* Device memory that a step's tensors take, the KV cache left out. */
+int64_t runner_step_bytes(const struct model *m, const struct runner_options *options);
+
 /* E_NO_MEMORY: the KV cache or a step's tensors do not fit. One runner a device at a time. */
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err);
 void runner_close(struct runner *r); /* NULL is fine */

@@ -14,6 +14,8 @@
 struct pending { /* one step under way */
     int32_t n_samples;
     int32_t *drawn;  /* on the device, [max_samples] */
+    int32_t *drawn_host; /* the same on its way back, in memory of dev_host_alloc */
+    int64_t mark;    /* behind that copy */
     float *logits;   /* on the host, [max_samples, vocab], where they are kept */
 };
 
@@ -26,7 +28,6 @@ struct runner {
     int32_t *last_sample; /* on the device, [n_slots] */
     struct pending ring[RUNNER_DEPTH];
     int first, n;         /* oldest step under way, and how many */
-    int32_t *drawn_host;  /* [max_samples], what step_collect hands out */
     bool keep_logits;
 };
 
@@ -57,6 +58,14 @@ static int open_workspace(struct runner *r, struct err *err) {
     return e;
 }
 
+int64_t runner_step_bytes(const struct model *model, const struct runner_options *o) {
+    const struct model_info *m = &model->config.info;
+    int64_t heads = 3 * (int64_t)m->n_heads * m->head_dim + 2 * (int64_t)m->n_kv_heads * m->head_dim;
+    int64_t row = (3 * (int64_t)m->hidden + heads + 3 * (int64_t)m->intermediate) * (int64_t)dtype_bytes(model->dtype);
+    int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
+    return o->max_rows * row + o->max_samples * sample;
+}
+
 /* The system hands out more memory than there is, so ask before. */
 static int open_kv_cache(struct runner *r, struct err *err) {
     const struct model_info *m = &r->model->config.info;
@@ -83,12 +92,12 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
         return e;
     }
     size_t samples = (size_t)options->max_samples;
-    r->drawn_host = mem_zalloc(samples, sizeof *r->drawn_host);
     r->last_sample = dev_alloc(r->dev, (size_t)options->n_slots * sizeof *r->last_sample);
     bool ok = r->last_sample != NULL;
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         r->ring[i].drawn = dev_alloc(r->dev, samples * sizeof(int32_t));
-        ok = ok && r->ring[i].drawn;
+        r->ring[i].drawn_host = dev_host_alloc(r->dev, samples * sizeof(int32_t));
+        ok = ok && r->ring[i].drawn && r->ring[i].drawn_host;
     }
     if (!ok) {
         runner_close(r);
@@ -107,11 +116,11 @@ void runner_close(struct runner *r) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         dev_free(r->dev, r->ring[i].drawn);
+        dev_host_free(r->dev, r->ring[i].drawn_host);
         free(r->ring[i].logits);
     }
     dev_free(r->dev, r->last_sample);
     kv_cache_close(r->dev, r->kv);
-    free(r->drawn_host);
     free(r);
 }
 
@@ -133,6 +142,8 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     p->n_samples = step->n_samples;
     if (r->keep_logits && step->n_samples > 0)
         dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
+    dev_fetch(r->dev, p->drawn_host, p->drawn, (size_t)p->n_samples * sizeof *p->drawn);
+    p->mark = dev_mark(r->dev);
     r->n++;
     return 0;
 }
@@ -142,11 +153,9 @@ int step_collect(struct runner *r, struct step_result *out, struct err *err) {
     struct pending *p = &r->ring[r->first];
     r->first = (r->first + 1) % RUNNER_DEPTH;
     r->n--;
-    int e = dev_sync(r->dev, err);
-    if (e < 0) return e;
-    dev_download(r->dev, r->drawn_host, p->drawn, (size_t)p->n_samples * sizeof *r->drawn_host);
-    *out = (struct step_result){r->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
-    return 0;
+    int e = dev_wait(r->dev, p->mark, err);
+    if (e == 0) *out = (struct step_result){p->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
+    return e;
 }
 
 /* Every product of a step, with nothing between them. */

@@ -4,7 +4,6 @@
  * checks and counts (the plan), with one it also loads. So nothing is allocated
  * for a checkpoint that does not fit its config.json. */
 #include "engine/model/weights.h"
-#include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -14,7 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_TENSOR_NAME = 128, DUMMY_CHUNK = 1 << 24 /* numbers generated at once */ };
+enum { MAX_TENSOR_NAME = 128 };
 
 struct loader {
     struct dev *dev; /* NULL = plan only */
@@ -24,7 +23,7 @@ struct loader {
     struct weights *w;
     struct weights_plan plan;
     size_t n_used; /* checkpoint tensors that the model needs */
-    uint64_t dummy_counter;
+    uint64_t dummy_seed;
     struct err *err;
 };
 
@@ -55,40 +54,14 @@ static int find(struct loader *l, const char *name, int32_t n_dims, int64_t rows
     return 0;
 }
 
-/* Normal numbers by Box and Muller from a counter. */
-static void dummy_numbers(struct loader *l, float *out, int64_t n, double deviation) {
-    for (int64_t i = 0; i < n; i += 2) {
-        uint64_t r = hash64_mix(++l->dummy_counter, 0x64756d6d79);
-        double u = ((double)(r >> 32) + 0.5) / 4294967296.0, v = (double)(uint32_t)r / 4294967296.0;
-        double radius = sqrt(-2.0 * log(u)) * deviation;
-        out[i] = (float)(radius * cos(6.283185307179586 * v));
-        if (i + 1 < n) out[i + 1] = (float)(radius * sin(6.283185307179586 * v));
-    }
-}
-
-static int load_dummy(struct loader *l, struct weight *w, int64_t first, int64_t rows) {
-    int64_t chunk = w->k > DUMMY_CHUNK ? 1 : DUMMY_CHUNK / w->k;
-    if (chunk > rows) chunk = rows;
-    float *numbers = mem_try((size_t)chunk * (size_t)w->k * sizeof *numbers);
-    if (!numbers) return err_set(l->err, E_NO_MEMORY, "no memory for dummy weights");
-    for (int64_t at = 0; at < rows; at += chunk) {
-        int64_t n = rows - at < chunk ? rows - at : chunk;
-        struct tensor t = tensor_2d(numbers, DTYPE_F32, n, w->k);
-        dummy_numbers(l, numbers, n * w->k, 1.0 / sqrt((double)w->k));
-        weight_load(l->dev, w, first + at, &t);
-    }
-    free(numbers);
-    return 0;
-}
-
 /* Rows [first, first + rows) of a weight of k columns; w NULL in a plan. */
 static int load_rows(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
     struct tensor t = {0};
     l->plan.n_params += rows * k;
     int r = l->checkpoint ? find(l, name, 2, rows, k, &t) : 0;
     if (r < 0 || !w) return r;
-    if (!l->checkpoint) return load_dummy(l, w, first, rows);
-    weight_load(l->dev, w, first, &t);
+    if (l->checkpoint) weight_load(l->dev, w, first, &t);
+    else weight_random(l->dev, w, first, rows, ++l->dummy_seed, (float)(1.0 / sqrt((double)w->k)));
     return 0;
 }
 

@@ -57,6 +57,21 @@ static void cpu_copy(struct dev *dev, void *dst, const void *src, size_t bytes) 
 static void cpu_sync(struct dev *dev) {
 }
 
+static void *cpu_host_alloc(struct dev *dev, size_t bytes) {
+    return mem_try_zalloc(bytes ? bytes : 1, 1);
+}
+
+static void cpu_host_free(struct dev *dev, void *p) {
+    free(p);
+}
+
+static int64_t cpu_mark(struct dev *dev) {
+    return 0;
+}
+
+static void cpu_wait(struct dev *dev, int64_t mark) {
+}
+
 static const struct step *cpu_step_upload(struct dev *dev, const struct step *host) {
     return host; /* every operation is done when it returns */
 }
@@ -75,6 +90,7 @@ void *cpu_scratch(struct cpu_dev *cpu, size_t bytes) {
 }
 
 static const struct backend cpu_backend = {
+    .kind = "cpu",
     .close = cpu_close,
     .memory_available = cpu_memory_available,
     .alloc = cpu_alloc,
@@ -82,6 +98,11 @@ static const struct backend cpu_backend = {
     .upload = cpu_copy,
     .download = cpu_copy,
     .sync = cpu_sync,
+    .host_alloc = cpu_host_alloc,
+    .host_free = cpu_host_free,
+    .fetch = cpu_copy,
+    .mark = cpu_mark,
+    .wait = cpu_wait,
     .step_upload = cpu_step_upload,
     .weight_bytes = cpu_weight_bytes,
     .weight_load = cpu_weight_load,

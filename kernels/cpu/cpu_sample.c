@@ -5,7 +5,7 @@
  * and a fixed-point probability for top_p. A radix search over order-preserving
  * integers finds it in three passes, and integer sums do not depend on their order. */
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/philox.h"
+#include "kernels/philox.h"
 
 #include <math.h>
 #include <string.h>
