@@ -26,6 +26,8 @@ endif
 Q    := $(if $(VERBOSE),,@)
 SAY   = @$(if $(VERBOSE),:,printf '  %-5s %s\n')
 
+comma := ,
+
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
 CPPFLAGS += -I. -MMD -MP
@@ -58,17 +60,45 @@ endif
 SIMD_OPT := -Wno-psabi $(if $(V),,-O3)
 SIMD_OBJ := $(foreach v,$(SIMD_VARIANTS),$(patsubst %.c,$(BUILD)/obj/%.$(v).o,$(SIMD_SRC)))
 
+# ---------------------------------------------------------------- CUDA, where nvcc is there
+#
+#   make CUDA=0          the program for the CPU alone
+#   make ARCH=90a        for one kind of GPU; `native` where a GPU is present, else 80 and PTX
+
+NVCC := $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc))
+CUDA ?= $(if $(and $(NVCC),$(wildcard /dev/nvidiactl)),1,0)
+ARCH ?= $(if $(wildcard /dev/nvidiactl),native,80)
+CUDA_SRC := $(wildcard kernels/cuda/*.cu)
+CUDA_OBJ := $(patsubst %.cu,build/obj/%.o,$(CUDA_SRC))
+NVCC_ARCH := $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)))
+NVCC_ARCH += $(if $(filter 80,$(ARCH)),-gencode=arch=compute_80$(comma)code=compute_80)
+NVCC_FLAGS := -std=c++17 -O3 -I. -MMD -MP $(NVCC_ARCH) -Xcompiler=-fPIC,-Wall$(if $(CI),$(comma)-Werror)
+CUDA_LIBS = -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../targets/x86_64-linux/lib -lcublasLt -lcudart
+
 LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread -ldl
 
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all deps demo test all-tests check bench layers man install uninstall help clean
+.PHONY: all cuda test-gpu deps demo test all-tests check bench layers man install uninstall help clean
 
+CUDA_LIBRARY := build/libbatchd_cuda.so
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
 EXTENSION := $(if $(EXT_SRC),$(BUILD)/batchd_sqlite.so)
 
-all: $(PROGRAM) $(EXTENSION)
+all: $(PROGRAM) $(EXTENSION) $(if $(filter 1,$(CUDA)),$(if $(V),,$(CUDA_LIBRARY)))
+
+# The program opens it at run time and takes what it shares with it from the program.
+cuda: $(CUDA_LIBRARY)
+
+build/obj/%.o: %.cu
+	@mkdir -p $(@D)
+	$(SAY) NVCC $<
+	$(Q)$(NVCC) $(NVCC_FLAGS) -c $< -o $@
+
+$(CUDA_LIBRARY): $(CUDA_OBJ)
+	$(SAY) LD $@
+	$(Q)$(NVCC) -shared $(NVCC_ARCH) -cudart shared $^ $(CUDA_LIBS) -o $@
 
 ARCHIVES := $(addprefix $(BUILD)/lib,$(addsuffix .a,jobs engine kernels base))
 
@@ -141,7 +171,7 @@ TEST_PROGRAMS := $(UNIT_TESTS) $(FAKE_PROGRAM)
 $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_AIDS) $(BUILD)/libbatchd.a $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(SAY) LD $@
-	$(Q)$(CC) $(LDFLAGS) $^ -lcmocka $(LIBS) -o $@
+	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ -lcmocka $(LIBS) -o $@
 
 $(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
 	@mkdir -p $(@D)
@@ -160,6 +190,11 @@ all-tests: layers all $(TEST_PROGRAMS)
 # Two makes, because what `deps` installs must be there before the second begins.
 test: deps
 	@$(MAKE) --no-print-directory all-tests
+
+# On a machine with a GPU: operations against a plain reference, models against
+# transformers, batch invariance. Needs nothing but what is in build/.
+test-gpu:
+	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_sample forward model engine)
 
 layers:
 	@tests/layers
@@ -186,10 +221,13 @@ $(BUILD)/batchd.1: scripts/manual $(BUILD)/batchd
 install: all man
 	install -D -m 755 $(BUILD)/batchd $(DESTDIR)$(PREFIX)/bin/batchd
 	install -D -m 755 $(BUILD)/batchd_sqlite.so $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
+	if [ -e $(CUDA_LIBRARY) ]; then \
+	  install -D -m 755 $(CUDA_LIBRARY) $(DESTDIR)$(PREFIX)/lib/batchd/libbatchd_cuda.so; fi
 	install -D -m 644 $(BUILD)/batchd.1 $(DESTDIR)$(PREFIX)/share/man/man1/batchd.1
 
 uninstall:
 	rm -f $(DESTDIR)$(PREFIX)/bin/batchd $(DESTDIR)$(PREFIX)/lib/batchd/batchd_sqlite.so
+	rm -f $(DESTDIR)$(PREFIX)/lib/batchd/libbatchd_cuda.so
 	rm -f $(DESTDIR)$(PREFIX)/share/man/man1/batchd.1
 	-rmdir $(DESTDIR)$(PREFIX)/lib/batchd 2>/dev/null
 
@@ -202,6 +240,8 @@ help:
 	@echo 'make demo         a CSV of small tasks through the demo model, with reports'
 	@echo 'make check        tests that take seconds'
 	@echo 'make test         all tests; V=asan or V=tsan under a sanitizer'
+	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="90a" ... for other GPUs than this one'
+	@echo 'make test-gpu     kernels and engine on the GPU'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make layers       check which folder includes which'
 	@echo 'make man          build/batchd.1, the manual page'

@@ -9,7 +9,7 @@ void rig_open(struct rig *r, const char *dir, const struct rig_options *options)
         .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
     struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
     memset(r, 0, sizeof *r);
-    assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = "cpu", .threads = options->threads}, &err), &err);
+    assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);
     assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
     runner_keep_logits(r->runner, true);

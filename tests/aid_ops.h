@@ -21,8 +21,8 @@ struct bed {
     size_t n_held[3];
 };
 
-/* Run `fn` on every instruction set, with one thread and with two, in F32 and in BF16.
- * Fails where two threads give other bits than one. */
+/* Run `fn` on every instruction set, with one thread and with two, in F32 and in BF16; on a
+ * GPU where test_device() says so. Fails where two threads give other bits than one. */
 void each_bed(void (*fn)(struct bed *));
 
 float bed_random(struct bed *b); /* uniform in [-1, 1) */

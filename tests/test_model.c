@@ -68,7 +68,7 @@ static void refused(int code, const char *text) {
     struct model *m = NULL;
     struct err err = ERR_INIT;
     assert_err(model_describe(&info, dir, &err), code, text, &err);
-    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = test_device(), .threads = 1}, &err), &err);
     assert_err(model_open(&m, dev, &(struct model_options){.dir = dir}, &err), code, text, &err);
     assert_null(m);
     dev_close(dev);
@@ -215,7 +215,7 @@ static void sizes_beyond_memory_are_refused_before_they_are_taken(void **state) 
     struct model *m = NULL;
     struct err err = ERR_INIT;
     write_bytes("config.json", config, strlen(config));
-    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = test_device(), .threads = 1}, &err), &err);
     struct model_options options = {.dir = dir, .dummy = true};
     assert_err(model_open(&m, dev, &options, &err), E_NO_MEMORY, "the weights need ", &err);
     assert_non_null(strstr(err.text, " MiB are available"));

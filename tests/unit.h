@@ -43,6 +43,12 @@ static inline const char *test_data(void) {
     return dir;
 }
 
+/* The device that tests of kernels and engine run on: `make test-gpu` says cuda. */
+static inline const char *test_device(void) {
+    const char *device = getenv("BATCHD_TEST_DEVICE");
+    return device && *device ? device : "cpu";
+}
+
 static inline bool test_is_quick(void) {
     return getenv("BATCHD_QUICK") != NULL;
 }

@@ -1,0 +1,126 @@
+/* cuda.h - private to kernels/cuda/: the device, and what its kernels share.
+ *
+ * One stream carries everything in order. A step's arrays travel in one pinned
+ * staging buffer and one copy (cuda_step.cu); nothing is allocated in a step. */
+#ifndef BATCHD_KERNELS_CUDA_CUDA_H
+#define BATCHD_KERNELS_CUDA_CUDA_H
+
+#include "kernels/backend.h"
+
+#include <cublasLt.h>
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+/* Rows of one sequence that one attention item takes: query tokens, before the heads of
+ * a group are packed beside them. */
+enum { ATTENTION_QUERIES = 16 };
+
+struct attention_item { /* consecutive query rows of one sequence */
+    int32_t slot;
+    int32_t first_row;      /* of the step */
+    int32_t n_rows;         /* 1 .. ATTENTION_QUERIES */
+    int32_t first_position; /* of first_row; its last key is itself */
+};
+
+struct cuda_step {                      /* a step whose arrays are on the device */
+    struct step step;                   /* counts are for the host, pointers for the device */
+    const struct attention_item *items; /* device: those of one row first, then longest context first */
+    int32_t n_items, n_single;          /* n_single: of one row */
+    int32_t longest;                    /* positions: the most keys that a row of this step sees */
+};
+
+struct cuda_staging { /* of one step under way */
+    char *host, *device;
+    size_t bytes;
+    cudaEvent_t copied;
+    bool in_use;
+    struct cuda_step step;
+};
+
+enum { CUDA_STAGINGS = 4, CUDA_MARKS = 16 }; /* more than steps, and their marks, can be under way */
+
+struct cuda_linear; /* cuda_linear.cu */
+
+struct cuda_dev {
+    struct dev dev;
+    int id;
+    struct cudaDeviceProp prop;
+    cudaStream_t stream;
+    struct cuda_staging staging[CUDA_STAGINGS];
+    int next_staging;
+    cudaEvent_t marks[CUDA_MARKS];
+    int64_t next_mark;
+    struct cuda_linear *linear;
+    void *scratch; /* cuda_scratch */
+    size_t scratch_bytes;
+    int64_t n_allocations;
+};
+
+static inline struct cuda_dev *cuda_of(struct dev *dev) { return (struct cuda_dev *)dev; }
+
+static inline const struct cuda_step *cuda_step_of(const struct step *step) {
+    return (const struct cuda_step *)step; /* step is its first member */
+}
+
+/* False, and the device has failed, unless the call went well. */
+bool cuda_ok(struct cuda_dev *cuda, cudaError_t e, const char *what);
+
+/* After a launch. */
+static inline void cuda_launched(struct cuda_dev *cuda, const char *what) {
+    cuda_ok(cuda, cudaGetLastError(), what);
+}
+
+/* At least so many bytes for the kernel queued next, good until the next call; grows
+ * outside of steps only in effect, since the first steps ask for the most. NULL after an error. */
+void *cuda_scratch(struct cuda_dev *cuda, size_t bytes);
+
+/* cuda_step.cu */
+const struct step *cuda_step_upload(struct dev *dev, const struct step *host);
+void cuda_step_close(struct cuda_dev *cuda);
+
+/* cuda_linear.cu */
+bool cuda_linear_open(struct cuda_dev *cuda);
+void cuda_linear_close(struct cuda_dev *cuda);
+size_t cuda_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
+void cuda_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+void cuda_weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
+                        float deviation);
+void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+
+/* cuda_rows.cu */
+void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table,
+                const struct step *step);
+void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual,
+                        const struct product *y, const struct tensor *w, float eps);
+void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
+                     const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
+                     const struct step *step);
+void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+void cuda_gather(struct dev *dev, struct activation *out, const struct activation *x,
+                 const struct step *step);
+
+/* cuda_attention.cu */
+void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,
+                    const struct kv_cache *kv, int32_t layer, const struct attention_shape *shape,
+                    const struct step *step);
+
+/* cuda_sample.cu */
+void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
+                 const struct step *step);
+
+/* Kernels are written once for both compute dtypes; T is float or __nv_bfloat16. */
+#ifdef __cplusplus
+template <typename T> __device__ __forceinline__ float cuda_float(T x);
+template <> __device__ __forceinline__ float cuda_float<float>(float x) { return x; }
+template <> __device__ __forceinline__ float cuda_float<__nv_bfloat16>(__nv_bfloat16 x) {
+    return __bfloat162float(x);
+}
+
+template <typename T> __device__ __forceinline__ T cuda_round(float x);
+template <> __device__ __forceinline__ float cuda_round<float>(float x) { return x; }
+template <> __device__ __forceinline__ __nv_bfloat16 cuda_round<__nv_bfloat16>(float x) {
+    return __float2bfloat16_rn(x);
+}
+#endif
+
+#endif

@@ -1,0 +1,186 @@
+/* cuda_dev.cu - the CUDA device: memory, copies, the order of things, and the table of
+ * operations. Built into libbatchd_cuda.so, which the program opens at run time. */
+#include "kernels/cuda/cuda.h"
+
+#include "base/mem.h"
+
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+bool cuda_ok(struct cuda_dev *cuda, cudaError_t e, const char *what) {
+    if (e == cudaSuccess) return true;
+    dev_fail(&cuda->dev, E_DEVICE, "%s: %s", what, cudaGetErrorString(e));
+    return false;
+}
+
+/* ---------------------------------------------------------------- memory */
+
+static int64_t cuda_memory_available(const struct dev *dev) {
+    size_t available = 0, total = 0;
+    return cudaMemGetInfo(&available, &total) == cudaSuccess ? (int64_t)available : 0;
+}
+
+static void *cuda_alloc(struct dev *dev, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    void *p = NULL;
+    if (cudaMalloc(&p, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError(); /* out of memory is an answer, not a failure of the device */
+        return NULL;
+    }
+    cuda_ok(cuda, cudaMemsetAsync(p, 0, bytes, cuda->stream), "clearing memory");
+    cuda->n_allocations++;
+    return p;
+}
+
+static void cuda_free(struct dev *dev, void *p) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    cudaFree(p); /* waits for what uses it */
+    cuda->n_allocations--;
+}
+
+static void *cuda_host_alloc(struct dev *dev, size_t bytes) {
+    void *p = NULL;
+    if (cudaMallocHost(&p, bytes ? bytes : 1) != cudaSuccess) {
+        cudaGetLastError();
+        return NULL;
+    }
+    memset(p, 0, bytes);
+    return p;
+}
+
+static void cuda_host_free(struct dev *dev, void *p) { cudaFreeHost(p); }
+
+void *cuda_scratch(struct cuda_dev *cuda, size_t bytes) {
+    if (bytes <= cuda->scratch_bytes) return cuda->scratch;
+    cudaFree(cuda->scratch);
+    cuda->scratch = NULL;
+    cuda->scratch_bytes = 0;
+    if (!cuda_ok(cuda, cudaMalloc(&cuda->scratch, bytes), "scratch memory of the kernels")) return NULL;
+    cuda->scratch_bytes = bytes;
+    return cuda->scratch;
+}
+
+static void cuda_upload(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    if (bytes == 0) return;
+    cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyHostToDevice, cuda->stream), "upload");
+    cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "upload"); /* src may be gone when we return */
+}
+
+static void cuda_download(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    if (bytes == 0) return;
+    cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda->stream), "download");
+    cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "download");
+}
+
+static void cuda_fetch(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    if (bytes == 0) return;
+    cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda->stream), "fetch");
+}
+
+/* ---------------------------------------------------------------- order */
+
+static void cuda_sync(struct dev *dev) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "the device");
+}
+
+static int64_t cuda_mark(struct dev *dev) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    int64_t mark = cuda->next_mark++;
+    cuda_ok(cuda, cudaEventRecord(cuda->marks[mark % CUDA_MARKS], cuda->stream), "mark");
+    return mark;
+}
+
+static void cuda_wait(struct dev *dev, int64_t mark) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    assert(mark < cuda->next_mark && mark >= cuda->next_mark - CUDA_MARKS);
+    cuda_ok(cuda, cudaEventSynchronize(cuda->marks[mark % CUDA_MARKS]), "the device");
+}
+
+/* ---------------------------------------------------------------- open and close */
+
+static void cuda_close(struct dev *dev) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    assert(cuda->n_allocations == 0);
+    if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    cuda_step_close(cuda);
+    cuda_linear_close(cuda);
+    cudaFree(cuda->scratch);
+    for (int i = 0; i < CUDA_MARKS; i++)
+        if (cuda->marks[i]) cudaEventDestroy(cuda->marks[i]);
+    if (cuda->stream) cudaStreamDestroy(cuda->stream);
+    free(cuda);
+}
+
+static const struct backend *cuda_backend(void) {
+    static struct backend b;
+    b.kind = "cuda";
+    b.close = cuda_close;
+    b.memory_available = cuda_memory_available;
+    b.alloc = cuda_alloc;
+    b.free = cuda_free;
+    b.host_alloc = cuda_host_alloc;
+    b.host_free = cuda_host_free;
+    b.upload = cuda_upload;
+    b.download = cuda_download;
+    b.fetch = cuda_fetch;
+    b.sync = cuda_sync;
+    b.mark = cuda_mark;
+    b.wait = cuda_wait;
+    b.step_upload = cuda_step_upload;
+    b.weight_bytes = cuda_weight_bytes;
+    b.weight_load = cuda_weight_load;
+    b.weight_random = cuda_weight_random;
+    b.linear = cuda_linear;
+    b.embed = cuda_embed;
+    b.residual_norm = cuda_residual_norm;
+    b.qkv_finish = cuda_qkv_finish;
+    b.attention = cuda_attention;
+    b.glu = cuda_glu;
+    b.gather = cuda_gather;
+    b.sample = cuda_sample;
+    return &b;
+}
+
+static int check_device(struct cuda_dev *cuda, struct err *err) {
+    int n = 0;
+    cudaError_t e = cudaGetDeviceCount(&n);
+    if (e != cudaSuccess || n == 0)
+        return err_set(err, E_DEVICE, "no usable CUDA device: %s",
+                       e == cudaSuccess ? "none is there" : cudaGetErrorString(e));
+    e = cudaSetDevice(cuda->id);
+    if (e == cudaSuccess) e = cudaGetDeviceProperties(&cuda->prop, cuda->id);
+    if (e != cudaSuccess)
+        return err_set(err, E_DEVICE, "CUDA device %d: %s", cuda->id, cudaGetErrorString(e));
+    if (cuda->prop.major < 8)
+        return err_set(err, E_DEVICE, "%s has compute capability %d.%d; bf16 needs 8.0", cuda->prop.name,
+                       cuda->prop.major, cuda->prop.minor);
+    return 0;
+}
+
+extern "C" int cuda_dev_open(struct dev **out, const struct dev_options *options, struct err *err) {
+    struct cuda_dev *cuda = (struct cuda_dev *)mem_zalloc(1, sizeof *cuda);
+    cuda->dev.backend = cuda_backend();
+    int r = check_device(cuda, err);
+    if (r < 0) {
+        free(cuda);
+        return r;
+    }
+    snprintf(cuda->dev.name, sizeof cuda->dev.name, "cuda (%.60s)", cuda->prop.name);
+    bool ok = cuda_ok(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "a stream");
+    for (int i = 0; ok && i < CUDA_MARKS; i++)
+        ok = cuda_ok(cuda, cudaEventCreateWithFlags(&cuda->marks[i], cudaEventDisableTiming), "an event");
+    ok = ok && cuda_linear_open(cuda);
+    if (!ok) {
+        r = err_set(err, E_DEVICE, "%s: %s", cuda->prop.name, cuda->dev.failed.text);
+        cuda_close(&cuda->dev);
+        return r;
+    }
+    *out = &cuda->dev;
+    return 0;
+}
