@@ -137,15 +137,18 @@ static int throughput(const struct args *args, const char *folder) {
     struct figures f = {0};
     struct plan p = {.input_len = args->input_len ? (int32_t)args->input_len : 64,
                      .output_len = args->output_len ? (int32_t)args->output_len : 64,
-                     .n_seqs = args->max_num_seqs ? (int32_t)args->max_num_seqs : 64,
-                     .n_prompts = args->num_prompts ? args->num_prompts : 256};
+                                          .n_prompts = args->num_prompts ? args->num_prompts : 256};
     int code = engine_flags_read(&flags, args);
     if (code != EXIT_DONE) return code;
     flags.options.model_dir = folder;
-    flags.options.max_num_seqs = p.n_seqs;
     signals_listen();
     if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
-    else if (p.input_len + p.output_len > engine_max_model_len(e)) {
+    else p.n_seqs = engine_max_num_seqs(e);
+    if (code != EXIT_DONE) {
+        engine_flags_clear(&flags);
+        return code;
+    }
+    if (p.input_len + p.output_len > engine_max_model_len(e)) {
         log_error("--input-len %d and --output-len %d are more than the context of %d tokens", p.input_len, p.output_len,
                   engine_max_model_len(e));
         code = EXIT_USAGE;

@@ -37,6 +37,8 @@ int engine_flags_read(struct engine_flags *out, const struct args *args) {
     o->max_num_seqs = (int32_t)args->max_num_seqs;
     o->max_num_batched_tokens = (int32_t)args->max_num_batched_tokens;
     o->kv_cache_memory_bytes = args->kv_cache_memory_bytes;
+    o->gpu_memory_limit = args->gpu_memory_limit;
+    o->gpu_memory_utilization = args->gpu_memory_utilization;
     o->threads = (int32_t)args->threads;
     int code = read_lookahead(o);
     return code == EXIT_DONE ? open_step_log(o) : code;

@@ -18,6 +18,7 @@ enum option_kind {
     KIND_TEXT,     /* const char * */
     KIND_CHOICE,   /* const char *, one of `value` cut at | */
     KIND_INT,      /* int64_t in min..max */
+    KIND_REAL,     /* double, above min and up to max */
     KIND_SIZE,     /* int64_t of bytes: 268435456, 256M, 1GiB */
     KIND_DURATION, /* int64_t of seconds: 90, 90s, 5m, 6h, 1d */
     KIND_PARAM,    /* a sampling key of jobs.h, `-` for `_` */
@@ -90,14 +91,18 @@ static const struct option_def options[] = {
      "to compute in (default auto: the checkpoint's)", 0, 0},
     {"max-model-len", 0, KIND_INT, AT(max_model_len), LOADS | V(BENCH), "N",
      "longest sequence in tokens (default: the model's context)", 1, INT32_MAX},
-    {"device", 0, KIND_CHOICE, AT(device), ENGINE, "auto|cpu", "to run on (default auto)", 0, 0},
+    {"device", 0, KIND_CHOICE, AT(device), ENGINE, "auto|cpu|cuda", "to run on (default auto: a GPU where one can be used)", 0, 0},
     {"threads", 0, KIND_INT, AT(threads), ENGINE, "N", "of the CPU device (default: all cores)", 1, 1024},
-    {"max-num-seqs", 0, KIND_INT, AT(max_num_seqs), ENGINE, "N", "sequences at once (default 64 on the CPU)", 1, 65536},
+    {"max-num-seqs", 0, KIND_INT, AT(max_num_seqs), ENGINE, "N", "sequences at once (default 64 on the CPU, 2048 on a GPU)", 1, 65536},
     {"max-num-batched-tokens", 0, KIND_INT, AT(max_num_batched_tokens), ENGINE, "N",
-     "token rows of a step (default 512 on the CPU)", 1, 1 << 20},
+     "token rows of a step (default 512 on the CPU, 4096 on a GPU)", 1, 1 << 20},
     {"kv-cache-memory-bytes", 0, KIND_SIZE, AT(kv_cache_memory_bytes), ENGINE, "BYTES",
-     "for keys and values, as 268435456, 256M or 1G (default: the smaller of\n"
-     "1G and a quarter of the memory that is free)", 1, INT64_MAX},
+     "for keys and values, as 268435456, 256M or 1G (default: on the CPU the smaller\n"
+     "of 1G and a quarter of the memory that is free, on a GPU what is left)", 1, INT64_MAX},
+    {"gpu-memory-utilization", 0, KIND_REAL, AT(gpu_memory_utilization), ENGINE, "X",
+     "share of the GPU memory that is free (default 0.95)", 0, 1},
+    {"gpu-memory-limit", 0, KIND_SIZE, AT(gpu_memory_limit), ENGINE, "BYTES",
+     "for weights, steps and keys and values together, as 12G", 1, INT64_MAX},
     {"load-format", 0, KIND_CHOICE, AT(load_format), V(BENCH), "auto|dummy",
      "dummy: random weights, config.json alone is needed (default auto)", 0, 0},
 
@@ -207,6 +212,15 @@ static int set_number(const struct option_def *o, int64_t *out, const char *text
     return 0;
 }
 
+static int set_real(const struct option_def *o, double *out, const char *text, struct err *err) {
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value > (double)o->min) || !(value <= (double)o->max))
+        return err_set(err, E_USAGE, "--%s: %s is not above %" PRId64 " and up to %" PRId64, o->name, text, o->min, o->max);
+    *out = value;
+    return 0;
+}
+
 static int set_param(struct params *p, const char *name, const char *text, struct err *err) {
     char key[32];
     snprintf(key, sizeof key, "%s", name);
@@ -226,6 +240,7 @@ static int set_option(struct args *args, const struct option_def *o, const char 
             return err_set(err, E_USAGE, "--%s is one of %s, not \"%s\"", o->name, o->value, text);
         *(const char **)at = text;
         return 0;
+    case KIND_REAL: return set_real(o, at, text, err);
     case KIND_INT:
     case KIND_SIZE:
     case KIND_DURATION: return set_number(o, at, text, err);

@@ -46,7 +46,8 @@ struct args {
 
     /* the engine */
     const char *device, *load_format;
-    int64_t threads, max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes;
+    int64_t threads, max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes, gpu_memory_limit;
+    double gpu_memory_utilization;
     bool once;
 
     /* sql, tokenize, models, bench */

@@ -256,7 +256,7 @@ int pipeline_open(struct pipeline **out, const struct engine_options *options, s
     }
     struct pipeline *p = mem_zalloc(1, sizeof *p);
     p->engine = engine;
-    p->capacity = 4 * (options->max_num_seqs > 0 ? options->max_num_seqs : 64) + SPARE;
+    p->capacity = 4 * engine_max_num_seqs(engine) + SPARE;
     p->feed = mailbox_new((size_t)p->capacity);
     p->done = mailbox_new((size_t)p->capacity);
     p->table_size = power_of_two_above((size_t)p->capacity * 2);

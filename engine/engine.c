@@ -25,7 +25,7 @@
 const struct engine_options ENGINE_OPTIONS_DEFAULT = {
     .device = "auto", .dtype = "auto", .load_format = "auto", .lookahead = -1};
 
-enum { CPU_SEQS = 64, CPU_ROWS = 512, MAX_SEQS = 4096, MAX_ROWS = 65536 };
+enum { CPU_SEQS = 64, CPU_ROWS = 512, CUDA_SEQS = 2048, CUDA_ROWS = 4096, MAX_SEQS = 4096, MAX_ROWS = 65536 };
 
 enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_MATMUL_RATE };
 
@@ -52,6 +52,7 @@ struct engine {
     struct tokenizer *tokenizer; /* NULL: dummy weights without tokenizer.json */
     struct model_info info;
     int32_t max_model_len, max_num_seqs, lookahead;
+    bool is_gpu;
     FILE *step_log;
     char device_name[100];
 
@@ -81,10 +82,8 @@ static int check_range(const char *flag, int64_t value, int64_t max, struct err 
 
 static int check_options(const struct engine_options *o, struct err *err) {
     const char *device = word_of(o->device, "auto"), *format = word_of(o->load_format, "auto");
-    if (strcmp(device, "cuda") == 0)
-        return err_set(err, E_DEVICE, "--device cuda: this program has no CUDA backend; use --device cpu");
-    if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0)
-        return err_set(err, E_USAGE, "no device \"%s\": auto and cpu are known", device);
+    if (strcmp(device, "auto") != 0 && strcmp(device, "cpu") != 0 && strcmp(device, "cuda") != 0)
+        return err_set(err, E_USAGE, "no device \"%s\": auto, cpu and cuda are known", device);
     if (strcmp(format, "auto") != 0 && strcmp(format, "dummy") != 0)
         return err_set(err, E_USAGE, "no load format \"%s\": auto and dummy are known", format);
     if (o->lookahead < -1 || o->lookahead > RUNNER_DEPTH - 1)
@@ -100,14 +99,26 @@ static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+/* Bytes for keys and values on a GPU: what the share of the free memory, or the limit on
+ * all that we take, leaves beside a step's tensors and the libraries' own. */
+static int64_t gpu_kv_bytes(const struct engine *e, const struct engine_options *o, const struct runner_options *runner) {
+    const int64_t libraries = (int64_t)768 << 20;
+    double share = o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : 0.95;
+    int64_t step = runner_step_bytes(e->model, runner) + libraries;
+    int64_t bytes = (int64_t)(share * (double)dev_memory_available(e->dev)) - step;
+    if (o->gpu_memory_limit > 0) bytes = min64(bytes, o->gpu_memory_limit - model_weight_bytes(e->model) - step);
+    return bytes > 0 ? bytes : 0;
+}
+
 /* How many KV blocks there shall be, and whether the longest sequence fits them. */
-static int size_kv_cache(struct engine *e, const struct engine_options *o, enum dtype dtype, int32_t *n_blocks,
+static int size_kv_cache(struct engine *e, const struct engine_options *o, enum dtype dtype, struct runner_options *runner,
                          struct err *err) {
     const struct model_info *m = &e->info;
     int64_t block = kv_cache_block_bytes(dtype, m->n_layers, m->n_kv_heads, m->head_dim);
     int64_t useful = 2 * (int64_t)e->max_num_seqs * blocks_for(e->max_model_len);
-    int64_t bytes = o->kv_cache_memory_bytes, available = dev_memory_available(e->dev);
-    if (bytes == 0) bytes = min64(min64((int64_t)1 << 30, available / 4), useful * block);
+    int64_t bytes = o->kv_cache_memory_bytes;
+    if (bytes == 0) bytes = e->is_gpu ? gpu_kv_bytes(e, o, runner) : min64((int64_t)1 << 30, dev_memory_available(e->dev) / 4);
+    if (o->kv_cache_memory_bytes == 0) bytes = min64(bytes, useful * block);
     int64_t n = min64(bytes / block, INT32_MAX), needed = blocks_for(e->max_model_len);
     if (n < needed && (o->max_model_len > 0 || n == 0))
         return err_set(err, E_NO_MEMORY,
@@ -119,7 +130,7 @@ static int size_kv_cache(struct engine *e, const struct engine_options *o, enum 
                  bytes >> 20, n * KV_BLOCK, e->max_model_len, n * KV_BLOCK);
         e->max_model_len = (int32_t)n * KV_BLOCK;
     }
-    *n_blocks = (int32_t)n;
+    runner->n_blocks = (int32_t)n;
     return 0;
 }
 
@@ -143,29 +154,36 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
     return model_open(&e->model, e->dev, &options, err);
 }
 
+/* What the device decides where no flag does. */
+static struct runner_options runner_defaults(struct engine *e, const struct engine_options *o) {
+    int32_t rows = e->is_gpu ? CUDA_ROWS : CPU_ROWS;
+    if (o->max_num_batched_tokens > 0) rows = o->max_num_batched_tokens;
+    e->max_num_seqs = o->max_num_seqs > 0 ? o->max_num_seqs : e->is_gpu ? CUDA_SEQS : CPU_SEQS;
+    e->lookahead = o->lookahead >= 0 ? o->lookahead : e->is_gpu ? 1 : 0;
+    return (struct runner_options){.n_slots = e->max_num_seqs,
+                                   .max_rows = rows,
+                                   .max_samples = rows < e->max_num_seqs ? rows : e->max_num_seqs};
+}
+
 static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
     bool dummy = strcmp(word_of(o->load_format, "auto"), "dummy") == 0;
     enum dtype dtype;
-    int32_t n_blocks = 0, max_rows = o->max_num_batched_tokens > 0 ? o->max_num_batched_tokens : CPU_ROWS;
-    e->max_num_seqs = o->max_num_seqs > 0 ? o->max_num_seqs : CPU_SEQS;
-    e->lookahead = o->lookahead < 0 ? 0 : o->lookahead;
+    struct dev_options device = {.kind = word_of(o->device, "auto"), .threads = o->threads};
     int r = open_tokenizer(e, o, dummy, err);
-    if (r == 0) r = dev_open(&e->dev, &(struct dev_options){.kind = "cpu", .threads = o->threads}, err);
-    if (r == 0) r = open_model(e, o, dummy, &dtype, err);
-    if (r == 0) r = size_kv_cache(e, o, dtype, &n_blocks, err);
+    if (r == 0) r = dev_open(&e->dev, &device, err);
     if (r < 0) return r;
-    struct runner_options runner = {.n_blocks = n_blocks,
-                                    .n_slots = e->max_num_seqs,
-                                    .max_rows = max_rows,
-                                    .max_samples = max_rows < e->max_num_seqs ? max_rows : e->max_num_seqs};
-    r = runner_open(&e->runner, e->model, &runner, err);
+    e->is_gpu = strcmp(dev_kind(e->dev), "cpu") != 0;
+    struct runner_options runner = runner_defaults(e, o);
+    r = open_model(e, o, dummy, &dtype, err);
+    if (r == 0) r = size_kv_cache(e, o, dtype, &runner, err);
+    if (r == 0) r = runner_open(&e->runner, e->model, &runner, err);
     if (r < 0) return r;
     struct scheduler_options scheduler = {.model = &e->info,
                                           .tokenizer = e->tokenizer,
                                           .max_model_len = e->max_model_len,
-                                          .n_blocks = n_blocks,
-                                          .n_slots = e->max_num_seqs,
-                                          .max_rows = max_rows,
+                                          .n_blocks = runner.n_blocks,
+                                          .n_slots = runner.n_slots,
+                                          .max_rows = runner.max_rows,
                                           .depth = e->lookahead + 1};
     e->scheduler = scheduler_new(&scheduler);
     snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));
@@ -350,6 +368,10 @@ const struct tokenizer *engine_tokenizer(const struct engine *e) {
 
 int32_t engine_max_model_len(const struct engine *e) {
     return e->max_model_len;
+}
+
+int32_t engine_max_num_seqs(const struct engine *e) {
+    return e->max_num_seqs;
 }
 
 const char *engine_device_name(const struct engine *e) {

@@ -120,17 +120,20 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
 
 struct engine_options {
     const char *model_dir;
-    const char *device;             /* "auto", "cpu" ("cuda" comes with its backend) */
+    const char *device;             /* "auto" = cuda where it can be used, "cpu", "cuda" */
     const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16" */
     const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
     int64_t max_model_len;          /* 0 = the model's context, or what the KV cache holds of it */
-    int32_t max_num_seqs;           /* 0 = 64 on the CPU */
-    int32_t max_num_batched_tokens; /* 0 = 512 on the CPU: rows of a step */
-    int64_t kv_cache_memory_bytes;  /* 0 = the smaller of 1 GiB and a quarter of available memory, and no
-                                       more than twice what max_num_seqs of the longest sequences take */
+    int32_t max_num_seqs;           /* 0 = 64 on the CPU, 2048 on CUDA */
+    int32_t max_num_batched_tokens; /* 0 = 512 on the CPU, 4096 on CUDA: rows of a step */
+    int64_t kv_cache_memory_bytes;  /* 0 = on the CPU the smaller of 1 GiB and a quarter of available memory,
+                                       on CUDA what the next two leave; and no more than twice what
+                                       max_num_seqs of the longest sequences take */
+    double gpu_memory_utilization;  /* share of the free device memory to use, 0 = 0.95 */
+    int64_t gpu_memory_limit;       /* bytes that weights, step and KV cache may take, 0 = no limit */
     int32_t threads;                /* 0 = all cores */
     int32_t lookahead;              /* steps submitted before the oldest is collected: 0, 1, 2; -1 = what
-                                       suits the device: 0 on the CPU, where a step is over when it is submitted */
+                                       suits the device: 0 on the CPU, where a step is over when it is submitted, else 1 */
     FILE *step_log;                 /* NULL, or one line a step: see docs/engine.md */
 };
 extern const struct engine_options ENGINE_OPTIONS_DEFAULT;
@@ -194,6 +197,7 @@ void engine_close(struct engine *e);
 const struct model_info *engine_model(const struct engine *e);
 const struct tokenizer *engine_tokenizer(const struct engine *e); /* NULL with dummy weights and no tokenizer.json */
 int32_t engine_max_model_len(const struct engine *e);
+int32_t engine_max_num_seqs(const struct engine *e);
 const char *engine_device_name(const struct engine *e);
 
 /* Hand over a request. A prompt too long for the context and the like come back

@@ -219,6 +219,15 @@ X
     bad_model model.safetensors
 }
 
+@test "a GPU where there is none" {
+    [ ! -e /dev/nvidiactl ] || skip "there is one"
+    write in.csv 'prompt\nx\n'
+    run -69 "$BATCHD" run "$DIR/in.csv" --device cuda
+    [[ "$output" == *"CUDA"* ]]
+    run -0 "$BATCHD" run "$DIR/in.csv" --max-tokens 2
+    [[ "$output" == *"loaded on cpu"* ]]
+}
+
 @test "a model without a tokenizer" {
     write in.csv 'prompt\nx\n'
     model

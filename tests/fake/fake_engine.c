@@ -334,6 +334,10 @@ int32_t engine_max_model_len(const struct engine *e) {
     return e->max_model_len;
 }
 
+int32_t engine_max_num_seqs(const struct engine *e) {
+    return e->max_num_seqs;
+}
+
 const char *engine_device_name(const struct engine *e) {
     return "fake";
 }
