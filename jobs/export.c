@@ -64,15 +64,19 @@ static json_t *metrics_json(const struct result_view *v) {
     return m;
 }
 
-/* The input under its column names, or the line's own object. */
-static json_t *input_json(const struct exporter *e, const char *input) {
-    json_t *cells = json_loads(input, 0, NULL);
-    if (!json_is_array(cells)) return cells ? cells : json_null();
+/* The input under its column names, or the line's own object as it was written. */
+static void write_input(struct exporter *e, const char *input) {
+    json_t *cells = *input == '[' ? json_loads(input, 0, NULL) : NULL;
+    if (!cells) {
+        fputs(input, e->f);
+        return;
+    }
     json_t *o = json_object();
     for (size_t i = 0; i < e->n_columns && i < json_array_size(cells); i++)
         json_object_set(o, e->columns[i], json_array_get(cells, i));
+    json_dumpf(o, e->f, JSON_COMPACT);
+    json_decref(o);
     json_decref(cells);
-    return o;
 }
 
 static const char *id_of(const struct result_view *v, char number[24]) {
@@ -97,9 +101,11 @@ static void write_jsonl(struct exporter *e, const struct result_view *v) {
     json_object_set_new(o, "error", error_json(v));
     json_object_set_new(o, "usage", usage_json(v));
     json_object_set_new(o, "metrics", metrics_json(v));
-    json_object_set_new(o, "input", input_json(e, v->input));
-    json_dumpf(o, e->f, JSON_COMPACT | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(12));
-    fputc('\n', e->f);
+    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
+    fprintf(e->f, "%.*s,\"input\":", (int)strlen(text) - 1, text); /* the object is still open */
+    write_input(e, v->input);
+    fputs("}\n", e->f);
+    free(text);
     json_decref(o);
 }
 

@@ -348,7 +348,7 @@ static int check_template(struct loader *l, const struct input_row *row) {
     size_t n = 0;
     const char *key;
     json_t *v;
-    if (l->template || !l->o->settings->template_text || !json_is_object(row->json)) return 0;
+    if (l->template || !l->o->settings->template_text) return 0;
     char **keys = mem_zalloc(json_object_size(row->json), sizeof *keys);
     json_object_foreach((json_t *)row->json, key, v) keys[n++] = (char *)key;
     int r = template_compile(&l->template, l->o->settings->template_text, keys, n, l->err);
@@ -360,12 +360,6 @@ static bool json_request(struct loader *l, const struct input_row *row, struct r
     struct err err = ERR_INIT;
     const char *key;
     json_t *v;
-    if (json_is_string(row->json)) { /* a bare string is a prompt */
-        json_t *o = json_pack("{s:O}", l->prompt_name, row->json);
-        q->input = json_dumps(o, JSON_COMPACT);
-        json_decref(o);
-        return true;
-    }
     if (!json_id(l, row, q, reject) || !json_prompt(l, row, reject)) return false;
     struct buf nothing = BUF_INIT(0);
     bool whole = !l->template || template_render(l->template, &nothing, is_there, (void *)row->json, &err) == 0;
@@ -373,13 +367,12 @@ static bool json_request(struct loader *l, const struct input_row *row, struct r
     if (!whole) return bad(reject, row, "missing_key", err.text);
     json_object_foreach((json_t *)row->json, key, v) {
         if (!is_param(l, key)) continue;
-        if (*key == '@') key++;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        int r = params_set_json(&q->params, key, text, &err);
+        int r = params_set_json(&q->params, key + (*key == '@'), text, &err); /* key itself is the loop's */
         free(text);
         if (r < 0) return bad(reject, row, code_name(r), err.text);
     }
-    q->input = json_dumps(row->json, JSON_COMPACT);
+    q->input = mem_strndup(row->text, row->text_bytes); /* as written: 0.10 stays 0.10 */
     return true;
 }
 
@@ -430,13 +423,27 @@ static int take_row(struct loader *l, const struct input_row *row) {
     return r;
 }
 
+/* A bare string is a prompt: the line stands for an object that holds it. */
+static int take_string(struct loader *l, const struct input_row *row) {
+    json_t *o = json_pack("{s:O}", l->prompt_name, row->json);
+    char *text = json_dumps(o, JSON_COMPACT);
+    struct input_row object = *row;
+    object.json = o;
+    object.text = text;
+    object.text_bytes = strlen(text);
+    int r = take_row(l, &object);
+    free(text);
+    json_decref(o);
+    return r;
+}
+
 static int load_rows(struct loader *l) {
     struct input_row row;
     struct reject reject;
     enum read_result got;
     int r = 0;
     for (int64_t n = 0; r == 0 && (got = row_reader_next(l->reader, &row, &reject)) != READ_END; n++) {
-        r = got == READ_REJECT ? take_reject(l, &reject) : take_row(l, &row);
+        r = got == READ_REJECT ? take_reject(l, &reject) : json_is_string(row.json) ? take_string(l, &row) : take_row(l, &row);
         if (l->o->stop && *l->o->stop && r == 0) r = err_set(l->err, E_INTERRUPTED, "stopped; nothing was stored");
         if (l->o->progress && n % PROGRESS_ROWS == 0)
             l->o->progress(l->o->progress_arg, l->report->n_rows, row_reader_byte(l->reader), (int64_t)l->source.size);

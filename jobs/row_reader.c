@@ -285,7 +285,7 @@ static enum read_result json_row(struct row_reader *r, const char *s, size_t n, 
     if (!r->json) return refuse(reject, line, byte, "json", "not JSON: %s (column %d)", why.text, why.column);
     if (!json_is_object(r->json) && !json_is_string(r->json))
         return refuse(reject, line, byte, "json", "neither an object nor a string");
-    *row = (struct input_row){.line = line, .byte = byte, .json = r->json};
+    *row = (struct input_row){.line = line, .byte = byte, .json = r->json, .text = s, .text_bytes = n};
     return READ_ROW;
 }
 

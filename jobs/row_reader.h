@@ -21,6 +21,8 @@ struct input_row { /* borrowed until the next call */
     char **cells;       /* CSV, TSV, lines */
     size_t n_cells;
     const json_t *json; /* JSONL: an object or a string */
+    const char *text;   /* JSONL: the line that holds it, without its end; not terminated */
+    size_t text_bytes;
 };
 
 struct row_reader;
