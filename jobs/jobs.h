@@ -198,7 +198,7 @@ struct lease { /* give back with lease_clear */
 };
 void lease_clear(struct lease *l);
 
-/* Take the job's next ready lease; *found false when there is none. */
+/* Take the job's next ready lease that has rows to do; *found false when there is none. */
 int worker_lease(struct worker *w, int64_t job_id, struct lease *out, bool *found, struct err *err);
 
 enum row_status { ROW_OK = 0, ROW_FAILED = 1 };

@@ -93,6 +93,11 @@ static int close_job(struct worker *w, int64_t job_id, struct err *err) {
     return sql_run(w->s, st, err);
 }
 
+int worker_close_done(struct worker *w, int64_t job_id, struct err *err) {
+    int r = close_leases(w, job_id, err);
+    return r < 0 ? r : close_job(w, job_id, err);
+}
+
 static int insert_all(struct worker *w, const struct result_row *rows, size_t n, struct tally *tallies, size_t *n_tallies,
                       struct err *err) {
     for (size_t i = 0; i < n; i++) {
@@ -118,8 +123,7 @@ int worker_publish(struct worker *w, const struct result_row *rows, size_t n, st
     r = insert_all(w, rows, n, tallies, &n_tallies, err);
     for (size_t i = 0; r == 0 && i < n_tallies; i++) {
         r = count(w, &tallies[i], err);
-        if (r == 0) r = close_leases(w, tallies[i].job_id, err);
-        if (r == 0) r = close_job(w, tallies[i].job_id, err);
+        if (r == 0) r = worker_close_done(w, tallies[i].job_id, err);
     }
     free(tallies);
     return worker_commit(w, r, err);

@@ -255,23 +255,43 @@ static int mark_running(struct worker *w, int64_t job_id, struct err *err) {
     return sql_run(w->s, st, err);
 }
 
+/* Claim the next lease with rows to do: 1, or 0 when there is none. One whose rows all have
+ * results by now (they were published after it was given back) is closed at once, because
+ * nobody would publish into it again. */
+static int claim_rows(struct worker *w, struct lease *l, struct err *err) {
+    int64_t first = 0, n = 0;
+    int r;
+    while ((r = claim(w, l, &first, &n, err)) == 1) {
+        r = mark_running(w, l->job_id, err);
+        if (r == 0) r = read_rows(w, l, first, n, err);
+        if (r < 0) return r;
+        if (l->n_rows > 0) return 1;
+        free(l->rows);
+        l->rows = NULL;
+        r = worker_close_done(w, l->job_id, err);
+        if (r < 0) return r;
+    }
+    return r;
+}
+
 int worker_lease(struct worker *w, int64_t job_id, struct lease *out, bool *found, struct err *err) {
     struct lease l = {.job_id = job_id};
-    int64_t first = 0, n = 0;
     int r = worker_begin(w, err);
     if (r < 0) return r;
-    r = claim(w, &l, &first, &n, err);
-    *found = r == 1;
-    if (r == 1) r = mark_running(w, job_id, err);
-    if (r == 0 && *found) r = read_rows(w, &l, first, n, err);
+    r = claim_rows(w, &l, err);
+    bool has_rows = r == 1;
     r = worker_commit(w, r < 0 ? r : 0, err);
-    if (r < 0) lease_clear(&l);
-    else if (*found) {
+    if (r < 0) {
+        lease_clear(&l);
+        return r;
+    }
+    *found = has_rows;
+    if (has_rows) {
         l.leased_mono_ns = clock_mono_ns();
         l.leased_wall_us = clock_wall_us();
         *out = l;
     }
-    return r;
+    return 0;
 }
 
 /* ---------------------------------------------------------------- jobs that end early */

@@ -17,4 +17,8 @@ int worker_begin(struct worker *w, struct err *err);
 /* Commit when r is 0, else roll back; the error stays. */
 int worker_commit(struct worker *w, int r, struct err *err);
 
+/* Within a worker's transaction: close the job's leases whose rows all have results, and
+ * the job itself where that was all of it (publish.c). */
+int worker_close_done(struct worker *w, int64_t job_id, struct err *err);
+
 #endif
