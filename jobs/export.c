@@ -217,6 +217,7 @@ static int load_columns(struct exporter *e, struct store *s, int64_t job_id, str
     if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     int r = sql_step(s, st, err);
+    if (r == 0) r = err_set(err, E_NOT_FOUND, "no job %" PRId64 " in %s", job_id, store_path(s));
     const char *text = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
     json_t *names = text ? json_loads(text, 0, NULL) : NULL;
     e->columns = mem_zalloc(json_array_size(names) + 1, sizeof *e->columns);

@@ -318,7 +318,7 @@ int job_export_check(struct store *s, int64_t job_id, const struct export_option
 /* Write finished rows in input order; *n_rows of them. The file appears whole
  * or not at all; what is no regular file (/dev/null, a FIFO) is written to as it is.
  * The store must be open for writing, to remember which file is the job's own.
- * E_EXISTS without force; E_PERMISSION, E_FULL, E_IO. */
+ * E_NOT_FOUND: no such job, or no folder; E_EXISTS without force; E_PERMISSION, E_FULL, E_IO. */
 int job_export(struct store *s, int64_t job_id, const struct export_options *options, int64_t *n_rows,
                struct err *err);
 
