@@ -189,13 +189,18 @@ static int load_job(struct worker *w, int64_t job_id, struct job_work *out, bool
     return r < 0 ? r : 0;
 }
 
+/* One snapshot for all of it: a job that is cancelled between the choice and the look at it
+ * would otherwise pass for "nothing is ready", which ends a daemon that runs once. */
 int worker_next_job(struct worker *w, int64_t only, struct job_work *out, bool *found, struct err *err) {
     int64_t job_id = only, priority;
-    int r = only ? 0 : first_ready(w, &job_id, &priority, err);
+    int r = sql_exec(w->s, "BEGIN", err);
+    if (r < 0) return r;
+    if (!only) r = first_ready(w, &job_id, &priority, err);
     if (r == 0 && !only && job_id) r = take_turns(w, &job_id, priority, err);
     *found = false;
     if (r == 0 && job_id) r = load_job(w, job_id, out, found, err);
     if (r == 0 && *found) w->last_job = job_id;
+    sql_rollback(w->s);
     return r;
 }
 

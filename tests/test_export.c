@@ -296,7 +296,6 @@ static void filters_choose_rows_in_order(void **state) {
     struct buf text = BUF_INIT(0);
     buf_puts(&text, "prompt\n");
     for (int i = 0; i < 900; i++) buf_printf(&text, "row %d\n", i);
-    look_exec(store_path(s), "PRAGMA synchronous = OFF");
     int64_t job = finished_job(s, "in.csv", text.data, completions, 3);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct seen seen = {.last = -1};

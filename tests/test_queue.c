@@ -5,6 +5,7 @@
 
 #include "base/buf.h"
 #include "jobs/locks.h"
+#include "jobs/store.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -143,6 +144,25 @@ static void jobs_of_one_priority_take_turns(void **state) {
         struct lease l = take(&q, job);
         lease_clear(&l);
     }
+    end(&q);
+}
+
+/* Another process cancels job 1 as soon as the choice of a job has begun. */
+static int cancel_meanwhile(unsigned event, void *arg, void *statement, void *sql) {
+    struct queue *q = arg;
+    if (strstr(sqlite3_sql(statement), "SELECT job_id, model")) look_exec(q->db, "UPDATE job SET state = 'cancelled' WHERE job_id = 1");
+    return 0;
+}
+
+static void a_cancel_meanwhile_does_not_hide_other_jobs(void **state) {
+    struct queue q = fresh("meanwhile.db");
+    int64_t a = submit(&q, 1, 1, 0), b = submit(&q, 1, 1, 0);
+    start(&q);
+    sqlite3_trace_v2(q.s->db, SQLITE_TRACE_STMT, cancel_meanwhile, &q);
+    assert_int_equal(next_job(&q, 0), a); /* was ready when it was chosen */
+    sqlite3_trace_v2(q.s->db, 0, NULL, NULL);
+    assert_int_equal(take(&q, a).n_rows, 0);
+    assert_int_equal(next_job(&q, 0), b);
     end(&q);
 }
 
@@ -617,10 +637,89 @@ static void jobs_are_listed_oldest_first(void **state) {
     end(&q);
 }
 
+/* ---------------------------------------------------------------- faults */
+
+static int64_t steps_left;
+
+static int fail_at_zero(void *arg) {
+    return --steps_left == 0;
+}
+
+/* From now on the n-th stretch of 10 SQLite instructions fails; n = 0: none. */
+static void fail_at(struct queue *q, int64_t n) {
+    steps_left = n;
+    sqlite3_progress_handler(q->s->db, n ? 10 : 0, fail_at_zero, NULL);
+}
+
+static int64_t everything(struct queue *q) {
+    return look_int(q->db, "SELECT (SELECT count(*) FROM job) + (SELECT count(*) FROM request) + (SELECT count(*) FROM reject)"
+                           " + (SELECT count(*) FROM lease)");
+}
+
+static void a_fault_in_submit_leaves_nothing(void **state) {
+    struct queue q = fresh("fault-submit.db");
+    struct err err = ERR_INIT;
+    struct submit_report report;
+    struct submit_options o = {.skip_rejects = true, .lease_rows = 2, .key = "k"};
+    int r = E_FAIL, n_faults = -1;
+    for (int64_t n = 1; r < 0; n++, n_faults++) {
+        fail_at(&q, n);
+        r = submit_text(q.s, "in.csv", "id,prompt\n1,a\n2,b\n3\n4,d\n", o, &report, &err);
+        fail_at(&q, 0);
+        if (r < 0) assert_int_equal(everything(&q), 0);
+    }
+    assert_int_equal(everything(&q), 1 + 3 + 1 + 2);
+    assert_in_range(n_faults, 10, 10000);
+    end(&q);
+}
+
+static void a_fault_in_a_lease_takes_none(void **state) {
+    struct queue q = fresh("fault-lease.db");
+    struct err err = ERR_INIT;
+    int64_t job = submit(&q, 6, 3, 0);
+    int r = E_FAIL, n_faults = -1;
+    start(&q);
+    for (int64_t n = 1; r < 0; n++, n_faults++) {
+        struct lease l = {0};
+        bool found = false;
+        fail_at(&q, n);
+        r = worker_lease(q.w, job, &l, &found, &err);
+        fail_at(&q, 0);
+        assert_int_equal(l.n_rows, r < 0 ? 0 : 3);
+        assert_int_equal(look_int(q.db, "SELECT count(*) FROM lease WHERE state = 1"), r < 0 ? 0 : 1);
+        assert_state(&q, job, r < 0 ? "queued" : "running");
+        lease_clear(&l);
+    }
+    assert_in_range(n_faults, 3, 10000);
+    end(&q);
+}
+
+static void a_fault_in_publication_publishes_nothing(void **state) {
+    struct queue q = fresh("fault-publish.db");
+    struct err err = ERR_INIT;
+    int64_t job = submit(&q, 3, 3, 0);
+    int r = E_FAIL, n_faults = -1;
+    start(&q);
+    struct lease l = take(&q, job);
+    struct result_row rows[] = {ok_result(job, 0, "a"), failed_result(job, 1), ok_result(job, 2, "c")};
+    for (int64_t n = 1; r < 0; n++, n_faults++) {
+        fail_at(&q, n);
+        r = worker_publish(q.w, rows, 3, &err);
+        fail_at(&q, 0);
+        assert_int_equal(look_int(q.db, "SELECT count(*) FROM result"), r < 0 ? 0 : 3);
+        assert_int_equal(look_int(q.db, "SELECT n_done * 100 + n_failed * 10 + (SELECT sum(state) FROM lease) FROM job"), r < 0 ? 1 : 212);
+        assert_state(&q, job, r < 0 ? "running" : "partial");
+    }
+    assert_in_range(n_faults, 5, 10000);
+    lease_clear(&l);
+    end(&q);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(leases_hold_every_row_once_in_order),
     cmocka_unit_test(a_job_without_a_size_has_leases_of_256),
     cmocka_unit_test(jobs_of_one_priority_take_turns),
+    cmocka_unit_test(a_cancel_meanwhile_does_not_hide_other_jobs),
     cmocka_unit_test(settings_travel_with_the_job),
     cmocka_unit_test(the_last_row_ends_the_job),
     cmocka_unit_test(failed_rows_make_it_partial),
@@ -640,6 +739,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(what_a_dead_loader_left_is_removed),
     cmocka_unit_test(an_interrupted_submit_leaves_nothing),
     cmocka_unit_test(jobs_are_listed_oldest_first),
+    cmocka_unit_test(a_fault_in_submit_leaves_nothing),
+    cmocka_unit_test(a_fault_in_a_lease_takes_none),
+    cmocka_unit_test(a_fault_in_publication_publishes_nothing),
 };
 
 UNIT_MAIN(tests)
