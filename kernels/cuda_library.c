@@ -9,6 +9,7 @@
 #include <dlfcn.h>
 #include <limits.h>
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -28,7 +29,15 @@ static void *open_at(const char *dir, const char *rest) {
     return library;
 }
 
+/* Without a driver there is nothing to load the large CUDA libraries for. */
+static bool has_driver(void) {
+    if (dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL)) return true;
+    snprintf(why_not, sizeof why_not, "no NVIDIA driver: libcuda.so.1 is not there");
+    return false;
+}
+
 static void open_library(void) {
+    if (!has_driver()) return;
     char dir[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", dir, sizeof dir - 1);
     if (n <= 0) return;
