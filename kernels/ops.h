@@ -22,6 +22,7 @@
 #define BATCHD_KERNELS_OPS_H
 
 #include "kernels/dev.h"
+#include "kernels/quantize.h"
 #include "kernels/tensor.h"
 
 #ifdef __cplusplus
@@ -29,8 +30,6 @@ extern "C" {
 #endif
 
 /* ---------------------------------------------------------------- weights */
-
-enum quant_kind { QUANT_NONE }; /* int8, fp4, nf4, nf4_dq and fp8 come with their kernels */
 
 /* A run of consecutive rows of a weight that came from one checkpoint tensor and
  * were quantized as one (double quantization's offset is per tensor), before
