@@ -1,186 +1,51 @@
-/* cmd_bench.c - batchd bench throughput: the engine alone, beside the rate of its
- * matrix products in the same run. */
-#include "base/clock.h"
-#include "base/hash.h"
+/* cmd_bench.c - batchd bench: which measurement, of which model; and how a roof is shown. */
 #include "base/log.h"
-#include "base/mem.h"
+#include "batchd/bench.h"
 #include "batchd/command.h"
-#include "batchd/engine_flags.h"
 #include "batchd/exit.h"
 #include "batchd/model_arg.h"
-#include "batchd/progress.h"
-#include "batchd/signals.h"
+#include "batchd/roof.h"
 #include "batchd/verbs.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-struct plan {
-    int32_t input_len, output_len, n_seqs; /* n_seqs: at once */
-    int64_t n_prompts;
-};
-
-struct figures {
-    double seconds, products_before, products_after; /* token rows per second */
-    struct engine_stats stats;
-};
-
-/* Unique ids: no two prompts begin alike, so nothing comes from the prefix cache. */
-static struct engine_request *make_request(const struct plan *p, int64_t i, int32_t vocab) {
-    struct engine_request *r = engine_request_new();
-    r->tag = (uint64_t)i;
-    r->n_tokens = (size_t)p->input_len;
-    r->tokens = mem_zalloc(r->n_tokens, sizeof *r->tokens);
-    for (int32_t k = 0; k < p->input_len; k++)
-        r->tokens[k] = (int32_t)(hash64_mix((uint64_t)i, (uint64_t)k + 1) % (uint64_t)vocab);
-    r->sampling.max_tokens = p->output_len;
-    r->sampling.ignore_eos = true;
-    return r;
+void bench_add_roof(json_t *o, const char *device_name, const struct engine_roof *roof) {
+    const char *why = roof_void(device_name, roof);
+    json_object_set_new(o, "copy_bytes_per_s", json_real(roof->copy_bytes_per_s));
+    json_object_set_new(o, "copy_bytes", json_integer(roof->copy_bytes));
+    json_object_set_new(o, "matrix_flop_per_s", json_real(roof->flop_per_s));
+    json_object_set_new(o, "matrix_size", json_integer(roof->matrix_size));
+    json_object_set_new(o, "dtype", json_string(roof->dtype));
+    json_object_set_new(o, "void", why ? json_string(why) : json_null());
 }
 
-static int collect(struct engine *e, int64_t *n_finished, struct err *err) {
-    struct engine_completion *c = engine_collect(e, 200);
-    int r = 0;
-    if (!c) return engine_failure(e, err);
-    ++*n_finished;
-    if (c->finish == FINISH_ERROR) r = err_set(err, E_FAIL, "a request failed: %s", c->error);
-    engine_completion_free(c);
-    return r;
+void bench_print_roof(const char *device_name, const struct engine_roof *roof) {
+    const char *why = roof_void(device_name, roof);
+    if (why) printf("VOID                %s\n", why);
+    printf("copy                %.1f GB/s read and written, %" PRId64 " MiB\n", roof->copy_bytes_per_s / 1e9,
+           roof->copy_bytes >> 20);
+    printf("matrix rate         %.2f TFLOP/s, %s, %d^3\n", roof->flop_per_s / 1e12, roof->dtype, roof->matrix_size);
 }
 
-static void show(struct progress *progress, struct engine *e, const struct plan *p, int64_t n_finished, int64_t *last_ms) {
-    int64_t now = clock_mono_ns() / 1000000;
-    if (now - *last_ms < progress_interval_ms(progress)) return;
-    *last_ms = now;
-    struct engine_stats s;
-    engine_stats(e, &s);
-    struct progress_state state = {.n_total = p->n_prompts,
-                                   .n_finished = n_finished,
-                                   .n_tokens = s.n_completion_tokens,
-                                   .n_running = s.n_running,
-                                   .what = "prompts"};
-    progress_update(progress, &state);
-}
-
-static int run(struct engine *e, const struct plan *p, const struct args *args, double *seconds, struct err *err) {
-    struct progress *progress = progress_new(args);
-    int64_t n_given = 0, n_finished = 0, last_ms = 0, start = clock_mono_ns();
-    struct engine_request *next = NULL;
-    int r = 0;
-    while (r == 0 && n_finished < p->n_prompts && !signals_seen()) {
-        for (bool taken = true; taken && n_given < p->n_prompts;) {
-            if (!next) next = make_request(p, n_given, engine_model(e)->vocab);
-            taken = engine_submit(e, next, 0);
-            if (taken) {
-                next = NULL;
-                n_given++;
-            }
-        }
-        r = collect(e, &n_finished, err);
-        show(progress, e, p, n_finished, &last_ms);
-    }
-    *seconds = (double)(clock_mono_ns() - start) / 1e9;
-    engine_request_free(next);
-    progress_free(progress);
-    if (r == 0 && signals_seen()) r = err_set(err, E_INTERRUPTED, "interrupted");
-    return r;
-}
-
-static int measure(struct engine *e, const struct plan *p, const struct args *args, struct figures *out, struct err *err) {
-    int r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_before, err);
-    if (r == 0) r = run(e, p, args, &out->seconds, err);
-    if (r == 0) r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_after, err);
-    if (r == 0) engine_stats(e, &out->stats);
-    return r;
-}
-
-static json_t *figures_json(struct engine *e, const struct plan *p, const struct figures *f) {
-    const struct engine_stats *s = &f->stats;
-    double products = (f->products_before + f->products_after) / 2, rows = (double)s->n_step_rows / f->seconds;
-    return json_pack("{s:s, s:s, s:I, s:i, s:i, s:I, s:i, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:f}", //
-                     "device", engine_device_name(e), "family", engine_model(e)->family, "parameters",
-                     (json_int_t)engine_model(e)->n_params, "input_len", p->input_len, "output_len", p->output_len,
-                     "num_prompts", (json_int_t)p->n_prompts, "max_num_seqs", p->n_seqs, "seconds", f->seconds, //
-                     "output_tokens_per_s", (double)s->n_completion_tokens / f->seconds, "total_tokens_per_s",
-                     (double)(s->n_completion_tokens + s->n_prompt_tokens) / f->seconds, "requests_per_s",
-                     (double)p->n_prompts / f->seconds, "steps", (json_int_t)s->n_steps, "cached_tokens",
-                     (json_int_t)s->n_cached_tokens, "preemptions", (json_int_t)s->n_preemptions, //
-                     "rows_per_s", rows, "matmul_rows_per_s", products, "fraction_of_matmul", rows / products);
-}
-
-static double real(const json_t *o, const char *key) {
-    return json_number_value(json_object_get(o, key));
-}
-
-static void print_figures(const json_t *o, const struct plan *p) {
-    printf("device              %s\n", json_string_value(json_object_get(o, "device")));
-    printf("requests            %" PRId64 " of %d + %d tokens, %d at once\n", p->n_prompts, p->input_len, p->output_len,
-           p->n_seqs);
-    printf("time                %.2f s\n", real(o, "seconds"));
-    printf("output tokens/s     %.1f\n", real(o, "output_tokens_per_s"));
-    printf("total tokens/s      %.1f\n", real(o, "total_tokens_per_s"));
-    printf("requests/s          %.2f\n", real(o, "requests_per_s"));
-    printf("steps               %.0f, %.1f rows each\n", real(o, "steps"),
-           real(o, "rows_per_s") * real(o, "seconds") / real(o, "steps"));
-    printf("cached tokens       %.0f\n", real(o, "cached_tokens"));
-    printf("preemptions         %.0f\n", real(o, "preemptions"));
-    printf("token rows/s        %.1f\n", real(o, "rows_per_s"));
-    printf("matrix products     %.1f rows/s alone, at %d rows a step\n", real(o, "matmul_rows_per_s"), p->n_seqs);
-    printf("fraction            %.2f of the matrix products' rate\n", real(o, "fraction_of_matmul"));
-}
-
-static int throughput(const struct args *args, const char *folder) {
-    struct err err = ERR_INIT;
-    struct engine_flags flags = {.options = ENGINE_OPTIONS_DEFAULT};
-    struct engine *e = NULL;
-    struct figures f = {0};
-    struct plan p = {.input_len = args->input_len ? (int32_t)args->input_len : 64,
-                     .output_len = args->output_len ? (int32_t)args->output_len : 64,
-                                          .n_prompts = args->num_prompts ? args->num_prompts : 256};
-    int code = engine_flags_read(&flags, args);
-    if (code != EXIT_DONE) return code;
-    flags.options.model_dir = folder;
-    signals_listen();
-    if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
-    else p.n_seqs = engine_max_num_seqs(e);
-    if (code != EXIT_DONE) {
-        engine_flags_clear(&flags);
-        return code;
-    }
-    if (p.input_len + p.output_len > engine_max_model_len(e)) {
-        log_error("--input-len %d and --output-len %d are more than the context of %d tokens", p.input_len, p.output_len,
-                  engine_max_model_len(e));
-        code = EXIT_USAGE;
-    } else if (measure(e, &p, args, &f, &err) < 0) {
-        code = err.code == E_INTERRUPTED ? signals_exit_code() : exit_with(ABOUT_MODEL, &err);
-        if (err.code == E_DEVICE) code = EXIT_ENGINE;
-    } else {
-        json_t *o = figures_json(e, &p, &f);
-        if (args->json) command_print_json(json_incref(o));
-        else print_figures(o, &p);
-        json_decref(o);
-    }
-    engine_close(e);
-    engine_flags_clear(&flags);
-    return code;
-}
-
-int cmd_bench(const struct args *args) {
+static int with_model(const struct args *args, int (*run)(const struct args *args, const char *folder)) {
     struct err err = ERR_INIT;
     struct store *s = NULL;
     char *folder = NULL;
     int code = EXIT_DONE;
-    if (strcmp(args->words[0], "throughput") != 0) {
-        log_error("bench: no \"%s\"; there is throughput", args->words[0]);
-        return EXIT_USAGE;
-    }
     if (args->model && !strchr(args->model, '/')) code = command_open(&s, args, STORE_READ);
     if (code == EXIT_DONE) {
         int r = args->model ? model_arg_folder(&folder, s, args->model, &err) : model_arg_default(&folder, &err);
-        code = r < 0 ? exit_with(ABOUT_MODEL, &err) : throughput(args, folder);
+        code = r < 0 ? exit_with(ABOUT_MODEL, &err) : run(args, folder);
     }
     free(folder);
     store_close(s);
     return code;
+}
+
+int cmd_bench(const struct args *args) {
+    if (strcmp(args->words[0], "throughput") == 0) return with_model(args, bench_throughput);
+    log_error("bench: no \"%s\"; there is throughput", args->words[0]);
+    return EXIT_USAGE;
 }

@@ -104,9 +104,12 @@ const struct verb_def verbs[N_VERBS] = {
     [VERB_BENCH] =
         {"bench", "throughput -m DIR [flags]", "measure the engine alone", .run = cmd_bench,
          .text =
-             "Unique random prompts, end-of-text ignored, no database. Prints output tokens/s, total\n"
-             "tokens/s, requests/s, steps, and the rate of the model's matrix products alone at the\n"
-             "same number of rows a step, measured in the same run, with the fraction reached.\n",
+             "Unique random prompts, end-of-text ignored, no database. First the device's copy\n"
+             "bandwidth and matrix rate are measured, and after the run the roof that they put on\n"
+             "this model and shape stands beside output tokens/s, with the fraction reached; also\n"
+             "total tokens/s, steps, the time that the device was idle between steps, and the rate\n"
+             "of the model's matrix products alone at as many rows as there are sequences.\n"
+             "docs/benchmarks.md has the arithmetic.\n",
          .examples = "batchd bench throughput -m ./models/qwen --input-len 128 --output-len 128 --num-prompts 64\n"
                      "batchd bench throughput -m ./config-only --load-format dummy --json\n",
          .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 1},

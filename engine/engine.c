@@ -10,6 +10,8 @@
 #include "base/log.h"
 #include "base/mailbox.h"
 #include "base/mem.h"
+#include "engine/engine_call.h"
+#include "engine/model/measure.h"
 #include "engine/model/model.h"
 #include "engine/schedule/blocks.h"
 #include "engine/schedule/scheduler.h"
@@ -27,11 +29,11 @@ const struct engine_options ENGINE_OPTIONS_DEFAULT = {
 
 enum { CPU_SEQS = 64, CPU_ROWS = 512, CUDA_SEQS = 2048, CUDA_ROWS = 4096, MAX_SEQS = 4096, MAX_ROWS = 65536 };
 
-enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_MATMUL_RATE };
+enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_CALL };
 
-struct matmul_rate { /* a question to the engine thread, on the asker's stack */
-    int32_t n_rows;
-    double seconds, rows_per_s;
+struct call { /* for the engine thread, on the caller's stack */
+    engine_call_fn *fn;
+    void *arg;
     int result;
     struct err err;
     struct mailbox *answered;
@@ -41,7 +43,7 @@ struct message { /* to the engine thread, which frees it */
     enum message_kind kind;
     struct engine_request *request;
     uint64_t first, last;
-    struct matmul_rate *matmul_rate;
+    struct call *call;
 };
 
 struct engine {
@@ -195,6 +197,7 @@ static int open_parts(struct engine *e, const struct engine_options *o, struct e
 static void publish_stats(struct engine *e) {
     struct engine_stats now;
     scheduler_stats(e->scheduler, &now);
+    runner_device_time(e->runner, &now.device, &now.device_large);
     pthread_mutex_lock(&e->lock);
     e->stats = now;
     pthread_mutex_unlock(&e->lock);
@@ -210,10 +213,10 @@ static void deliver(struct engine *e) {
     }
 }
 
-static void answer_matmul_rate(struct engine *e, struct matmul_rate *q) {
+static void answer_call(struct engine *e, struct call *c) {
     assert(scheduler_is_idle(e->scheduler) && e->n_under_way == 0);
-    q->result = runner_matmul_rate(e->runner, q->n_rows, q->seconds, &q->rows_per_s, &q->err);
-    mailbox_put(q->answered, q, -1);
+    c->result = c->fn(e->model, e->runner, c->arg, &c->err);
+    mailbox_put(c->answered, c, -1);
 }
 
 static void read_message(struct engine *e, struct message *m) {
@@ -223,7 +226,7 @@ static void read_message(struct engine *e, struct message *m) {
         scheduler_abort(e->scheduler, m->first, m->last);
         e->n_aborts--;
         break;
-    case MESSAGE_MATMUL_RATE: answer_matmul_rate(e, m->matmul_rate); break;
+    case MESSAGE_CALL: answer_call(e, m->call); break;
     }
     free(m);
 }
@@ -234,6 +237,7 @@ static void read_inbox(struct engine *e) {
     bool idle = scheduler_is_idle(e->scheduler) && e->n_under_way == 0;
     struct message *m;
     if (idle) deliver(e);
+    if (idle) runner_rest(e->runner);
     while (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0) {
         m = mailbox_take(e->inbox, idle ? -1 : 0);
         if (!m) return;
@@ -412,15 +416,18 @@ void engine_stats(struct engine *e, struct engine_stats *out) {
     pthread_mutex_unlock(&e->lock);
 }
 
-int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err) {
-    struct matmul_rate q = {.n_rows = n_rows, .seconds = seconds, .err = ERR_INIT, .answered = mailbox_new(1)};
-    if (!send(e, &(struct message){.kind = MESSAGE_MATMUL_RATE, .matmul_rate = &q}, -1)) {
-        mailbox_free(q.answered);
+void engine_work(const struct engine *e, struct engine_work *out) {
+    measure_work(out, e->model);
+}
+
+int engine_call(struct engine *e, engine_call_fn *fn, void *arg, struct err *err) {
+    struct call c = {.fn = fn, .arg = arg, .err = ERR_INIT, .answered = mailbox_new(1)};
+    if (!send(e, &(struct message){.kind = MESSAGE_CALL, .call = &c}, -1)) {
+        mailbox_free(c.answered);
         return err_set(err, E_DEVICE, "the engine has stopped");
     }
-    mailbox_take(q.answered, -1);
-    mailbox_free(q.answered);
-    if (q.result < 0) err_set(err, q.result, "%s", q.err.text);
-    else *rows_per_s = q.rows_per_s;
-    return q.result;
+    mailbox_take(c.answered, -1);
+    mailbox_free(c.answered);
+    if (c.result < 0) err_set(err, c.result, "%s", c.err.text);
+    return c.result;
 }

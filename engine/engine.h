@@ -215,6 +215,14 @@ void engine_abort(struct engine *e, uint64_t first, uint64_t last);
 /* 0, or the error that stopped the engine (a device failure). */
 int engine_failure(struct engine *e, struct err *err);
 
+struct engine_device_time { /* of steps, on the device's own clock */
+    int64_t n_steps;
+    int64_t busy_ns; /* from a step's first operation to the end of its last */
+    int64_t idle_ns; /* between a step's end and the next one's first operation, while there was work */
+};
+
+enum { ENGINE_LARGE_STEP = 2048 }; /* rows */
+
 struct engine_stats { /* since open, except where it says now */
     int64_t n_steps;
     int64_t n_step_rows;        /* token rows computed, recomputed ones included */
@@ -224,12 +232,35 @@ struct engine_stats { /* since open, except where it says now */
     int64_t n_preemptions;
     int32_t n_running, n_waiting; /* now */
     int32_t kv_blocks_used, kv_blocks_total; /* now */
+    struct engine_device_time device, device_large; /* all steps; those of ENGINE_LARGE_STEP rows or more */
 };
 void engine_stats(struct engine *e, struct engine_stats *out);
 
+/* ------------------------------------------------------------------ yardsticks of `bench` */
+
 /* Rate of the model's matrix products alone at n_rows rows a step: token rows per
  * second, every layer's products and the vocabulary projection, nothing between.
- * The yardstick of `bench throughput`. Only while no request is in flight. */
+ * Only while no request is in flight. */
 int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err);
+
+struct engine_roof { /* what the device can do at best; best of a few runs each */
+    double copy_bytes_per_s; /* bytes read and bytes written */
+    double flop_per_s;       /* of a square matrix product of random numbers */
+    int64_t copy_bytes;      /* that were copied: 4 GiB, less where less is free */
+    int32_t matrix_size;     /* 8192, less on the CPU or where memory is short */
+    char dtype[16];          /* of the product: the model's compute dtype */
+};
+
+/* Takes memory and gives it back; E_NO_MEMORY when there is none. Only while no request is in flight. */
+int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *err);
+
+struct engine_work { /* what the model asks of a device */
+    double row_flop, layer_bytes; /* products of all layers: of one token row; their weights */
+    double head_flop, head_bytes; /* the vocabulary projection of one row; its weights */
+    double kv_bytes;              /* keys and values of one position, all layers */
+    double pair_flop;             /* attention between one query and one key, all layers and heads */
+    int32_t sliding_window;       /* 0 = none */
+};
+void engine_work(const struct engine *e, struct engine_work *out);
 
 #endif

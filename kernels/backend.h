@@ -12,6 +12,8 @@
 extern "C" {
 #endif
 
+enum { STEP_STAMPS = 2 * 16, N_STAMPS = DEV_STAMPS + STEP_STAMPS }; /* profile.c divides them */
+
 struct backend {
     const char *kind;
     void (*close)(struct dev *dev);
@@ -20,6 +22,7 @@ struct backend {
     void (*free)(struct dev *dev, void *p);
     void (*upload)(struct dev *dev, void *dst, const void *src, size_t bytes);
     void (*download)(struct dev *dev, void *dst, const void *src, size_t bytes);
+    void (*copy)(struct dev *dev, void *dst, const void *src, size_t bytes);
     void (*sync)(struct dev *dev);
     void *(*host_alloc)(struct dev *dev, size_t bytes);
     void (*host_free)(struct dev *dev, void *p);
@@ -27,6 +30,9 @@ struct backend {
     int64_t (*mark)(struct dev *dev);
     void (*wait)(struct dev *dev, int64_t mark);
     const struct step *(*step_upload)(struct dev *dev, const struct step *host);
+
+    void (*stamp)(struct dev *dev, int32_t i); /* note the time when the device gets here, i < N_STAMPS */
+    double (*stamp_ns)(struct dev *dev, int32_t from, int32_t to); /* both were noted, and are over */
 
     size_t (*weight_bytes)(int64_t n_pad, int64_t k_pad, enum dtype dtype);
     void (*weight_load)(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
@@ -54,6 +60,7 @@ struct dev { /* the beginning of every backend's own device struct */
     char name[96];
     struct err failed;    /* the first error since the last dev_sync */
     int32_t *last_sample; /* see step_set_last_sample */
+    int64_t n_steps;      /* begun */
 };
 
 /* Latch an error: later operations do nothing until dev_sync has reported it. */

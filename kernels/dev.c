@@ -48,6 +48,10 @@ void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes) {
     dev->backend->download(dev, dst, src, bytes);
 }
 
+void dev_copy(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    if (dev->failed.code == 0) dev->backend->copy(dev, dst, src, bytes);
+}
+
 /* The latched error is told once. */
 static int take_failure(struct dev *dev, struct err *err) {
     int r = dev->failed.code;

@@ -40,6 +40,7 @@ void dev_free(struct dev *dev, void *p); /* NULL is fine */
 
 void dev_upload(struct dev *dev, void *dst, const void *src, size_t bytes);   /* host to device */
 void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes); /* device to host; waits */
+void dev_copy(struct dev *dev, void *dst, const void *src, size_t bytes);     /* within the device; queued */
 
 /* Wait for all that was queued; the first error since the last call, or 0. */
 int dev_sync(struct dev *dev, struct err *err);
@@ -52,6 +53,26 @@ void dev_host_free(struct dev *dev, void *p); /* NULL is fine */
 void dev_fetch(struct dev *dev, void *dst, const void *src, size_t bytes);
 int64_t dev_mark(struct dev *dev);
 int dev_wait(struct dev *dev, int64_t mark, struct err *err); /* as dev_sync, up to the mark */
+
+/* ---------------------------------------------------------------- time on the device (profile.c) */
+
+/* Note the time when the device gets here; 0 <= stamp < DEV_STAMPS. */
+enum { DEV_STAMPS = 64 };
+void dev_stamp(struct dev *dev, int32_t stamp);
+
+/* Nanoseconds between two stamps that were noted; waits for all that was queued. 0 after an error. */
+double dev_stamp_ns(struct dev *dev, int32_t from, int32_t to);
+
+/* A step is what the device does from dev_step_begin, right before its first operation, to
+ * dev_step_end, behind its last. Of the steps begun the last 16 can be asked for, when a mark
+ * behind their end was waited for. */
+struct dev_step_time {
+    int64_t busy_ns; /* from begin to end, waits between operations included */
+    int64_t gap_ns;  /* from the end of the step before to this begin; 0 for the first step */
+};
+int64_t dev_step_begin(struct dev *dev); /* returns the step's number, from 0 */
+void dev_step_end(struct dev *dev);
+struct dev_step_time dev_step_time(struct dev *dev, int64_t step);
 
 #ifdef __cplusplus
 }

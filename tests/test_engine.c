@@ -2,6 +2,7 @@
  * model's own texts, stops and limits, failures that belong to one request. */
 #include "tests/unit.h"
 
+#include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine.h"
 
@@ -135,6 +136,9 @@ static void run_all(struct outcomes *out, const struct run *run) {
     out->steps = stats.n_steps;
     out->cached = stats.n_cached_tokens;
     assert_int_equal(stats.n_preemptions, out->preemptions);
+    assert_true(stats.device.n_steps > 0 && stats.device.n_steps <= stats.n_steps);
+    assert_true(stats.device.busy_ns > 0 && stats.device.idle_ns >= 0);
+    assert_int_equal(stats.device_large.n_steps, 0); /* no step of these is large */
     engine_close(e);
 }
 
@@ -490,6 +494,24 @@ static void a_caller_who_does_not_collect_is_made_to_wait(void **state) {
     engine_close(e);
 }
 
+/* The device is idle where it waits between two steps, not where there is nothing to do. */
+static void time_without_work_is_not_idle(void **state) {
+    struct run run = {.dir = demo, .dtype = "float32", .seqs = 4};
+    struct engine *e = open_engine(&run);
+    struct engine_stats stats;
+    for (int i = 0; i < 2; i++) {
+        struct engine_request *r = make_request(i, engine_model(e)->vocab);
+        r->sampling.max_tokens = 4;
+        assert_true(engine_submit(e, r, -1));
+        engine_completion_free(engine_collect(e, -1));
+        clock_sleep_ms(800);
+    }
+    engine_stats(e, &stats);
+    assert_true(stats.device.n_steps >= 8);
+    assert_true(stats.device.idle_ns < 700000000);
+    engine_close(e);
+}
+
 static void refuses_options_that_make_no_sense(void **state) {
     static const struct {
         struct engine_options o;
@@ -539,6 +561,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(abort_brings_requests_back),
         cmocka_unit_test(closing_drops_what_runs),
         cmocka_unit_test(a_caller_who_does_not_collect_is_made_to_wait),
+        cmocka_unit_test(time_without_work_is_not_idle),
         cmocka_unit_test(refuses_options_that_make_no_sense),
         cmocka_unit_test(dummy_weights_need_no_tokenizer),
         cmocka_unit_test(steps_mix_prefill_and_decode),

@@ -75,6 +75,11 @@ int step_collect(struct runner *r, struct step_result *out, struct err *err);
 /* Hand out logits with each result from now on (tests, evaluation); costs a copy. */
 void runner_keep_logits(struct runner *r, bool keep);
 
+/* The device's time in steps, as far as they were collected: all, and those of ENGINE_LARGE_STEP
+ * rows or more. The gap before the first step after runner_rest counts as nobody's. */
+void runner_device_time(const struct runner *r, struct engine_device_time *all, struct engine_device_time *large);
+void runner_rest(struct runner *r);
+
 /* Time `seconds` of the model's matrix products alone at n_rows rows; rows per second. */
 int runner_matmul_rate(struct runner *r, int32_t n_rows, double seconds, double *rows_per_s, struct err *err);
 

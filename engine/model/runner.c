@@ -16,6 +16,8 @@ struct pending { /* one step under way */
     int32_t *drawn;  /* on the device, [max_samples] */
     int32_t *drawn_host; /* the same on its way back, in memory of dev_host_alloc */
     int64_t mark;    /* behind that copy */
+    int64_t timed;   /* dev_step_begin's number of it */
+    bool is_large, is_first; /* first: after a rest */
     float *logits;   /* on the host, [max_samples, vocab], where they are kept */
 };
 
@@ -29,6 +31,8 @@ struct runner {
     struct pending ring[RUNNER_DEPTH];
     int first, n;         /* oldest step under way, and how many */
     bool keep_logits;
+    bool rested;          /* no step since the last runner_rest */
+    struct engine_device_time device_time, device_time_large;
 };
 
 static int room(struct runner *r, struct tensor *t, enum dtype dtype, int64_t rows, int64_t cols, struct err *err) {
@@ -85,6 +89,7 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
     r->model = m;
     r->dev = m->dev;
     r->options = *options;
+    r->rested = true;
     int e = open_kv_cache(r, err);
     if (e == 0) e = open_workspace(r, err);
     if (e < 0) {
@@ -137,8 +142,13 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     struct pending *p = &r->ring[(r->first + r->n) % RUNNER_DEPTH];
     const struct step *on_device = step_upload(r->dev, step);
     struct product logits;
+    p->timed = dev_step_begin(r->dev);
+    p->is_first = r->rested;
+    p->is_large = step->n_rows >= ENGINE_LARGE_STEP;
+    r->rested = false;
     forward(r->model, &r->ws, r->kv, on_device, &logits);
     op_sample(r->dev, p->drawn, r->last_sample, &logits, on_device);
+    dev_step_end(r->dev);
     p->n_samples = step->n_samples;
     if (r->keep_logits && step->n_samples > 0)
         dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
@@ -148,14 +158,33 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     return 0;
 }
 
+static void add_time(struct engine_device_time *to, const struct dev_step_time *t, bool is_first) {
+    to->n_steps++;
+    to->busy_ns += t->busy_ns;
+    if (!is_first) to->idle_ns += t->gap_ns;
+}
+
+void runner_device_time(const struct runner *r, struct engine_device_time *all, struct engine_device_time *large) {
+    *all = r->device_time;
+    *large = r->device_time_large;
+}
+
+void runner_rest(struct runner *r) {
+    r->rested = true;
+}
+
 int step_collect(struct runner *r, struct step_result *out, struct err *err) {
     assert(r->n > 0);
     struct pending *p = &r->ring[r->first];
     r->first = (r->first + 1) % RUNNER_DEPTH;
     r->n--;
     int e = dev_wait(r->dev, p->mark, err);
-    if (e == 0) *out = (struct step_result){p->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
-    return e;
+    if (e < 0) return e;
+    struct dev_step_time t = dev_step_time(r->dev, p->timed);
+    add_time(&r->device_time, &t, p->is_first);
+    if (p->is_large) add_time(&r->device_time_large, &t, p->is_first);
+    *out = (struct step_result){p->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
+    return 0;
 }
 
 /* Every product of a step, with nothing between them. */

@@ -16,6 +16,7 @@ struct cpu_dev {
     size_t n_allocations;     /* that have not come back */
     void *scratch;            /* grows as operations ask, never shrinks */
     size_t scratch_bytes;
+    int64_t stamps[N_STAMPS]; /* clock_mono_ns */
 };
 
 static inline struct cpu_dev *cpu_of(struct dev *dev) {

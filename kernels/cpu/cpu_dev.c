@@ -1,4 +1,5 @@
 /* cpu_dev.c - the CPU device: memory, threads, and which instruction set to use. */
+#include "base/clock.h"
 #include "base/mem.h"
 #include "kernels/cpu/cpu.h"
 
@@ -54,6 +55,26 @@ static void cpu_copy(struct dev *dev, void *dst, const void *src, size_t bytes) 
     if (bytes) memcpy(dst, src, bytes);
 }
 
+struct copy {
+    char *dst;
+    const char *src;
+    size_t bytes;
+};
+
+static void copy_part(void *arg, int part, int n_parts, int thread) {
+    const struct copy *c = arg;
+    int64_t begin, end;
+    pool_share((int64_t)c->bytes, part, n_parts, &begin, &end);
+    memcpy(c->dst + begin, c->src + begin, (size_t)(end - begin));
+}
+
+/* One thread does not fill the memory's bandwidth. */
+static void cpu_copy_within(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    struct pool *pool = cpu_of(dev)->pool;
+    struct copy c = {dst, src, bytes};
+    pool_run(pool, copy_part, &c, pool_parts(pool, (int64_t)(bytes >> 12) + 1, 400));
+}
+
 static void cpu_sync(struct dev *dev) {
 }
 
@@ -70,6 +91,14 @@ static int64_t cpu_mark(struct dev *dev) {
 }
 
 static void cpu_wait(struct dev *dev, int64_t mark) {
+}
+
+static void cpu_stamp(struct dev *dev, int32_t i) {
+    cpu_of(dev)->stamps[i] = clock_mono_ns();
+}
+
+static double cpu_stamp_ns(struct dev *dev, int32_t from, int32_t to) {
+    return (double)(cpu_of(dev)->stamps[to] - cpu_of(dev)->stamps[from]);
 }
 
 static const struct step *cpu_step_upload(struct dev *dev, const struct step *host) {
@@ -97,6 +126,7 @@ static const struct backend cpu_backend = {
     .free = cpu_free,
     .upload = cpu_copy,
     .download = cpu_copy,
+    .copy = cpu_copy_within,
     .sync = cpu_sync,
     .host_alloc = cpu_host_alloc,
     .host_free = cpu_host_free,
@@ -104,6 +134,8 @@ static const struct backend cpu_backend = {
     .mark = cpu_mark,
     .wait = cpu_wait,
     .step_upload = cpu_step_upload,
+    .stamp = cpu_stamp,
+    .stamp_ns = cpu_stamp_ns,
     .weight_bytes = cpu_weight_bytes,
     .weight_load = cpu_weight_load,
     .linear = cpu_linear,

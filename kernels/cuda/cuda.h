@@ -54,6 +54,7 @@ struct cuda_dev {
     void *scratch; /* cuda_scratch */
     size_t scratch_bytes;
     int64_t n_allocations;
+    cudaEvent_t stamps[N_STAMPS]; /* made when first noted */
 };
 
 static inline struct cuda_dev *cuda_of(struct dev *dev) { return (struct cuda_dev *)dev; }
@@ -77,6 +78,11 @@ void *cuda_scratch(struct cuda_dev *cuda, size_t bytes);
 /* cuda_step.cu */
 const struct step *cuda_step_upload(struct dev *dev, const struct step *host);
 void cuda_step_close(struct cuda_dev *cuda);
+
+/* cuda_profile.cu */
+void cuda_stamp(struct dev *dev, int32_t i);
+double cuda_stamp_ns(struct dev *dev, int32_t from, int32_t to);
+void cuda_profile_close(struct cuda_dev *cuda);
 
 /* cuda_linear.cu */
 bool cuda_linear_open(struct cuda_dev *cuda);

@@ -82,6 +82,12 @@ static void cuda_fetch(struct dev *dev, void *dst, const void *src, size_t bytes
     cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda->stream), "fetch");
 }
 
+static void cuda_copy(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    if (bytes == 0) return;
+    cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, cuda->stream), "copy");
+}
+
 /* ---------------------------------------------------------------- order */
 
 static void cuda_sync(struct dev *dev) {
@@ -110,6 +116,7 @@ static void cuda_close(struct dev *dev) {
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
     cuda_step_close(cuda);
     cuda_linear_close(cuda);
+    cuda_profile_close(cuda);
     cudaFree(cuda->scratch);
     for (int i = 0; i < CUDA_MARKS; i++)
         if (cuda->marks[i]) cudaEventDestroy(cuda->marks[i]);
@@ -129,10 +136,13 @@ static const struct backend *cuda_backend(void) {
     b.upload = cuda_upload;
     b.download = cuda_download;
     b.fetch = cuda_fetch;
+    b.copy = cuda_copy;
     b.sync = cuda_sync;
     b.mark = cuda_mark;
     b.wait = cuda_wait;
     b.step_upload = cuda_step_upload;
+    b.stamp = cuda_stamp;
+    b.stamp_ns = cuda_stamp_ns;
     b.weight_bytes = cuda_weight_bytes;
     b.weight_load = cuda_weight_load;
     b.weight_random = cuda_weight_random;

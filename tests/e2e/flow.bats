@@ -217,7 +217,20 @@ X
     run -0 python3 -c 'import json,sys; d = json.loads(sys.argv[1])
 assert d["cached_tokens"] == 0 and d["num_prompts"] == 16 and d["steps"] > 0, d
 assert abs(d["output_tokens_per_s"] * d["seconds"] - 128) < 1e-6, d
-assert 0 < d["fraction_of_matmul"] < 1.5, d' "$output"
+assert 0 < d["fraction_of_matmul"] < 1.5, d
+assert d["copy_bytes_per_s"] > 1e8 and d["matrix_flop_per_s"] > 1e8 and d["void"] is None, d
+assert abs(d["output_tokens_per_s"] / d["roof_tokens_per_s"] / d["fraction_of_roof"] - 1) < 1e-6, d
+assert d["finite_logits"] and d["device_busy_s"] > 0 and 0 <= d["idle_share"] < 1 and d["large_steps"] == 0, d
+assert d["device_busy_s"] + d["device_idle_s"] < d["seconds"], d' "$output"
+}
+
+@test "bench throughput beside its roof, in words" {
+    run -0 "$BATCHD" -q bench throughput -m tests/models/tiny-llama3 --load-format dummy --input-len 1000 --output-len 2 \
+        --num-prompts 6 --max-num-seqs 6 --max-num-batched-tokens 2048
+    for name in "copy  " "matrix rate" "roof  " "fraction of roof" "output tokens/s" "cached tokens       0"; do
+        [[ "$output" == *"$name"* ]]
+    done
+    [[ "$output" =~ "idle between steps  "[0-9.]+" % of the device's time; "[0-9.]+" % at the "[23]" steps of 2048 rows" ]]
 }
 
 @test "doctor is content here" {

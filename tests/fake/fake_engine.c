@@ -416,3 +416,11 @@ void engine_stats(struct engine *e, struct engine_stats *out) {
 int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err) {
     return err_set(err, E_UNSUPPORTED, "the fake engine multiplies no matrices");
 }
+
+int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *err) {
+    return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
+}
+
+void engine_work(const struct engine *e, struct engine_work *out) {
+    *out = (struct engine_work){0};
+}

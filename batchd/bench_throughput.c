@@ -1,0 +1,216 @@
+/* bench_throughput.c - batchd bench throughput: the engine alone, beside what the device could
+ * do at best (roof.h) and the rate of the model's matrix products, measured in the same run. */
+#include "base/clock.h"
+#include "base/hash.h"
+#include "base/log.h"
+#include "base/mem.h"
+#include "batchd/bench.h"
+#include "batchd/command.h"
+#include "batchd/engine_flags.h"
+#include "batchd/exit.h"
+#include "batchd/progress.h"
+#include "batchd/roof.h"
+#include "batchd/signals.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+struct plan {
+    int32_t input_len, output_len, n_seqs; /* n_seqs: at once */
+    int64_t n_prompts;
+};
+
+struct figures {
+    double seconds, products_before, products_after; /* token rows per second */
+    struct engine_roof roof;
+    double roof_tokens_per_s;
+    struct engine_stats stats;
+};
+
+/* Unique ids: no two prompts begin alike, so nothing comes from the prefix cache. */
+static struct engine_request *make_request(const struct plan *p, int64_t i, int32_t vocab) {
+    struct engine_request *r = engine_request_new();
+    r->tag = (uint64_t)i;
+    r->n_tokens = (size_t)p->input_len;
+    r->tokens = mem_zalloc(r->n_tokens, sizeof *r->tokens);
+    for (int32_t k = 0; k < p->input_len; k++)
+        r->tokens[k] = (int32_t)(hash64_mix((uint64_t)i, (uint64_t)k + 1) % (uint64_t)vocab);
+    r->sampling.max_tokens = p->output_len;
+    r->sampling.ignore_eos = true;
+    return r;
+}
+
+static int collect(struct engine *e, int64_t *n_finished, struct err *err) {
+    struct engine_completion *c = engine_collect(e, 200);
+    int r = 0;
+    if (!c) return engine_failure(e, err);
+    ++*n_finished;
+    if (c->finish == FINISH_ERROR) r = err_set(err, E_FAIL, "a request failed: %s", c->error);
+    engine_completion_free(c);
+    return r;
+}
+
+static void show(struct progress *progress, struct engine *e, const struct plan *p, int64_t n_finished, int64_t *last_ms) {
+    int64_t now = clock_mono_ns() / 1000000;
+    if (now - *last_ms < progress_interval_ms(progress)) return;
+    *last_ms = now;
+    struct engine_stats s;
+    engine_stats(e, &s);
+    struct progress_state state = {.n_total = p->n_prompts,
+                                   .n_finished = n_finished,
+                                   .n_tokens = s.n_completion_tokens,
+                                   .n_running = s.n_running,
+                                   .what = "prompts"};
+    progress_update(progress, &state);
+}
+
+static int run(struct engine *e, const struct plan *p, const struct args *args, double *seconds, struct err *err) {
+    struct progress *progress = progress_new(args);
+    int64_t n_given = 0, n_finished = 0, last_ms = 0, start = clock_mono_ns();
+    struct engine_request *next = NULL;
+    int r = 0;
+    while (r == 0 && n_finished < p->n_prompts && !signals_seen()) {
+        for (bool taken = true; taken && n_given < p->n_prompts;) {
+            if (!next) next = make_request(p, n_given, engine_model(e)->vocab);
+            taken = engine_submit(e, next, 0);
+            if (taken) {
+                next = NULL;
+                n_given++;
+            }
+        }
+        r = collect(e, &n_finished, err);
+        show(progress, e, p, n_finished, &last_ms);
+    }
+    *seconds = (double)(clock_mono_ns() - start) / 1e9;
+    engine_request_free(next);
+    progress_free(progress);
+    if (r == 0 && signals_seen()) r = err_set(err, E_INTERRUPTED, "interrupted");
+    return r;
+}
+
+static struct roof_shape shape_of(const struct plan *p) {
+    int64_t at_once = p->n_prompts < p->n_seqs ? p->n_prompts : p->n_seqs;
+    return (struct roof_shape){p->input_len, p->output_len, (double)at_once};
+}
+
+static int measure(struct engine *e, const struct plan *p, const struct args *args, struct figures *out, struct err *err) {
+    struct engine_work work;
+    struct roof_shape shape = shape_of(p);
+    int r = engine_measure_roof(e, &out->roof, err);
+    if (r == 0) r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_before, err);
+    if (r == 0) r = run(e, p, args, &out->seconds, err);
+    if (r == 0) r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_after, err);
+    if (r < 0) return r;
+    engine_work(e, &work);
+    engine_stats(e, &out->stats);
+    out->roof_tokens_per_s = roof_tokens_per_s(&work, &out->roof, &shape);
+    return 0;
+}
+
+/* ---------------------------------------------------------------- what is shown */
+
+static double idle_share(const struct engine_device_time *t) {
+    int64_t all = t->busy_ns + t->idle_ns;
+    return all > 0 ? (double)t->idle_ns / (double)all : 0;
+}
+
+static void add_device_time(json_t *o, const struct engine_stats *s) {
+    const struct engine_device_time *all = &s->device, *large = &s->device_large;
+    json_object_set_new(o, "device_busy_s", json_real((double)all->busy_ns / 1e9));
+    json_object_set_new(o, "device_idle_s", json_real((double)all->idle_ns / 1e9));
+    json_object_set_new(o, "idle_share", json_real(idle_share(all)));
+    json_object_set_new(o, "large_steps", json_integer(large->n_steps));
+    json_object_set_new(o, "idle_share_large", large->n_steps ? json_real(idle_share(large)) : json_null());
+}
+
+static json_t *figures_json(struct engine *e, const struct plan *p, const struct figures *f) {
+    const struct engine_stats *s = &f->stats;
+    double products = (f->products_before + f->products_after) / 2, rows = (double)s->n_step_rows / f->seconds;
+    double output = (double)s->n_completion_tokens / f->seconds;
+    json_t *o = json_pack("{s:s, s:s, s:I, s:i, s:i, s:I, s:i, s:f, s:f, s:f, s:f, s:I, s:I, s:I, s:f, s:f, s:f}", //
+                          "device", engine_device_name(e), "family", engine_model(e)->family, "parameters",
+                          (json_int_t)engine_model(e)->n_params, "input_len", p->input_len, "output_len", p->output_len,
+                          "num_prompts", (json_int_t)p->n_prompts, "max_num_seqs", p->n_seqs, "seconds", f->seconds, //
+                          "output_tokens_per_s", output, "total_tokens_per_s",
+                          (double)(s->n_completion_tokens + s->n_prompt_tokens) / f->seconds, "requests_per_s",
+                          (double)p->n_prompts / f->seconds, "steps", (json_int_t)s->n_steps, "cached_tokens",
+                          (json_int_t)s->n_cached_tokens, "preemptions", (json_int_t)s->n_preemptions, //
+                          "rows_per_s", rows, "matmul_rows_per_s", products, "fraction_of_matmul", rows / products);
+    bench_add_roof(o, engine_device_name(e), &f->roof);
+    json_object_set_new(o, "roof_tokens_per_s", json_real(f->roof_tokens_per_s));
+    json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));
+    json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
+    add_device_time(o, s);
+    return o;
+}
+
+static double real(const json_t *o, const char *key) {
+    return json_number_value(json_object_get(o, key));
+}
+
+static void print_idle(const json_t *o) {
+    printf("idle between steps  %.2f %% of the device's time", 100 * real(o, "idle_share"));
+    if (real(o, "large_steps") > 0)
+        printf("; %.2f %% at the %.0f steps of %d rows or more", 100 * real(o, "idle_share_large"),
+               real(o, "large_steps"), ENGINE_LARGE_STEP);
+    putchar('\n');
+}
+
+static void print_figures(const json_t *o, const struct plan *p, const struct figures *f) {
+    const char *device = json_string_value(json_object_get(o, "device"));
+    printf("device              %s\n", device);
+    bench_print_roof(device, &f->roof);
+    printf("requests            %" PRId64 " of %d + %d tokens, %d at once\n", p->n_prompts, p->input_len, p->output_len,
+           p->n_seqs);
+    printf("time                %.2f s\n", real(o, "seconds"));
+    printf("output tokens/s     %.1f\n", real(o, "output_tokens_per_s"));
+    printf("total tokens/s      %.1f\n", real(o, "total_tokens_per_s"));
+    printf("requests/s          %.2f\n", real(o, "requests_per_s"));
+    printf("roof                %.1f output tokens/s\n", real(o, "roof_tokens_per_s"));
+    printf("fraction of roof    %.3f\n", real(o, "fraction_of_roof"));
+    printf("steps               %.0f, %.1f rows each\n", real(o, "steps"),
+           real(o, "rows_per_s") * real(o, "seconds") / real(o, "steps"));
+    print_idle(o);
+    printf("cached tokens       %.0f\n", real(o, "cached_tokens"));
+    printf("preemptions         %.0f\n", real(o, "preemptions"));
+    printf("finite logits       yes, of all tokens\n");
+    printf("token rows/s        %.1f\n", real(o, "rows_per_s"));
+    printf("matrix products     %.1f rows/s alone, at %d rows a step\n", real(o, "matmul_rows_per_s"), p->n_seqs);
+    printf("fraction            %.2f of the matrix products' rate\n", real(o, "fraction_of_matmul"));
+}
+
+int bench_throughput(const struct args *args, const char *folder) {
+    struct err err = ERR_INIT;
+    struct engine_flags flags = {.options = ENGINE_OPTIONS_DEFAULT};
+    struct engine *e = NULL;
+    struct figures f = {0};
+    struct plan p = {.input_len = args->input_len ? (int32_t)args->input_len : 64,
+                     .output_len = args->output_len ? (int32_t)args->output_len : 64,
+                     .n_prompts = args->num_prompts ? args->num_prompts : 256};
+    int code = engine_flags_read(&flags, args);
+    if (code != EXIT_DONE) return code;
+    flags.options.model_dir = folder;
+    signals_listen();
+    if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
+    else p.n_seqs = engine_max_num_seqs(e);
+    if (code != EXIT_DONE) {
+        engine_flags_clear(&flags);
+        return code;
+    }
+    if (p.input_len + p.output_len > engine_max_model_len(e)) {
+        log_error("--input-len %d and --output-len %d are more than the context of %d tokens", p.input_len, p.output_len,
+                  engine_max_model_len(e));
+        code = EXIT_USAGE;
+    } else if (measure(e, &p, args, &f, &err) < 0) {
+        code = err.code == E_INTERRUPTED ? signals_exit_code() : exit_with(ABOUT_MODEL, &err);
+        if (err.code == E_DEVICE) code = EXIT_ENGINE;
+    } else {
+        json_t *o = figures_json(e, &p, &f);
+        if (args->json) command_print_json(json_incref(o));
+        else print_figures(o, &p, &f);
+        json_decref(o);
+    }
+    engine_close(e);
+    engine_flags_clear(&flags);
+    return code;
+}

@@ -1,0 +1,163 @@
+/* measure.c - see measure.h. */
+#include "engine/model/measure.h"
+#include "base/mem.h"
+#include "engine/model/model_private.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Runs back to back between two stamps, so that the time to launch the first counts little,
+ * and tries of that, of which the best counts. */
+enum { RUNS = 5, TRIES = 4 };
+
+/* ---------------------------------------------------------------- random numbers */
+
+enum { FILL_ROWS = 4096 };
+
+/* Rows [first, first + n) of t from the rows of a random weight: op_embed is the one operation
+ * that brings a weight's numbers into a tensor, whatever the device's order of them is. */
+static void fill_rows(struct dev *dev, struct tensor *t, int64_t first, int32_t n, const struct weight *from,
+                      int32_t *ids, int32_t *zeros) {
+    struct tensor rows = tensor_2d((char *)t->data + (size_t)(first * t->shape[1]) * dtype_bytes(t->dtype), t->dtype, n,
+                                   t->shape[1]);
+    struct step_sequence one = {.n_rows = 1}; /* embedding reads token ids alone */
+    struct step step = {.n_rows = n, .token = ids, .position = zeros, .slot = zeros, .n_sequences = 1, .sequences = &one,
+                        .block_table = zeros, .block_table_stride = 1};
+    op_embed(dev, &rows, from, step_upload(dev, &step));
+}
+
+int measure_fill(struct dev *dev, struct tensor *t, uint64_t seed, float deviation, struct err *err) {
+    int64_t rows = t->shape[0], n = rows < FILL_ROWS ? rows : FILL_ROWS;
+    struct weight *from = weight_new(dev, n, t->shape[1], t->dtype);
+    if (!from) return err_set(err, E_NO_MEMORY, "no memory for random numbers of %" PRId64 " x %" PRId64, n, t->shape[1]);
+    weight_random(dev, from, 0, n, seed, deviation);
+    int32_t *ids = mem_zalloc(2 * (size_t)n, sizeof *ids);
+    for (int32_t i = 0; i < n; i++) ids[i] = i;
+    for (int64_t r = 0; r < rows; r += n)
+        fill_rows(dev, t, r, (int32_t)(rows - r < n ? rows - r : n), from, ids, ids + n);
+    int r = dev_sync(dev, err);
+    free(ids);
+    weight_free(dev, from);
+    return r;
+}
+
+/* ---------------------------------------------------------------- the device at its best */
+
+static bool is_cpu(const struct dev *dev) {
+    return strcmp(dev_kind(dev), "cpu") == 0;
+}
+
+static int64_t min64(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+/* Nanoseconds of a copy, the best of a few. */
+static double time_copy(struct dev *dev, void *dst, const void *src, size_t bytes) {
+    double best = 0;
+    dev_copy(dev, dst, src, bytes); /* pages, caches and clocks warm up */
+    for (int t = 0; t < TRIES; t++) {
+        dev_stamp(dev, 0);
+        for (int i = 0; i < RUNS; i++) dev_copy(dev, dst, src, bytes);
+        dev_stamp(dev, 1);
+        double ns = dev_stamp_ns(dev, 0, 1) / RUNS;
+        if (t == 0 || ns < best) best = ns;
+    }
+    return best;
+}
+
+static int measure_copy(struct engine_roof *out, struct dev *dev, struct err *err) {
+    int64_t most = is_cpu(dev) ? (int64_t)128 << 20 : (int64_t)4 << 30, least = 16 << 20;
+    int64_t bytes = min64(most, dev_memory_available(dev) * 2 / 5) / least * least;
+    char *memory = bytes > 0 ? dev_alloc(dev, 2 * (size_t)bytes) : NULL;
+    if (!memory)
+        return err_set(err, E_NO_MEMORY, "no memory to measure copies: %" PRId64 " MiB are free; lower --gpu-memory-utilization",
+                       dev_memory_available(dev) >> 20);
+    double ns = time_copy(dev, memory + bytes, memory, (size_t)bytes);
+    int r = dev_sync(dev, err);
+    dev_free(dev, memory);
+    if (r < 0) return r;
+    out->copy_bytes = bytes;
+    out->copy_bytes_per_s = 2 * (double)bytes / ns * 1e9;
+    return 0;
+}
+
+static double time_product(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
+    double best = 0;
+    op_linear(dev, y, x, w); /* the first one chooses how */
+    for (int t = 0; t < TRIES; t++) {
+        dev_stamp(dev, 0);
+        for (int i = 0; i < RUNS; i++) op_linear(dev, y, x, w);
+        dev_stamp(dev, 1);
+        double ns = dev_stamp_ns(dev, 0, 1) / RUNS;
+        if (t == 0 || ns < best) best = ns;
+    }
+    return best;
+}
+
+/* y = x w^T, all [n, n] and random. */
+static int multiply(double *ns, struct dev *dev, int64_t n, enum dtype dtype, struct err *err) {
+    struct tensor x = tensor_2d(dev_alloc(dev, (size_t)(n * n) * dtype_bytes(dtype)), dtype, n, n);
+    struct tensor y = tensor_2d(dev_alloc(dev, (size_t)(n * n) * dtype_bytes(dtype)), dtype, n, n);
+    struct weight *w = weight_new(dev, n, n, dtype);
+    int r = 0;
+    if (!x.data || !y.data || !w) r = err_set(err, E_NO_MEMORY, "no memory for matrices of %" PRId64, n);
+    if (r == 0) r = measure_fill(dev, &x, 1, 1, err);
+    if (r == 0) {
+        struct activation in = {.x = x};
+        struct product out = {.y = y};
+        weight_random(dev, w, 0, n, 2, 0.02f);
+        *ns = time_product(dev, &out, &in, w);
+        r = dev_sync(dev, err);
+    }
+    weight_free(dev, w);
+    dev_free(dev, y.data);
+    dev_free(dev, x.data);
+    return r;
+}
+
+static int measure_product(struct engine_roof *out, struct dev *dev, enum dtype dtype, struct err *err) {
+    int64_t n = is_cpu(dev) ? 1024 : 8192;
+    double ns = 0;
+    while (n > 512 && 5 * n * n * (int64_t)dtype_bytes(dtype) > dev_memory_available(dev)) n /= 2;
+    int r = multiply(&ns, dev, n, dtype, err);
+    if (r < 0) return r;
+    out->matrix_size = (int32_t)n;
+    out->flop_per_s = 2.0 * (double)n * (double)n * (double)n / ns * 1e9;
+    snprintf(out->dtype, sizeof out->dtype, "%s", dtype_name(dtype));
+    return 0;
+}
+
+int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, struct err *err) {
+    struct engine_roof roof = {0};
+    int r = measure_copy(&roof, dev, err);
+    if (r == 0) r = measure_product(&roof, dev, dtype, err);
+    if (r == 0) *out = roof;
+    return r;
+}
+
+int measure_roof(struct engine_roof *out, struct model *m, struct err *err) {
+    return measure_device(out, m->dev, m->dtype, err);
+}
+
+/* ---------------------------------------------------------------- what the model asks */
+
+static void add_product(const struct weight *w, double *flop, double *bytes) {
+    if (!w) return;
+    *flop += 2.0 * (double)w->n * (double)w->k;
+    *bytes += (double)weight_bytes(w);
+}
+
+void measure_work(struct engine_work *out, const struct model *m) {
+    const struct model_info *info = &m->config.info;
+    struct engine_work w = {.sliding_window = info->sliding_window};
+    for (int32_t i = 0; i < m->weights.n_layers; i++) {
+        const struct layer_weights *l = &m->weights.layers[i];
+        const struct weight *all[] = {l->qkv, l->o, l->gate_up, l->down};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) add_product(all[k], &w.row_flop, &w.layer_bytes);
+    }
+    add_product(m->weights.lm_head, &w.head_flop, &w.head_bytes);
+    w.kv_bytes = (double)kv_cache_block_bytes(m->dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;
+    w.pair_flop = 4.0 * info->n_layers * info->n_heads * info->head_dim;
+    *out = w;
+}

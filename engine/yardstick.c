@@ -1,0 +1,28 @@
+/* yardstick.c - engine.h's measurements, which run on the engine thread. */
+#include "engine/engine_call.h"
+#include "engine/model/measure.h"
+
+struct matmul_rate {
+    int32_t n_rows;
+    double seconds, rows_per_s;
+};
+
+static int matmul_rate(struct model *m, struct runner *r, void *arg, struct err *err) {
+    struct matmul_rate *q = arg;
+    return runner_matmul_rate(r, q->n_rows, q->seconds, &q->rows_per_s, err);
+}
+
+int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double *rows_per_s, struct err *err) {
+    struct matmul_rate q = {.n_rows = n_rows, .seconds = seconds};
+    int r = engine_call(e, matmul_rate, &q, err);
+    if (r == 0) *rows_per_s = q.rows_per_s;
+    return r;
+}
+
+static int roof(struct model *m, struct runner *r, void *arg, struct err *err) {
+    return measure_roof(arg, m, err);
+}
+
+int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *err) {
+    return engine_call(e, roof, out, err);
+}

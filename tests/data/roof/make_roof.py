@@ -1,0 +1,85 @@
+#!/usr/bin/env python3
+"""Roofs from the sizes in a model's config.json, for tests/test_roof.c. Standard library only.
+
+    tests/data/roof/make_roof.py > tests/data/roof/roof.json      # from the repository root
+
+Counted from layer sizes, time per output token; the program counts from its weights, time
+per step. `models` are numbers that the safetensors headers of tests/models/ give."""
+import json
+import pathlib
+import struct
+
+# layers, hidden, heads, KV heads, head size, intermediate, vocabulary, matrices of the MLP, window
+MODELS = {
+    "phi-2": (32, 2560, 32, 32, 80, 10240, 51200, 2, 0),
+    "mistral-7b": (32, 4096, 32, 8, 128, 14336, 32000, 3, 4096),
+    "llama-3.1-8b": (32, 4096, 32, 8, 128, 14336, 128256, 3, 0),
+    "llama-70b": (80, 8192, 64, 8, 128, 28672, 128256, 3, 0),
+    "smollm2-135m": (30, 576, 9, 3, 64, 1536, 49152, 3, 0),
+}
+# copy B/s, matrix FLOP/s
+DEVICES = {"h200": (4.26e12, 815e12), "small": (3.0e11, 4.0e13)}
+# prompt, completion, sequences at once
+SHAPES = [(128, 128, 2048), (512, 512, 2048), (1024, 128, 870), (2048, 128, 448), (21, 77, 1), (8000, 100, 16), (1, 1, 8)]
+
+
+def seconds_per_token(model, device, isl, osl, at_once):
+    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
+    copy, matrix = DEVICES[device]
+    numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
+    head = vocab * hidden
+    rows = 1 + isl / osl  # each token brings so many prompt rows with it
+    layer_s = max(2 * numbers * rows / matrix, 2 * numbers / copy / at_once)
+    head_s = max(2 * head / matrix, 2 * head / copy / at_once)
+    seen = isl + osl / 2
+    if window:
+        seen = min(seen, window)
+    kv_s = seen * layers * 2 * kv_heads * size * 2 / copy
+    pairs = isl * isl / 2
+    if window and window < isl:
+        pairs -= (isl - window) ** 2 / 2
+    attention_s = 4 * layers * heads * size * pairs / osl / (0.6 * matrix)
+    return [layer_s, head_s, kv_s, attention_s]
+
+
+def work(model):
+    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
+    numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
+    return {"row_flop": 2 * numbers, "layer_bytes": 2 * numbers, "head_flop": 2 * vocab * hidden,
+            "head_bytes": 2 * vocab * hidden, "kv_bytes": 4 * layers * kv_heads * size,
+            "pair_flop": 4 * layers * heads * size, "sliding_window": window}
+
+
+def counted(folder):
+    """Numbers in the layers' matrices and in the vocabulary projection of a checkpoint."""
+    with open(folder / "model.safetensors", "rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    header.pop("__metadata__", None)
+    size = {name: t["shape"][0] * t["shape"][1] for name, t in header.items() if len(t["shape"]) == 2}
+    layers = sum(n for name, n in size.items() if ".layers." in name)
+    head = size.get("lm_head.weight", size["model.embed_tokens.weight"])
+    config = json.loads((folder / "config.json").read_text())
+    heads = config["num_attention_heads"]
+    width = config.get("head_dim") or config["hidden_size"] // heads
+    return {"folder": folder.as_posix(), "row_flop": 2 * layers, "head_flop": 2 * head,
+            "kv_numbers": 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width,
+            "pair_flop": 4 * config["num_hidden_layers"] * heads * width}
+
+
+def main():
+    cases = []
+    for model in MODELS:
+        for device in DEVICES:
+            for isl, osl, at_once in SHAPES:
+                parts = seconds_per_token(model, device, isl, osl, at_once)
+                cases.append({"model": model, "copy": DEVICES[device][0], "matrix": DEVICES[device][1], "input_len": isl,
+                              "output_len": osl, "n_seqs": at_once, "parts_s": [p * at_once for p in parts],
+                              "tokens_per_s": 1 / sum(parts)})
+    out = {"work": {m: work(m) for m in MODELS}, "cases": cases,
+           "models": [counted(pathlib.Path("tests/models") / m) for m in ("demo", "tiny-llama3", "tiny-mistral")]}
+    rows = [json.dumps(c) for c in cases]
+    print('{"work": ' + json.dumps(out["work"]) + ',\n"models": ' + json.dumps(out["models"]) + ',\n"cases": [\n'
+          + ",\n".join(rows) + "\n]}")
+
+
+main()

@@ -1,0 +1,188 @@
+/* test_roof.c - roofs against tests/data/roof/make_roof.py, which counts from layer sizes; what
+ * engines say of themselves; and that a device's yardsticks measure something. */
+#include "tests/unit.h"
+
+#include "batchd/roof.h"
+#include "engine/model/measure.h"
+
+#include <jansson.h>
+#include <math.h>
+
+static json_t *fixture(void) {
+    json_error_t at;
+    json_t *f = json_load_file("tests/data/roof/roof.json", 0, &at);
+    if (!f) fail_msg("roof.json: %s", at.text);
+    return f;
+}
+
+static double number(const json_t *o, const char *key) {
+    const json_t *v = json_object_get(o, key);
+    assert_non_null(v);
+    return json_number_value(v);
+}
+
+static void assert_close(double got, double want, const char *what) {
+    if (!(fabs(got - want) <= 1e-9 * fabs(want))) fail_msg("%s: %.17g, not %.17g", what, got, want);
+}
+
+static struct engine_work work_of(const json_t *o) {
+    return (struct engine_work){number(o, "row_flop"),  number(o, "layer_bytes"), number(o, "head_flop"),
+                                number(o, "head_bytes"), number(o, "kv_bytes"),   number(o, "pair_flop"),
+                                (int32_t)number(o, "sliding_window")};
+}
+
+static void roofs_are_those_of_the_script(void **state) {
+    json_t *f = fixture(), *c;
+    size_t i;
+    json_array_foreach(json_object_get(f, "cases"), i, c) {
+        const char *model = json_string_value(json_object_get(c, "model"));
+        struct engine_work work = work_of(json_object_get(json_object_get(f, "work"), model));
+        struct engine_roof device = {.copy_bytes_per_s = number(c, "copy"), .flop_per_s = number(c, "matrix")};
+        struct roof_shape shape = {number(c, "input_len"), number(c, "output_len"), number(c, "n_seqs")};
+        struct roof_step t = roof_step(&work, &device, &shape);
+        const double parts[] = {t.layers, t.head, t.kv, t.prompt_attention};
+        for (size_t k = 0; k < 4; k++)
+            assert_close(parts[k], json_number_value(json_array_get(json_object_get(c, "parts_s"), k)), model);
+        assert_close(roof_tokens_per_s(&work, &device, &shape), number(c, "tokens_per_s"), model);
+    }
+    assert_int_equal(i, 70);
+    json_decref(f);
+}
+
+/* What is multiplied is what the checkpoint holds, whatever the weights are put together to. */
+static void engines_know_their_work(void **state) {
+    json_t *f = fixture(), *m;
+    size_t i;
+    json_array_foreach(json_object_get(f, "models"), i, m) {
+        struct engine *e;
+        struct err err = ERR_INIT;
+        struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+        struct engine_work w;
+        o.model_dir = json_string_value(json_object_get(m, "folder"));
+        o.device = test_device();
+        o.dtype = "bfloat16";
+        o.load_format = "dummy";
+        assert_ok(engine_open(&e, &o, &err), &err);
+        engine_work(e, &w);
+        assert_close(w.row_flop, number(m, "row_flop"), o.model_dir);
+        assert_close(w.head_flop, number(m, "head_flop"), o.model_dir);
+        assert_close(w.kv_bytes, 2 * number(m, "kv_numbers"), o.model_dir);
+        assert_close(w.pair_flop, number(m, "pair_flop"), o.model_dir);
+        assert_true(w.layer_bytes >= w.row_flop && w.head_bytes >= w.head_flop); /* two bytes a number; padding */
+        engine_close(e);
+    }
+    assert_int_equal(i, 3);
+    json_decref(f);
+}
+
+static void a_slow_h200_is_void(void **state) {
+    struct engine_roof good = {.copy_bytes_per_s = 4.2e12, .flop_per_s = 780e12, .dtype = "bfloat16"}, bad = good;
+    assert_null(roof_void("cuda (NVIDIA H200)", &good));
+    bad.copy_bytes_per_s = 3.9e12;
+    assert_non_null(roof_void("cuda (NVIDIA H200)", &bad));
+    assert_null(roof_void("cuda (NVIDIA L4)", &bad));
+    bad = good;
+    bad.flop_per_s = 690e12;
+    assert_non_null(roof_void("cuda (NVIDIA H200)", &bad));
+    snprintf(bad.dtype, sizeof bad.dtype, "float32"); /* no tensor cores there */
+    assert_null(roof_void("cuda (NVIDIA H200)", &bad));
+}
+
+/* ---------------------------------------------------------------- yardsticks */
+
+static struct dev *open_device(void) {
+    struct dev *dev;
+    struct err err = ERR_INIT;
+    assert_ok(dev_open(&dev, &(struct dev_options){test_device(), 2, NULL}, &err), &err);
+    return dev;
+}
+
+static void a_copy_is_a_copy(void **state) {
+    struct dev *dev = open_device();
+    struct err err = ERR_INIT;
+    enum { N = 3 << 20 };
+    static uint8_t from[N], to[N];
+    uint8_t *a = dev_alloc(dev, N), *b = dev_alloc(dev, N);
+    for (size_t i = 0; i < N; i++) from[i] = (uint8_t)(i * 7 + (i >> 8));
+    dev_upload(dev, a, from, N);
+    dev_copy(dev, b + 1, a, N - 2); /* odd: parts must meet */
+    dev_copy(dev, b, a, 0);
+    dev_download(dev, to, b, N);
+    assert_ok(dev_sync(dev, &err), &err);
+    assert_int_equal(to[0], 0);
+    assert_memory_equal(to + 1, from, N - 2);
+    assert_int_equal(to[N - 1], 0);
+    dev_free(dev, a);
+    dev_free(dev, b);
+    dev_close(dev);
+}
+
+/* Stamps lie on one clock: a step's time and the gap before it add up to the whole. */
+static void steps_and_gaps_add_up(void **state) {
+    enum { STEPS = 40, BYTES = 1 << 22 };
+    struct dev *dev = open_device();
+    struct err err = ERR_INIT;
+    char *p = dev_alloc(dev, 2 * BYTES);
+    double total = 0, all = 0;
+    dev_stamp(dev, 5);
+    for (int i = 0; i < STEPS; i++) {
+        assert_int_equal(dev_step_begin(dev), i);
+        dev_copy(dev, p, p + BYTES, BYTES);
+        dev_step_end(dev);
+        dev_copy(dev, p, p + BYTES, BYTES); /* between steps */
+        dev_stamp(dev, 6);
+        all = dev_stamp_ns(dev, 5, 6); /* waits */
+        struct dev_step_time t = dev_step_time(dev, i);
+        assert_true(t.busy_ns > 0);
+        assert_true(i == 0 ? t.gap_ns == 0 : t.gap_ns > 0);
+        total += (double)(t.busy_ns + t.gap_ns);
+        assert_true(total <= all * 1.001 + 2000);
+    }
+    assert_true(total > all / 4);
+    assert_ok(dev_sync(dev, &err), &err);
+    dev_free(dev, p);
+    dev_close(dev);
+}
+
+static void random_numbers_have_the_deviation_asked_for(void **state) {
+    enum { ROWS = 5000, COLS = 24 }; /* more rows than one fill brings */
+    struct dev *dev = open_device();
+    struct err err = ERR_INIT;
+    struct tensor t = tensor_2d(dev_alloc(dev, ROWS * COLS * 4), DTYPE_F32, ROWS, COLS);
+    static float x[ROWS * COLS];
+    double sum = 0, squares = 0;
+    assert_ok(measure_fill(dev, &t, 3, 0.5f, &err), &err);
+    dev_download(dev, x, t.data, sizeof x);
+    assert_ok(dev_sync(dev, &err), &err);
+    for (int i = 0; i < ROWS * COLS; i++) {
+        sum += x[i];
+        squares += (double)x[i] * x[i];
+    }
+    assert_true(fabs(sum / (ROWS * COLS)) < 0.01);
+    assert_true(fabs(sqrt(squares / (ROWS * COLS)) - 0.5) < 0.01);
+    dev_free(dev, t.data);
+    dev_close(dev);
+}
+
+static void devices_have_rates(void **state) {
+    struct dev *dev = open_device();
+    struct err err = ERR_INIT;
+    struct engine_roof roof = {0};
+    assert_ok(measure_device(&roof, dev, DTYPE_BF16, &err), &err);
+    assert_true(roof.copy_bytes_per_s > 1e8 && roof.copy_bytes_per_s < 1e14); /* what any machine does, and none */
+    assert_true(roof.flop_per_s > 1e8 && roof.flop_per_s < 1e17);
+    assert_true(roof.copy_bytes >= 16 << 20 && roof.matrix_size >= 512);
+    assert_string_equal(roof.dtype, "bfloat16");
+    dev_close(dev); /* asserts that all memory has gone back */
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(roofs_are_those_of_the_script),
+    cmocka_unit_test(engines_know_their_work),
+    cmocka_unit_test(a_slow_h200_is_void),
+    cmocka_unit_test(a_copy_is_a_copy),
+    cmocka_unit_test(steps_and_gaps_add_up),
+    cmocka_unit_test(random_numbers_have_the_deviation_asked_for),
+    cmocka_unit_test(devices_have_rates),
+};
+UNIT_MAIN(tests)
