@@ -51,8 +51,10 @@ struct backend {
                       int32_t layer, const struct attention_shape *shape, const struct step *step);
     void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up);
     void (*gather)(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
-    void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
-                   const struct step *step);
+    void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
+                   const struct product *logits, const struct step *step);
+    int64_t (*sample_bytes)(const struct dev *dev, int64_t n_samples, int64_t vocab);
+    void (*sample_reserve)(struct dev *dev, int64_t n_samples, int64_t vocab);
 };
 
 struct dev { /* the beginning of every backend's own device struct */
@@ -60,8 +62,19 @@ struct dev { /* the beginning of every backend's own device struct */
     char name[96];
     struct err failed;    /* the first error since the last dev_sync */
     int32_t *last_sample; /* see step_set_last_sample */
+    int32_t *history;     /* see step_set_history */
     int64_t n_steps;      /* begun */
 };
+
+/* Where the token of a position is, see step_set_history. */
+#ifdef __CUDACC__
+__host__ __device__
+#endif
+static inline int32_t *history_at(int32_t *history, const int32_t *block_table, int32_t stride, int32_t slot,
+                                  int32_t position) {
+    int64_t block = block_table[(int64_t)slot * stride + position / KV_BLOCK];
+    return history + block * KV_BLOCK + position % KV_BLOCK;
+}
 
 /* Latch an error: later operations do nothing until dev_sync has reported it. */
 void dev_fail(struct dev *dev, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

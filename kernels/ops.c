@@ -223,10 +223,20 @@ void op_gather(struct dev *dev, struct activation *out, const struct activation 
     if (dev_is_ok(dev)) dev->backend->gather(dev, out, x, step);
 }
 
-void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
-               const struct step *step) {
+void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
+               const struct product *logits, const struct step *step) {
     assert(logits->y.dtype == DTYPE_F32 && logits->y.shape[0] == step->n_samples);
-    if (dev_is_ok(dev)) dev->backend->sample(dev, drawn, last_sample, logits, step);
+    assert(logprobs || !step->has_logprobs);
+    if (dev_is_ok(dev) && step->n_samples > 0)
+        dev->backend->sample(dev, drawn, last_sample, logprobs, logits, step);
+}
+
+int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
+    return dev->backend->sample_bytes(dev, n_samples, vocab);
+}
+
+void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
+    dev->backend->sample_reserve(dev, n_samples, vocab);
 }
 
 const struct step *step_upload(struct dev *dev, const struct step *host) {
@@ -235,4 +245,8 @@ const struct step *step_upload(struct dev *dev, const struct step *host) {
 
 void step_set_last_sample(struct dev *dev, int32_t *last_sample) {
     dev->last_sample = last_sample;
+}
+
+void step_set_history(struct dev *dev, int32_t *history) {
+    dev->history = history;
 }

@@ -101,6 +101,8 @@ struct step_sequence {
     int32_t first_position;
 };
 
+enum { MAX_LOGPROBS = 20 }; /* alternatives reported beside a token */
+
 /* A row whose logits are wanted, and how to draw a token from them. */
 struct step_sample {
     int32_t row;          /* of the step */
@@ -111,6 +113,29 @@ struct step_sample {
     float top_p, min_p;
     uint64_t seed;
     int32_t first_banned, n_banned; /* ids that cannot be drawn: banned[first_banned ..] */
+
+    bool is_adjusted;     /* one of the next lines is in use */
+    float repetition_penalty;                  /* > 0; 0 and 1 = off */
+    float presence_penalty, frequency_penalty; /* 0 = off */
+    int32_t n_prompt;     /* the sequence's tokens from this position on are its output */
+    int32_t first_bias, n_bias;       /* bias[first_bias ..], ascending ids */
+    int32_t first_allowed, n_allowed; /* allowed[first_allowed ..]: no other id can be drawn; 0 = all */
+
+    bool wants_logprob;   /* of the token */
+    int32_t n_top;        /* and of so many highest, 0 .. MAX_LOGPROBS */
+    bool has_target;      /* nothing is drawn: the token is `target`, and stays out of last_sample */
+    int32_t target;
+};
+
+struct logit_bias { /* added to one id's logit; -inf bans it */
+    int32_t id;
+    float add;
+};
+
+struct sample_logprobs { /* log_softmax of the raw logits, in f32 */
+    float token;               /* of the token drawn, or of the target */
+    int32_t top_id[MAX_LOGPROBS]; /* n_top of them, highest first, ties in order of id */
+    float top[MAX_LOGPROBS];
 };
 
 /* One step: T token rows of several sequences, prefill and decode rows alike. */
@@ -126,6 +151,10 @@ struct step {
     int32_t n_samples;
     const struct step_sample *samples; /* ascending row */
     const int32_t *banned;
+    bool has_adjusted, has_logprobs;   /* some sample is_adjusted, some wants_logprob */
+    int32_t n_bias, n_allowed;
+    const struct logit_bias *bias;     /* [n_bias] */
+    const int32_t *allowed;            /* [n_allowed] */
 };
 
 /* ---------------------------------------------------------------- KV cache */
@@ -159,7 +188,8 @@ struct attention_shape {
     int32_t sliding_window;                /* key j is seen from i iff i - window < j <= i; 0 = no window */
 };
 
-/* residual[T,H] = the embedding of each row's token. */
+/* residual[T,H] = the embedding of each row's token. Where there is a history
+ * (step_set_history), the token also goes there. */
 void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
 
 /* residual += y (unless y is NULL); out = residual / rms(residual) * w.   w: f32 [H].
@@ -188,7 +218,12 @@ void op_gather(struct dev *dev, struct activation *out, const struct activation 
 
 /* Draw one token for each of the step's samples from logits[S, V]; f32, bias pending.
  *
- * Rule, the same on every device: banned ids are -inf. Greedy: the highest logit, ties to the
+ * Rule, the same on every device. Where the sample is_adjusted, each logit is changed in
+ * this order, rounded after each step: outside of `allowed` it is -inf; + bias; if the
+ * token occurs in the sequence before `position`, logit > 0 ? logit / repetition_penalty :
+ * logit * repetition_penalty; if it occurs c > 0 times from n_prompt on,
+ * - frequency_penalty * c, then - presence_penalty. Then banned ids are -inf.
+ * Greedy: the highest logit, ties to the
  * lowest id. Else l = logit / temperature; keep the top_k highest (all that tie with the k-th);
  * of those the smallest set of highest l whose softmax mass reaches top_p (all that tie with
  * its last member); of those the ones with probability >= min_p times the highest; then
@@ -198,15 +233,29 @@ void op_gather(struct dev *dev, struct activation *out, const struct activation 
  *
  * last_sample i32 [n_slots]: written at each sample's slot; where a slot has several
  * samples in a step (logits of a prompt), the last of them stays.
- * drawn i32 [S]: the id, or -1 where a logit was NaN or all were -inf. */
-void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
-               const struct step *step);
+ * drawn i32 [S]: the id, or -1 where a logit was NaN or all were -inf.
+ * logprobs [S]: written where wants_logprob; may be NULL where the step has none. They are
+ * those of the logits as they came, before everything above but the pending bias.
+ *
+ * Which kernels are queued depends on n_rows, n_samples, has_adjusted and has_logprobs only. */
+void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
+               const struct product *logits, const struct step *step);
+
+/* Device memory that op_sample works in with up to so many samples. Take it before the
+ * first step, so that no step allocates. */
+int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
+void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
 /* A view of the device's copy of a step, good until the step after next is uploaded. */
 const struct step *step_upload(struct dev *dev, const struct step *host);
 
 /* last_sample for op_embed's ~slot rows. Set once after open. */
 void step_set_last_sample(struct dev *dev, int32_t *last_sample);
+
+/* history i32 [n_blocks][KV_BLOCK]: the token of each position, beside its keys and values
+ * and found through the same block tables, so that whatever becomes of the blocks (a shared
+ * prefix, preemption) becomes of it too. Penalties read it. NULL = there is none. */
+void step_set_history(struct dev *dev, int32_t *history);
 
 #ifdef __cplusplus
 }

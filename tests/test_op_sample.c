@@ -1,7 +1,7 @@
 /* test_op_sample.c - op_sample against its rule (kernels/ops.h), written out plainly in
  * double precision with sorting where the kernel searches; and the frequencies of what
  * it draws. Each case runs on every instruction set with one thread and with two. */
-#include "tests/aid_ops.h"
+#include "tests/aid_sample.h"
 
 #include "kernels/philox.h"
 
@@ -21,44 +21,6 @@ static void philox_gives_the_known_answers(void **state) {
         struct philox_block r = philox4x32(k[0], k[1], k[2], k[3], k[4], k[5]);
         assert_memory_equal(r.word, k + 6, sizeof r.word);
     }
-}
-
-/* ---------------------------------------------------------------- one call of op_sample */
-
-enum { MAX_SAMPLES = 500, SLOTS = 4 };
-
-struct draws { /* what goes in, all zero but for what a case sets; and what came out */
-    struct step_sample sample[MAX_SAMPLES];
-    int32_t banned[64];
-    int32_t drawn[MAX_SAMPLES], last[SLOTS];
-};
-
-/* Greedy, nothing banned. */
-static void draws_begin(struct draws *d, int n) {
-    *d = (struct draws){0};
-    for (int i = 0; i < n; i++) d->sample[i] = (struct step_sample){.row = i, .position = 100 + i, .top_p = 1};
-}
-
-static void draw(struct bed *b, struct draws *d, const struct tensor *logits, const struct weight *w) {
-    int32_t n = (int32_t)logits->shape[0];
-    struct step step = {.n_rows = n, .n_samples = n, .samples = d->sample, .banned = d->banned};
-    struct tensor drawn = bed_tensor(b, DTYPE_I32, n, 1, NULL), last = bed_tensor(b, DTYPE_I32, SLOTS, 1, NULL);
-    struct product y = {.y = *logits, .weight = w};
-    op_sample(b->dev, drawn.data, last.data, &y, step_upload(b->dev, &step));
-    dev_download(b->dev, d->drawn, drawn.data, tensor_bytes(&drawn));
-    dev_download(b->dev, d->last, last.data, tensor_bytes(&last));
-    for (int32_t i = 0; i < n; i++) b->digest = b->digest * 1000003 + (uint64_t)d->drawn[i];
-}
-
-static int32_t draw_one(struct bed *b, const float *logits, int vocab, struct step_sample sample,
-                        const int32_t *banned) {
-    static struct draws d;
-    draws_begin(&d, 1);
-    d.sample[0] = sample;
-    if (sample.n_banned) memcpy(d.banned, banned, (size_t)sample.n_banned * sizeof *banned);
-    struct tensor t = bed_tensor(b, DTYPE_F32, 1, vocab, logits);
-    draw(b, &d, &t, NULL);
-    return d.drawn[0];
 }
 
 /* ---------------------------------------------------------------- greedy, and what cannot be drawn */
@@ -159,57 +121,10 @@ static void a_slot_keeps_the_last_of_its_samples(void **state) {
 
 /* ---------------------------------------------------------------- the rule */
 
-struct candidate {
-    int32_t id;
-    double l, p;
-};
-
-static int by_logit(const void *a, const void *b) {
-    const struct candidate *x = a, *y = b;
-    return x->l < y->l ? 1 : x->l > y->l ? -1 : x->id - y->id;
-}
-
-static int with_ties(const struct candidate *c, int n, int kept) {
-    while (kept < n && c[kept].l == c[kept - 1].l) kept++;
-    return kept;
-}
-
-/* Sort, cut, draw. False where f32 could rightly decide otherwise. */
-static bool naive_draw(const float *logits, int n, const struct step_sample *s, const int32_t *banned, int32_t *drawn) {
-    struct candidate c[512];
-    int kept = n;
-    bool is_clear = true;
-    for (int i = 0; i < n; i++) c[i] = (struct candidate){i, (double)logits[i] / (double)s->temperature, 0};
-    for (int i = 0; i < s->n_banned; i++) c[banned[s->first_banned + i]].l = -INFINITY;
-    qsort(c, (size_t)n, sizeof *c, by_logit);
-    while (kept > 0 && isinf(c[kept - 1].l)) kept--;
-    if (s->top_k > 0 && s->top_k < kept) kept = with_ties(c, kept, s->top_k);
-    double total = 0, mass = 0;
-    for (int i = 0; i < kept; i++) total += c[i].p = exp(c[i].l - c[0].l);
-    if (s->top_p < 1) {
-        int i = 0;
-        while (i < kept && mass < (double)s->top_p * total) {
-            int next = with_ties(c, kept, i + 1);
-            for (; i < next; i++) mass += c[i].p;
-            if (fabs(mass - (double)s->top_p * total) < 1e-5 * total) is_clear = false;
-        }
-        kept = i;
-    }
-    for (int i = 0; i < kept; i++)
-        if (s->min_p > 0 && c[i].l < c[0].l && fabs(c[i].p - (double)s->min_p) < 1e-5) is_clear = false;
-    while (s->min_p > 0 && kept > 1 && c[kept - 1].p < (double)s->min_p) kept--;
-
-    double best = -INFINITY, second = -INFINITY;
-    for (int i = 0; i < kept; i++) {
-        uint32_t id = (uint32_t)c[i].id;
-        struct philox_block r = philox4x32(id / 4, (uint32_t)s->position, 0, 0x62617463, (uint32_t)s->seed,
-                                           (uint32_t)(s->seed >> 32));
-        double u = (r.word[id % 4] + 0.5) / 0x1p32, score = c[i].l - log(-log(u));
-        second = fmax(second, fmin(score, best));
-        if (score > best) *drawn = c[i].id;
-        best = fmax(score, best);
-    }
-    return is_clear && best - second > 1e-3;
+static const double *doubles(const float *x, int n) {
+    static double out[512];
+    for (int i = 0; i < n; i++) out[i] = (double)x[i];
+    return out;
 }
 
 /* Random logits: smooth, or so coarse that many tie. */
@@ -234,7 +149,7 @@ static void check_rule(struct bed *b, int vocab, const struct step_sample *how, 
     draw(b, &d, &t, NULL);
     for (int i = 0; i < N; i++) {
         int32_t want = -2;
-        if (!naive_draw(l + i * vocab, vocab, &d.sample[i], d.banned, &want)) n_unclear++;
+        if (!draw_plainly(doubles(l + i * vocab, vocab), vocab, &d.sample[i], d.banned, &want)) n_unclear++;
         else if (d.drawn[i] != want)
             fail_msg("%s: row %d of %d tokens (temperature %g, top-k %d, top-p %g, min-p %g) draws %d, not %d",
                      dev_name(b->dev), i, vocab, (double)how->temperature, how->top_k, (double)how->top_p,
@@ -296,18 +211,35 @@ static void a_draw_does_not_see_other_rows(void **state) {
 
 /* ---------------------------------------------------------------- frequencies */
 
-/* Pearson's statistic of `rounds` steps of draws against softmax(l / temperature) of the
- * first `kept` ids, whose logits descend. By position under one seed, or by seed. */
-static double chi_square(struct bed *b, const float *l, int vocab, int kept, struct step_sample how, bool by_seed) {
-    enum { ROUNDS = 20 };
+enum { MAX_VOCAB = 1000 };
+
+/* A million draws of each kind on a GPU; on the CPU, which has eight beds, ten thousand. */
+static int n_rounds(void) {
+    if (strcmp(test_device(), "cuda") == 0) return 1000000 / MAX_SAMPLES;
+    return test_is_quick() ? 10 : 20;
+}
+
+/* What the statistic exceeds with probability 0.001 (Wilson and Hilferty). */
+static double chi_square_limit(int freedom) {
+    double f = freedom, k = 2 / (9 * f);
+    return f * pow(1 - k + 3.0902 * sqrt(k), 3);
+}
+
+/* How many of the first ids, whose probabilities p descend, are left to be drawn. */
+static int n_kept(const double *p, int vocab, const struct step_sample *how) {
+    double total = 0, mass = 0;
+    int n = how->top_k > 0 && how->top_k < vocab ? how->top_k : vocab, kept = 0;
+    for (int i = 0; i < n; i++) total += p[i];
+    while (kept < n && mass < (double)how->top_p * total) mass += p[kept++];
+    while (kept > 1 && p[kept - 1] < (double)how->min_p * p[0]) kept--;
+    return kept;
+}
+
+static void count_draws(struct bed *b, const struct tensor *logits, struct step_sample how, bool by_seed,
+                        int64_t count[MAX_VOCAB]) {
     static struct draws d;
-    double total = 0, chi = 0;
-    int64_t count[64] = {0};
-    float *rows = bed_floats(b, MAX_SAMPLES * vocab);
-    for (int i = 0; i < MAX_SAMPLES; i++) memcpy(rows + i * vocab, l, (size_t)vocab * sizeof *l);
-    struct tensor t = bed_tensor(b, DTYPE_F32, MAX_SAMPLES, vocab, rows);
     draws_begin(&d, MAX_SAMPLES);
-    for (int round = 0; round < ROUNDS; round++) {
+    for (int round = 0; round < n_rounds(); round++) {
         for (int i = 0; i < MAX_SAMPLES; i++) {
             int at = round * MAX_SAMPLES + i;
             d.sample[i] = how;
@@ -315,27 +247,58 @@ static double chi_square(struct bed *b, const float *l, int vocab, int kept, str
             d.sample[i].position = by_seed ? 17 : at;
             d.sample[i].seed = by_seed ? (uint64_t)at : 42;
         }
-        draw(b, &d, &t, NULL);
+        draw(b, &d, logits, NULL);
         for (int i = 0; i < MAX_SAMPLES; i++) count[d.drawn[i]]++;
     }
-    for (int i = 0; i < kept; i++) total += exp((double)l[i] / (double)how.temperature);
+}
+
+/* Pearson's test of the draws against the softmax that is left of logits -slope * id. Ids of
+ * fewer than five expected draws are taken together. By position under one seed, or by seed. */
+static void check_frequencies(struct bed *b, int vocab, double slope, struct step_sample how, bool by_seed) {
+    double p[MAX_VOCAB], total = 0, chi = 0, rare = 0, draws = (double)n_rounds() * MAX_SAMPLES;
+    int64_t count[MAX_VOCAB] = {0}, n_rare = 0;
+    int freedom = -1;
+    float *rows = bed_floats(b, (int64_t)MAX_SAMPLES * vocab);
+    for (int i = 0; i < MAX_SAMPLES * vocab; i++) rows[i] = (float)(-slope * (i % vocab));
+    struct tensor t = bed_tensor(b, DTYPE_F32, MAX_SAMPLES, vocab, rows);
+    for (int i = 0; i < vocab; i++) p[i] = exp((double)rows[i] / (double)how.temperature);
+    int kept = n_kept(p, vocab, &how);
+    for (int i = 0; i < kept; i++) total += p[i];
+    count_draws(b, &t, how, by_seed, count);
     for (int i = 0; i < vocab; i++) {
-        double expected = ROUNDS * MAX_SAMPLES * exp((double)l[i] / (double)how.temperature) / total;
+        double expected = draws * p[i] / total, off = (double)count[i] - expected;
         if (i >= kept) assert_int_equal(count[i], 0);
-        else chi += ((double)count[i] - expected) * ((double)count[i] - expected) / expected;
+        else if (expected < 5) {
+            rare += expected;
+            n_rare += count[i];
+        } else {
+            chi += off * off / expected;
+            freedom++;
+        }
     }
-    return chi;
+    if (rare >= 5) {
+        chi += ((double)n_rare - rare) * ((double)n_rare - rare) / rare;
+        freedom++;
+    }
+    if (chi >= chi_square_limit(freedom))
+        fail_msg("%s: %d tokens, temperature %g, top-k %d, top-p %g, min-p %g: chi-square %g at %d degrees of freedom",
+                 dev_name(b->dev), vocab, (double)how.temperature, how.top_k, (double)how.top_p, (double)how.min_p, chi,
+                 freedom);
 }
 
 static void frequencies(struct bed *b) {
-    enum { V = 20 };
-    float l[V];
-    for (int i = 0; i < V; i++) l[i] = -0.15f * (float)i;
-    struct step_sample plain = {.temperature = 1, .top_p = 1}, warm = {.temperature = 2, .top_p = 1, .top_k = 10};
-    /* The statistic exceeds these with probability 0.001 at 19 and 9 degrees of freedom. */
-    assert_true(chi_square(b, l, V, V, plain, false) < 43.82);
-    assert_true(chi_square(b, l, V, V, plain, true) < 43.82);
-    assert_true(chi_square(b, l, V, 10, warm, false) < 27.88);
+    static const struct step_sample how[] = {
+        {.temperature = 1, .top_p = 1},
+        {.temperature = 2, .top_p = 1, .top_k = 10},
+        {.temperature = 1.5f, .top_p = 0.71f},
+        {.temperature = 1.5f, .top_p = 1, .min_p = 0.31f},
+        {.temperature = 1.5f, .top_p = 0.83f, .top_k = 15, .min_p = 0.11f},
+    };
+    check_frequencies(b, 20, 0.15, how[0], true);
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) {
+        check_frequencies(b, 20, 0.15, how[i], false);
+        check_frequencies(b, MAX_VOCAB, 0.005, how[i], false);
+    }
 }
 
 static void frequencies_are_those_of_softmax(void **state) {

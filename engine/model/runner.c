@@ -15,6 +15,8 @@ struct pending { /* one step under way */
     int32_t n_samples;
     int32_t *drawn;  /* on the device, [max_samples] */
     int32_t *drawn_host; /* the same on its way back, in memory of dev_host_alloc */
+    struct sample_logprobs *logprobs, *logprobs_host; /* likewise, where the step has some */
+    bool has_logprobs;
     int64_t mark;    /* behind that copy */
     int64_t timed;   /* dev_step_begin's number of it */
     bool is_large, is_first; /* first: after a rest */
@@ -28,6 +30,7 @@ struct runner {
     struct kv_cache *kv;
     struct workspace ws;
     int32_t *last_sample; /* on the device, [n_slots] */
+    int32_t *history;     /* on the device, [n_blocks][KV_BLOCK]: see step_set_history */
     struct pending ring[RUNNER_DEPTH];
     int first, n;         /* oldest step under way, and how many */
     bool keep_logits;
@@ -67,7 +70,7 @@ int64_t runner_step_bytes(const struct model *model, const struct runner_options
     int64_t heads = 3 * (int64_t)m->n_heads * m->head_dim + 2 * (int64_t)m->n_kv_heads * m->head_dim;
     int64_t row = (3 * (int64_t)m->hidden + heads + 3 * (int64_t)m->intermediate) * (int64_t)dtype_bytes(model->dtype);
     int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
-    return o->max_rows * row + o->max_samples * sample;
+    return o->max_rows * row + o->max_samples * sample + op_sample_bytes(model->dev, o->max_samples, m->vocab);
 }
 
 /* The system hands out more memory than there is, so ask before. */
@@ -84,6 +87,26 @@ static int open_kv_cache(struct runner *r, struct err *err) {
                          err);
 }
 
+/* What is drawn, and what draws need to know. */
+static bool open_samples(struct runner *r) {
+    size_t samples = (size_t)r->options.max_samples, logprobs = samples * sizeof(struct sample_logprobs);
+    r->last_sample = dev_alloc(r->dev, (size_t)r->options.n_slots * sizeof *r->last_sample);
+    r->history = dev_alloc(r->dev, (size_t)r->options.n_blocks * KV_BLOCK * sizeof *r->history);
+    bool ok = r->last_sample && r->history;
+    for (int i = 0; i < RUNNER_DEPTH; i++) {
+        struct pending *p = &r->ring[i];
+        p->drawn = dev_alloc(r->dev, samples * sizeof *p->drawn);
+        p->drawn_host = dev_host_alloc(r->dev, samples * sizeof *p->drawn);
+        p->logprobs = dev_alloc(r->dev, logprobs);
+        p->logprobs_host = dev_host_alloc(r->dev, logprobs);
+        ok = ok && p->drawn && p->drawn_host && p->logprobs && p->logprobs_host;
+    }
+    op_sample_reserve(r->dev, r->options.max_samples, r->model->config.info.vocab);
+    step_set_last_sample(r->dev, r->last_sample);
+    step_set_history(r->dev, r->history);
+    return ok;
+}
+
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err) {
     struct runner *r = mem_zalloc(1, sizeof *r);
     r->model = m;
@@ -96,20 +119,12 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
         runner_close(r);
         return e;
     }
-    size_t samples = (size_t)options->max_samples;
-    r->last_sample = dev_alloc(r->dev, (size_t)options->n_slots * sizeof *r->last_sample);
-    bool ok = r->last_sample != NULL;
-    for (int i = 0; i < RUNNER_DEPTH; i++) {
-        r->ring[i].drawn = dev_alloc(r->dev, samples * sizeof(int32_t));
-        r->ring[i].drawn_host = dev_host_alloc(r->dev, samples * sizeof(int32_t));
-        ok = ok && r->ring[i].drawn && r->ring[i].drawn_host;
-    }
+    bool ok = open_samples(r);
     if (!ok) {
         runner_close(r);
         return err_set(err, E_NO_MEMORY, "no memory for the slots of %d sequences; lower --max-num-seqs",
                        options->n_slots);
     }
-    step_set_last_sample(r->dev, r->last_sample);
     *out = r;
     return 0;
 }
@@ -122,9 +137,13 @@ void runner_close(struct runner *r) {
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         dev_free(r->dev, r->ring[i].drawn);
         dev_host_free(r->dev, r->ring[i].drawn_host);
+        dev_free(r->dev, r->ring[i].logprobs);
+        dev_host_free(r->dev, r->ring[i].logprobs_host);
         free(r->ring[i].logits);
     }
+    step_set_history(r->dev, NULL);
     dev_free(r->dev, r->last_sample);
+    dev_free(r->dev, r->history);
     kv_cache_close(r->dev, r->kv);
     free(r);
 }
@@ -147,12 +166,14 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     p->is_large = step->n_rows >= ENGINE_LARGE_STEP;
     r->rested = false;
     forward(r->model, &r->ws, r->kv, on_device, &logits);
-    op_sample(r->dev, p->drawn, r->last_sample, &logits, on_device);
+    op_sample(r->dev, p->drawn, r->last_sample, p->logprobs, &logits, on_device);
     dev_step_end(r->dev);
     p->n_samples = step->n_samples;
+    p->has_logprobs = step->has_logprobs;
     if (r->keep_logits && step->n_samples > 0)
         dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
     dev_fetch(r->dev, p->drawn_host, p->drawn, (size_t)p->n_samples * sizeof *p->drawn);
+    if (p->has_logprobs) dev_fetch(r->dev, p->logprobs_host, p->logprobs, (size_t)p->n_samples * sizeof *p->logprobs);
     p->mark = dev_mark(r->dev);
     r->n++;
     return 0;
@@ -183,7 +204,8 @@ int step_collect(struct runner *r, struct step_result *out, struct err *err) {
     struct dev_step_time t = dev_step_time(r->dev, p->timed);
     add_time(&r->device_time, &t, p->is_first);
     if (p->is_large) add_time(&r->device_time_large, &t, p->is_first);
-    *out = (struct step_result){p->drawn_host, r->keep_logits ? p->logits : NULL, p->n_samples};
+    *out = (struct step_result){p->drawn_host, p->has_logprobs ? p->logprobs_host : NULL,
+                                r->keep_logits ? p->logits : NULL, p->n_samples};
     return 0;
 }
 

@@ -146,6 +146,8 @@ static const struct backend cpu_backend = {
     .glu = cpu_glu,
     .gather = cpu_gather,
     .sample = cpu_sample,
+    .sample_bytes = cpu_sample_bytes,
+    .sample_reserve = cpu_sample_reserve,
 };
 
 struct variant {

@@ -154,6 +154,11 @@ struct embedding {
     const struct step *step;
 };
 
+static void note_token(const struct embedding *e, int64_t r, int32_t token) {
+    const struct step *step = e->step;
+    *history_at(e->dev->history, step->block_table, step->block_table_stride, step->slot[r], step->position[r]) = token;
+}
+
 static void embed_part(void *arg, int part, int n_parts, int thread) {
     const struct embedding *e = arg;
     const struct weight *table = e->table;
@@ -164,6 +169,7 @@ static void embed_part(void *arg, int part, int n_parts, int thread) {
         if (token < 0) token = e->dev->last_sample[~token];
         if (token < 0) token = 0; /* a surplus row behind a draw that failed; nobody reads it */
         assert(token < table->n);
+        if (e->dev->history) note_token(e, r, token);
         void *out = row_of(e->residual, r);
         int64_t at = column_start(table, token);
         if (table->dtype == DTYPE_BF16)

@@ -3,7 +3,10 @@
  * top_k and top_p need a threshold, not an order: both are "the highest value v such
  * that the weight of all candidates >= v reaches a target", with weight 1 for top_k
  * and a fixed-point probability for top_p. A radix search over order-preserving
- * integers finds it in three passes, and integer sums do not depend on their order. */
+ * integers finds it in three passes, and integer sums do not depend on their order.
+ *
+ * A row's logits are copied before anything is done to them: logprobs are those of the
+ * logits as they came. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/philox.h"
 
@@ -116,12 +119,108 @@ static int32_t draw(const float *l, int64_t n, const struct step_sample *s, int3
     return id;
 }
 
-static int32_t sample_row(const struct simd *simd, struct candidates *c, const float *logits, const float *bias,
-                          int64_t n, const struct step_sample *s, const int32_t *banned) {
+/* ---------------------------------------------------------------- penalties, bias, allowed ids */
+
+struct sampler {
+    struct cpu_dev *cpu;
+    int32_t *drawn;
+    struct sample_logprobs *logprobs; /* or NULL */
+    const struct product *logits;
+    const struct step *step;
+    char *scratch;
+    size_t scratch_bytes; /* of one thread */
+};
+
+static const uint32_t SEEN = 1u << 31; /* the other bits count */
+
+/* What the sequence holds before the sample's position: SEEN, and how often as output. */
+static void count_history(uint32_t *counts, int64_t n, const struct sampler *a, const struct step_sample *s) {
+    const struct step *step = a->step;
+    for (int32_t p = 0; p < s->position; p++) {
+        int64_t id = *history_at(a->cpu->dev.history, step->block_table, step->block_table_stride, s->slot, p);
+        if (id < 0 || id >= n) continue;
+        if (p >= s->n_prompt) counts[id]++;
+        counts[id] |= SEEN;
+    }
+}
+
+static float penalized(float l, uint32_t count, const struct step_sample *s) {
+    float r = s->repetition_penalty, n = (float)(count & ~SEEN);
+    if (r > 0) l = l > 0 ? l / r : l * r;
+    if (n == 0) return l;
+    l -= s->frequency_penalty * n;
+    return l - s->presence_penalty;
+}
+
+static void keep_allowed(struct candidates *c, int64_t n, const int32_t *allowed, int32_t n_allowed) {
+    memset(c->key, 0, (size_t)n * sizeof *c->key);
+    for (int32_t i = 0; i < n_allowed; i++)
+        if (allowed[i] >= 0 && allowed[i] < n) c->key[allowed[i]] = 1;
+    for (int64_t i = 0; i < n; i++)
+        if (!c->key[i]) c->l[i] = -INFINITY;
+}
+
+static void adjust(struct candidates *c, int64_t n, const struct sampler *a, const struct step_sample *s) {
+    const struct logit_bias *bias = a->step->bias + s->first_bias;
+    if (s->n_allowed > 0) keep_allowed(c, n, a->step->allowed + s->first_allowed, s->n_allowed);
+    for (int32_t i = 0; i < s->n_bias; i++)
+        if (bias[i].id >= 0 && bias[i].id < n) c->l[bias[i].id] += bias[i].add;
+    bool repeats = s->repetition_penalty > 0 && s->repetition_penalty != 1;
+    if (!repeats && s->presence_penalty == 0 && s->frequency_penalty == 0) return;
+    memset(c->key, 0, (size_t)n * sizeof *c->key);
+    count_history(c->key, n, a, s);
+    for (int64_t i = 0; i < n; i++)
+        if (c->key[i]) c->l[i] = penalized(c->l[i], c->key[i], s);
+}
+
+/* ---------------------------------------------------------------- logprobs */
+
+/* Insert into the n highest, which are in order; equal ones came in order of id. */
+static void keep_highest(struct sample_logprobs *out, int32_t n, float l, int32_t id) {
+    int32_t at = n;
+    while (at > 0 && (out->top_id[at - 1] < 0 || l > out->top[at - 1])) at--;
+    for (int32_t i = n - 1; i > at; i--) {
+        out->top[i] = out->top[i - 1];
+        out->top_id[i] = out->top_id[i - 1];
+    }
+    if (at == n) return;
+    out->top[at] = l;
+    out->top_id[at] = id;
+}
+
+static bool is_full(const struct sample_logprobs *out, int32_t n, float l) {
+    return n == 0 || (out->top_id[n - 1] >= 0 && l <= out->top[n - 1]);
+}
+
+/* The highest of the raw logits in c->l, as logprobs, and what to subtract from a logit to
+ * make it one; NaN where there is no softmax. */
+static float find_highest(const struct simd *simd, struct candidates *c, int64_t n, const struct step_sample *s,
+                          struct sample_logprobs *out) {
     bool has_nan;
-    simd->logits(c->l, logits, bias, 1.0f, n);
+    double sum = 0;
+    float max = simd->max(c->l, n, &has_nan);
+    *out = (struct sample_logprobs){.token = NAN};
+    for (int32_t i = 0; i < MAX_LOGPROBS; i++) out->top_id[i] = -1;
+    if (has_nan || isinf(max)) return NAN;
+    for (int64_t i = 0; i < n; i++) c->prob[i] = c->l[i] - max;
+    simd->exps(c->prob, c->prob, n);
+    for (int64_t i = 0; i < n; i++) sum += (double)c->prob[i];
+    for (int64_t i = 0; i < n; i++)
+        if (!is_full(out, s->n_top, c->l[i])) keep_highest(out, s->n_top, c->l[i], (int32_t)i);
+    float less = max + (float)log(sum);
+    for (int32_t i = 0; i < s->n_top; i++) out->top[i] -= less;
+    return less;
+}
+
+/* ---------------------------------------------------------------- a row */
+
+/* From the copy in c->l. */
+static int32_t sample_row(struct candidates *c, int64_t n, const struct sampler *a, const struct step_sample *s) {
+    const struct simd *simd = a->cpu->simd;
+    bool has_nan;
+    if (s->is_adjusted) adjust(c, n, a, s);
     for (int32_t i = 0; i < s->n_banned; i++) {
-        int32_t id = banned[s->first_banned + i];
+        int32_t id = a->step->banned[s->first_banned + i];
         if (id >= 0 && id < n) c->l[id] = -INFINITY;
     }
     float max = simd->max(c->l, n, &has_nan);
@@ -137,14 +236,23 @@ static int32_t sample_row(const struct simd *simd, struct candidates *c, const f
     return draw(c->l, n, s, best);
 }
 
-struct sampler {
-    struct cpu_dev *cpu;
-    int32_t *drawn;
-    const struct product *logits;
-    const struct step *step;
-    char *scratch;
-    size_t scratch_bytes; /* of one thread */
-};
+/* The target, unless the row is not finite. */
+static int32_t target_of(const struct candidates *c, int64_t n, const struct sampler *a, const struct step_sample *s) {
+    bool has_nan;
+    float max = a->cpu->simd->max(c->l, n, &has_nan);
+    return has_nan || isinf(max) ? -1 : s->target;
+}
+
+static void sample_one(struct candidates *c, int64_t n, const struct sampler *a, int64_t i) {
+    const struct step_sample *s = &a->step->samples[i];
+    const float *logits = row_of(&a->logits->y, i), *bias = a->logits->weight ? a->logits->weight->bias.data : NULL;
+    float less = NAN;
+    a->cpu->simd->logits(c->l, logits, bias, 1.0f, n);
+    if (s->wants_logprob) less = find_highest(a->cpu->simd, c, n, s, &a->logprobs[i]);
+    int32_t id = s->has_target ? target_of(c, n, a, s) : sample_row(c, n, a, s);
+    if (s->wants_logprob && id >= 0) a->logprobs[i].token = (bias ? logits[id] + bias[id] : logits[id]) - less;
+    a->drawn[i] = id;
+}
 
 static void sample_part(void *arg, int part, int n_parts, int thread) {
     const struct sampler *a = arg;
@@ -156,20 +264,24 @@ static void sample_part(void *arg, int part, int n_parts, int thread) {
     c.l = (float *)(c.mass + n);
     c.prob = c.l + n;
     c.key = (uint32_t *)(c.prob + n);
-    const float *bias = a->logits->weight ? a->logits->weight->bias.data : NULL;
-    for (int64_t i = begin; i < end; i++) {
-        const struct step_sample *s = &a->step->samples[i];
-        a->drawn[i] = sample_row(a->cpu->simd, &c, row_of(&a->logits->y, i), bias, n, s, a->step->banned);
-    }
+    for (int64_t i = begin; i < end; i++) sample_one(&c, n, a, i);
 }
 
-void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
-                const struct step *step) {
+void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
+                const struct product *logits, const struct step *step) {
     struct cpu_dev *cpu = cpu_of(dev);
     size_t n = (size_t)logits->y.shape[1], bytes = (n * 20 + 127) / 64 * 64;
     char *scratch = cpu_scratch(cpu, bytes * (size_t)pool_n_threads(cpu->pool));
     if (!scratch) return;
-    struct sampler a = {cpu, drawn, logits, step, scratch, bytes};
+    struct sampler a = {cpu, drawn, logprobs, logits, step, scratch, bytes};
     pool_run(cpu->pool, sample_part, &a, pool_parts(cpu->pool, step->n_samples, (double)n));
-    for (int32_t i = 0; i < step->n_samples; i++) last_sample[step->samples[i].slot] = drawn[i];
+    for (int32_t i = 0; i < step->n_samples; i++)
+        if (!step->samples[i].has_target) last_sample[step->samples[i].slot] = drawn[i];
 }
+
+/* cpu_scratch grows as rows ask for it. */
+int64_t cpu_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
+    return 0;
+}
+
+void cpu_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {}

@@ -111,8 +111,10 @@ void cuda_attention(struct dev *dev, struct activation *out, const struct tensor
                     const struct step *step);
 
 /* cuda_sample.cu */
-void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, const struct product *logits,
-                 const struct step *step);
+void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
+                 const struct product *logits, const struct step *step);
+int64_t cuda_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
+void cuda_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
 /* Kernels are written once for both compute dtypes; T is float or __nv_bfloat16. */
 #ifdef __cplusplus

@@ -154,6 +154,8 @@ static const struct backend *cuda_backend(void) {
     b.glu = cuda_glu;
     b.gather = cuda_gather;
     b.sample = cuda_sample;
+    b.sample_bytes = cuda_sample_bytes;
+    b.sample_reserve = cuda_sample_reserve;
     return &b;
 }
 

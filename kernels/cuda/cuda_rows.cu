@@ -35,13 +35,22 @@ static bool is_aligned(const void *p) { return ((uintptr_t)p & 15) == 0; }
 
 /* ---------------------------------------------------------------- embedding */
 
+struct tokens { /* of a step's rows, and where they are kept */
+    const int32_t *token, *position, *slot, *last_sample;
+    int32_t *history; /* or NULL */
+    const int32_t *block_table;
+    int32_t stride;
+};
+
 template <typename T, int V>
-__global__ void embed_kernel(T *residual, const T *table, const int32_t *token, const int32_t *last_sample,
-                             int64_t h, int64_t ld, int64_t n_ids) {
+__global__ void embed_kernel(T *residual, const T *table, struct tokens t, int64_t h, int64_t ld,
+                             int64_t n_ids) {
     int64_t row = blockIdx.x;
-    int32_t id = token[row];
-    if (id < 0) id = last_sample[~id];
+    int32_t id = t.token[row];
+    if (id < 0) id = t.last_sample[~id];
     if (id < 0 || id >= n_ids) id = 0; /* a sample of logits that were not finite: its sequence ends */
+    if (t.history && threadIdx.x == 0)
+        *history_at(t.history, t.block_table, t.stride, t.slot[row], t.position[row]) = id;
     for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += (int64_t)blockDim.x * V)
         store<T, V>(residual + row * h + i, load<T, V>(table + (int64_t)id * ld + i));
 }
@@ -52,13 +61,15 @@ static void embed_rows(struct cuda_dev *cuda, struct tensor *residual, const str
     int64_t h = table->k;
     constexpr int V = 16 / sizeof(T);
     dim3 grid((unsigned)step->n_rows);
-    const int32_t *last = cuda->dev.last_sample;
+    struct tokens t = {step->token,           step->position,    step->slot,
+                       cuda->dev.last_sample, cuda->dev.history, step->block_table,
+                       step->block_table_stride};
     if (h % V == 0)
-        embed_kernel<T, V><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data,
-                                                           step->token, last, h, table->k_pad, table->n);
+        embed_kernel<T, V><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t, h,
+                                                           table->k_pad, table->n);
     else
-        embed_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data,
-                                                           step->token, last, h, table->k_pad, table->n);
+        embed_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t, h,
+                                                           table->k_pad, table->n);
     cuda_launched(cuda, "embed");
 }
 

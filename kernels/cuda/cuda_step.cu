@@ -121,11 +121,13 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     struct cuda_staging *s = &cuda->staging[cuda->next_staging];
     cuda->next_staging = (cuda->next_staging + 1) % CUDA_STAGINGS;
     size_t t = (size_t)host->n_rows, n_items = (size_t)n_items_of(host), n_banned = (size_t)n_banned_of(host);
+    size_t n_bias = (size_t)host->n_bias, n_allowed = (size_t)host->n_allowed;
     int32_t n_slots = n_slots_of(host);
     size_t table = (size_t)n_slots * (size_t)host->block_table_stride * sizeof(int32_t);
     size_t bytes = 3 * aligned(t * 4) + aligned((size_t)host->n_sequences * sizeof *host->sequences) +
                    aligned(table) + aligned((size_t)host->n_samples * sizeof *host->samples) +
-                   aligned(n_banned * 4) + aligned(n_items * sizeof(struct attention_item));
+                   aligned(n_banned * 4) + aligned(n_bias * sizeof *host->bias) + aligned(n_allowed * 4) +
+                   aligned(n_items * sizeof(struct attention_item));
     s->step.step = *host;
     if (!staging_room(cuda, s, bytes)) return &s->step.step;
     if (s->in_use) cuda_ok(cuda, cudaEventSynchronize(s->copied), "staging");
@@ -139,6 +141,8 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     d->samples =
         (const struct step_sample *)pack(&p, host->samples, (size_t)host->n_samples * sizeof *host->samples);
     d->banned = (const int32_t *)pack(&p, host->banned, n_banned * 4);
+    d->bias = (const struct logit_bias *)pack(&p, host->bias, n_bias * sizeof *host->bias);
+    d->allowed = (const int32_t *)pack(&p, host->allowed, n_allowed * 4);
     s->step.n_items = (int32_t)n_items;
     s->step.longest = make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single);
     s->step.items = (const struct attention_item *)(s->device + p.at);
