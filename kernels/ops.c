@@ -1,7 +1,6 @@
 /* ops.c - what the operations of all backends have in common: checks of shapes,
- * dispatch, and the memory of weights, KV cache and RoPE tables. */
+ * dispatch, and the memory of KV cache and RoPE tables. */
 #include "kernels/ops.h"
-#include "base/hash.h"
 #include "base/mem.h"
 #include "kernels/backend.h"
 
@@ -9,106 +8,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* ---------------------------------------------------------------- weights */
-
-static int64_t round_up(int64_t x, int64_t to) {
-    return (x + to - 1) / to * to;
-}
-
-struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtype) {
-    assert(n > 0 && k > 0 && (dtype == DTYPE_F32 || dtype == DTYPE_BF16));
-    struct weight *w = mem_zalloc(1, sizeof *w);
-    w->n = n;
-    w->k = k;
-    w->n_pad = round_up(n, 16);
-    w->k_pad = round_up(k, 16);
-    w->dtype = dtype;
-    w->data = dev_alloc(dev, dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype));
-    if (w->data) return w;
-    free(w);
-    return NULL;
-}
-
-void weight_free(struct dev *dev, struct weight *w) {
-    if (!w) return;
-    dev_free(dev, w->data);
-    dev_free(dev, w->bias.data);
-    free(w->segments);
-    free(w);
-}
-
-size_t weight_bytes(const struct weight *w) {
-    size_t bytes = (size_t)w->n_pad * (size_t)w->k_pad * dtype_bytes(w->dtype);
-    return bytes + (w->bias.data ? tensor_bytes(&w->bias) : 0);
-}
-
-static void add_segment(struct weight *w, int64_t first_row, int64_t rows) {
-    assert(first_row >= 0 && first_row + rows <= w->n);
-    w->segments = mem_realloc(w->segments, (size_t)w->n_segments + 1, sizeof *w->segments);
-    w->segments[w->n_segments++] =
-        (struct weight_segment){.first_row = first_row, .n_rows = rows, .quant = QUANT_NONE};
-}
-
-void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
-    assert(host->shape[1] == w->k);
-    add_segment(w, first_row, host->shape[0]);
-    dev->backend->weight_load(dev, w, first_row, host);
-}
-
-/* Normal numbers by Box and Muller from a counter. */
-static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float deviation) {
-    for (int64_t i = 0; i < n; i += 2) {
-        uint64_t r = hash64_mix(hash64_mix(seed, row), (uint64_t)i);
-        double u = ((double)(r >> 32) + 0.5) / 4294967296.0, v = (double)(uint32_t)r / 4294967296.0;
-        double radius = sqrt(-2.0 * log(u)) * deviation;
-        out[i] = (float)(radius * cos(6.283185307179586 * v));
-        if (i + 1 < n) out[i + 1] = (float)(radius * sin(6.283185307179586 * v));
-    }
-}
-
-void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation) {
-    add_segment(w, first_row, rows);
-    if (dev->backend->weight_random) {
-        dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);
-        return;
-    }
-    float *numbers = mem_zalloc((size_t)w->k, sizeof *numbers);
-    struct tensor row = tensor_2d(numbers, DTYPE_F32, 1, w->k);
-    for (int64_t r = 0; r < rows; r++) {
-        random_row(numbers, w->k, seed, (uint64_t)(first_row + r), deviation);
-        dev->backend->weight_load(dev, w, first_row + r, &row);
-    }
-    free(numbers);
-}
-
-static float host_number(const struct tensor *t, int64_t i) {
-    const char *at = (const char *)t->data + (size_t)i * dtype_bytes(t->dtype);
-    float f;
-    uint16_t h;
-    switch (t->dtype) {
-    case DTYPE_F32: memcpy(&f, at, 4); return f;
-    case DTYPE_F16: memcpy(&h, at, 2); return f16_to_f32(h);
-    case DTYPE_BF16: memcpy(&h, at, 2); return bf16_to_f32(h);
-    default: assert(!"a checkpoint tensor is F32, F16 or BF16"); return 0;
-    }
-}
-
-void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
-    int64_t n = host->shape[0];
-    assert(first_row >= 0 && first_row + n <= w->n);
-    if (!w->bias.data) {
-        w->bias = tensor_1d(dev_alloc(dev, (size_t)w->n_pad * 4), DTYPE_F32, w->n_pad);
-        if (!w->bias.data) {
-            dev_fail(dev, E_NO_MEMORY, "no memory for a bias of %lld numbers", (long long)w->n);
-            return;
-        }
-    }
-    float *values = mem_zalloc((size_t)n, sizeof *values);
-    for (int64_t i = 0; i < n; i++) values[i] = host_number(host, i);
-    dev_upload(dev, (float *)w->bias.data + first_row, values, (size_t)n * 4);
-    free(values);
-}
 
 /* ---------------------------------------------------------------- KV cache, RoPE */
 

@@ -33,23 +33,29 @@ extern "C" {
 
 /* A run of consecutive rows of a weight that came from one checkpoint tensor and
  * were quantized as one (double quantization's offset is per tensor), before
- * Q|K|V or gate|up rows were put together. */
+ * Q|K|V or gate|up rows were put together. Tensors are on the device. */
 struct weight_segment {
     int64_t first_row, n_rows;
-    enum quant_kind quant;
-    struct tensor scale;        /* f32 [n_rows]: fp8 per-channel scales, int8's SCB; none for QUANT_NONE */
-    struct tensor absmax;       /* f32 or u8 [blocks]: 4-bit kinds */
-    struct tensor nested_absmax; /* f32 [blocks / 256]: double quantization */
-    float nested_offset;
+    size_t offset;          /* of its codes in the weight's data, in bytes */
+    struct tensor scale;    /* f32 [n_rows]: int8 (127 = the scale) and fp8 */
+    int64_t block;          /* 4-bit kinds: numbers that share an absmax */
+    float codes[16];        /* 4-bit kinds: what a code is worth; on the host */
+    struct tensor absmax;   /* f32 [blocks], or u8 where they are quantized too: */
+    struct tensor absmax2;  /* f32 [blocks / QUANT_NESTED_BLOCK] */
+    struct tensor map;      /* f32 [256] */
+    float mean;             /* absmax[i] = map[code] * absmax2[i / QUANT_NESTED_BLOCK] + mean */
 };
 
-/* w[N,K], as `y = x w^T` wants it. The device keeps the numbers in an order of its
- * own choosing, with N and K padded by zeros to multiples of 16. */
+/* w[N,K], as `y = x w^T` wants it. Without quantization the device keeps the numbers in an
+ * order of its own choosing, with N and K padded by zeros to multiples of 16. Quantized
+ * weights are alike on every device: 8-bit rows of k_pad numbers, or each segment's numbers
+ * without gaps, two a byte, from its offset on. */
 struct weight {
     int64_t n, k;         /* logical sizes */
     int64_t n_pad, k_pad; /* as stored */
-    enum dtype dtype;     /* F32 or BF16 */
-    void *data;           /* device's layout; from weight_new */
+    enum dtype dtype;     /* F32 or BF16; what quantized numbers are turned into for a product */
+    enum quant_kind quant;
+    void *data;
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
     int32_t n_segments;
     struct tensor bias;   /* f32 [n_pad] or no tensor */
@@ -57,12 +63,30 @@ struct weight {
 
 /* All zeros, no segments; NULL when the device has no memory for it. */
 struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtype);
+struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant);
 void weight_free(struct dev *dev, struct weight *w); /* NULL is fine */
 size_t weight_bytes(const struct weight *w);         /* device memory held */
 
+/* What such a weight of `n_tensors` checkpoint tensors will hold, bias left out. */
+size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant, int n_tensors);
+
 /* Copy a checkpoint tensor's rows from host memory (row-major [rows, k], F32,
- * F16 or BF16, unaligned is fine) to rows [first_row, first_row + rows). */
+ * F16 or BF16, unaligned is fine) to rows [first_row, first_row + rows). A quantized
+ * weight rounds them to its dtype and quantizes them, as one tensor; they must be finite. */
 void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+struct quantized { /* a tensor that is quantized already, in host memory; borrowed */
+    int64_t n_rows;
+    const void *codes;     /* [n_rows][k], or [(n_rows k + 1) / 2] of two numbers each */
+    const float *scale;    /* int8, fp8: [n_rows] */
+    int64_t block;         /* 4-bit kinds */
+    const float *values;   /* [16]: what a code is worth */
+    const float *absmax;   /* [blocks], or NULL and: */
+    const uint8_t *absmax_codes; /* [blocks] */
+    const float *absmax2, *map;  /* [blocks / QUANT_NESTED_BLOCK], [256] */
+    float mean;
+};
+void weight_load_quantized(struct dev *dev, struct weight *w, int64_t first_row, const struct quantized *host);
 
 /* Rows [first_row, first_row + rows) of normal numbers from a seed: dummy weights. The same
  * each time on the same kind of device. */
@@ -70,6 +94,9 @@ void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t
 
 /* f32 [n] from host memory, in the checkpoint's dtype. */
 void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
+
+/* The segment that holds a row. */
+const struct weight_segment *weight_segment_of(const struct weight *w, int64_t row);
 
 /* ---------------------------------------------------------------- products and activations */
 
@@ -84,7 +111,18 @@ struct product {                   /* y[T,N] with what is pending */
     const struct weight *weight;   /* its column scales and bias are pending */
 };
 
-/* y[T,N] = x[T,K] * w[N,K]^T. y->y has room for T rows of w->n columns; y->weight is set. */
+/* y[T,N] = x[T,K] * w[N,K]^T. y->y has room for T rows of w->n columns; y->weight is set.
+ *
+ * Quantized weights, the rule on every device:
+ *   4-bit   numbers are turned back into the weight's dtype, then multiplied as usual.
+ *   int8    a row of x is quantized to 127 = its largest size below INT8_OUTLIER; the product
+ *           of integers is exact; scales are applied in f32; then the row's numbers of size
+ *           INT8_OUTLIER and above, times their weights in the weight's dtype, are added in
+ *           ascending k. Which columns these are is a matter of the row alone, not, as in
+ *           bitsandbytes, of all rows of the step: so a row's bits do not depend on the others.
+ *   fp8     a row of x is quantized to 448 = its largest size; products of e4m3 numbers are
+ *           added in f32, then the scales of row and column are applied. */
+enum { INT8_OUTLIER = 6 };
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
 /* ---------------------------------------------------------------- a step */

@@ -38,6 +38,9 @@ void cpu_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const
 void cpu_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
 
+/* cpu_quant.c: cpu_linear where the weight is quantized. */
+void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct activation *x, const struct weight *w);
+
 /* cpu_rows.c */
 void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
                        const struct tensor *w, float eps);

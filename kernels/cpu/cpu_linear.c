@@ -135,6 +135,10 @@ enum { ROWS_PER_PART = 24 }; /* fewer would read the weights too often */
 
 void cpu_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
     struct cpu_dev *cpu = cpu_of(dev);
+    if (w->quant != QUANT_NONE) {
+        cpu_linear_quantized(cpu, y, x, w);
+        return;
+    }
     struct linear l = {cpu, w, f32_rows(cpu, &x->x), &y->y, x->x.shape[0], 1};
     if (!l.x) return;
     int64_t n_panels = w->n_pad / PANEL;
@@ -163,6 +167,7 @@ static void embed_part(void *arg, int part, int n_parts, int thread) {
     const struct embedding *e = arg;
     const struct weight *table = e->table;
     int64_t begin, end;
+    assert(table->quant == QUANT_NONE);
     pool_share(e->step->n_rows, part, n_parts, &begin, &end);
     for (int64_t r = begin; r < end; r++) {
         int32_t token = e->step->token[r];

@@ -67,6 +67,14 @@ struct simd {
     void (*head)(const struct head *h); /* bias, then RoPE */
     void (*attend)(const struct attention_row *row);
 
+    /* Quantized weights. decode4: numbers first .. of packed pairs that share an absmax, rounded
+     * where bf16 says so. to_panel: sixteen rows, ld apart, into k rows of a panel. */
+    void (*decode4)(float *out, const uint8_t *packed, int64_t first, int64_t n, const float codes[16], float absmax,
+                    bool bf16);
+    void (*decode_i8)(float *out, const int8_t *codes, int64_t n);
+    void (*decode_f8)(float *out, const uint8_t *codes, int64_t n);
+    void (*to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
+
     /* l = (logits + bias) / temperature; bias may be NULL, l may be logits. */
     void (*logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
     float (*max)(const float *x, int64_t n, bool *has_nan);    /* of what is not NaN; -inf for n = 0 */

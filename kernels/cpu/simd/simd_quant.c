@@ -1,0 +1,89 @@
+/* simd_quant.c - codes of quantized weights back into numbers, a row at a time, and rows
+ * into panels. The numbers are those of quantize.h to the bit. */
+#include "kernels/cpu/simd/simd.h"
+#include "kernels/cpu/simd/vec.h"
+
+void SIMD_NAME(decode4)(float *out, const uint8_t *packed, int64_t first, int64_t n, const float codes[16],
+                        float absmax, bool bf16);
+void SIMD_NAME(decode_i8)(float *out, const int8_t *codes, int64_t n);
+void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n);
+void SIMD_NAME(to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
+
+#if defined __AVX2__
+VEC __m256 of_sixteen(__m256 low, __m256 high, __m256i code) {
+    __m256 a = _mm256_permutevar8x32_ps(low, code), b = _mm256_permutevar8x32_ps(high, code);
+    return _mm256_blendv_ps(a, b, _mm256_castsi256_ps(_mm256_slli_epi32(code, 28))); /* bit 3 chooses */
+}
+#endif
+
+void SIMD_NAME(decode4)(float *out, const uint8_t *packed, int64_t first, int64_t n, const float codes[16],
+                        float absmax, bool bf16) {
+    f8 low = f8_load(codes) * f8_all(absmax), high = f8_load(codes + 8) * f8_all(absmax);
+    float value[16];
+    int64_t i = 0;
+    if (bf16) {
+        low = f8_round_bf16(low);
+        high = f8_round_bf16(high);
+    }
+    f8_store(value, low);
+    f8_store(value + 8, high);
+    if (n > 0 && first % 2) out[i++] = value[packed[first / 2] & 15];
+#if defined __AVX2__
+    const __m128i four_bits = _mm_set1_epi8(15);
+    for (; i + 16 <= n; i += 16) {
+        __m128i bytes = _mm_loadl_epi64((const __m128i *)(packed + (first + i) / 2));
+        __m128i even = _mm_and_si128(_mm_srli_epi16(bytes, 4), four_bits), odd = _mm_and_si128(bytes, four_bits);
+        __m128i all = _mm_unpacklo_epi8(even, odd);
+        _mm256_storeu_ps(out + i, of_sixteen((__m256)low, (__m256)high, _mm256_cvtepu8_epi32(all)));
+        all = _mm_srli_si128(all, 8);
+        _mm256_storeu_ps(out + i + 8, of_sixteen((__m256)low, (__m256)high, _mm256_cvtepu8_epi32(all)));
+    }
+#endif
+    for (; i < n; i++) out[i] = value[(first + i) % 2 ? packed[(first + i) / 2] & 15 : packed[(first + i) / 2] >> 4];
+}
+
+void SIMD_NAME(decode_i8)(float *out, const int8_t *codes, int64_t n) {
+    for (int64_t i = 0; i < n; i++) out[i] = (float)codes[i];
+}
+
+/* Exponent and mantissa moved into their places are the number times 2^-120, also where the
+ * exponent is 0. */
+void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t u = (uint32_t)(codes[i] & 0x7f) << 20 | (uint32_t)(codes[i] & 0x80) << 24;
+        float x;
+        memcpy(&x, &u, sizeof x);
+        out[i] = x * 0x1p120f;
+    }
+}
+
+#if defined __AVX2__
+VEC void eight_by_eight(float *out, const float *rows, int64_t ld) {
+    __m256 r[8], t[8];
+    for (int i = 0; i < 8; i++) r[i] = _mm256_loadu_ps(rows + i * ld);
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+    for (int i = 0; i < 8; i += 4) {
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+    for (int i = 0; i < 4; i++) {
+        _mm256_storeu_ps(out + i * PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * PANEL, _mm256_permute2f128_ps(r[i], r[i + 4], 0x31));
+    }
+}
+#endif
+
+void SIMD_NAME(to_panel)(float *panel, const float *rows, int64_t ld, int64_t k) {
+    int64_t i = 0;
+#if defined __AVX2__
+    for (; i + 8 <= k; i += 8)
+        for (int c = 0; c < PANEL; c += 8) eight_by_eight(panel + i * PANEL + c, rows + c * ld + i, ld);
+#endif
+    for (; i < k; i++)
+        for (int c = 0; c < PANEL; c++) panel[i * PANEL + c] = rows[c * ld + i];
+}

@@ -1,0 +1,267 @@
+/* weight.c - the memory of weights, and what goes into it: numbers as they are, numbers
+ * quantized on the way, numbers that are quantized already. See ops.h. */
+#include "base/hash.h"
+#include "base/mem.h"
+#include "kernels/backend.h"
+#include "kernels/ops.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int64_t round_up(int64_t x, int64_t to) {
+    return (x + to - 1) / to * to;
+}
+
+static size_t code_bytes(int64_t n_pad, int64_t k_pad, enum quant_kind quant) {
+    return (size_t)n_pad * (size_t)k_pad / (quant_is_4bit(quant) ? 2 : 1);
+}
+
+struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtype) {
+    return weight_new_quantized(dev, n, k, dtype, QUANT_NONE);
+}
+
+struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant) {
+    assert(n > 0 && k > 0 && (dtype == DTYPE_F32 || dtype == DTYPE_BF16));
+    struct weight *w = mem_zalloc(1, sizeof *w);
+    w->n = n;
+    w->k = k;
+    w->n_pad = round_up(n, 16);
+    w->k_pad = round_up(k, 16);
+    w->dtype = dtype;
+    w->quant = quant;
+    w->data = dev_alloc(dev, quant == QUANT_NONE ? dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype)
+                                                 : code_bytes(w->n_pad, w->k_pad, quant));
+    if (w->data) return w;
+    free(w);
+    return NULL;
+}
+
+void weight_free(struct dev *dev, struct weight *w) {
+    if (!w) return;
+    for (int32_t i = 0; i < w->n_segments; i++) {
+        dev_free(dev, w->segments[i].scale.data);
+        dev_free(dev, w->segments[i].absmax.data);
+        dev_free(dev, w->segments[i].absmax2.data);
+        dev_free(dev, w->segments[i].map.data);
+    }
+    dev_free(dev, w->data);
+    dev_free(dev, w->bias.data);
+    free(w->segments);
+    free(w);
+}
+
+static size_t held(const struct tensor *t) {
+    return t->data ? tensor_bytes(t) : 0;
+}
+
+size_t weight_bytes(const struct weight *w) {
+    size_t bytes = held(&w->bias);
+    bytes += w->quant == QUANT_NONE ? (size_t)w->n_pad * (size_t)w->k_pad * dtype_bytes(w->dtype)
+                                    : code_bytes(w->n_pad, w->k_pad, w->quant);
+    for (int32_t i = 0; i < w->n_segments; i++) {
+        const struct weight_segment *s = &w->segments[i];
+        bytes += held(&s->scale) + held(&s->absmax) + held(&s->absmax2) + held(&s->map);
+    }
+    return bytes;
+}
+
+size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant, int n_tensors) {
+    int64_t n_pad = round_up(n, 16), k_pad = round_up(k, 16), blocks = quant_blocks(n * k, QUANT_BLOCK) + n_tensors;
+    if (quant == QUANT_NONE) return (size_t)n_pad * (size_t)k_pad * dtype_bytes(dtype);
+    size_t bytes = code_bytes(n_pad, k_pad, quant);
+    if (!quant_is_4bit(quant)) return bytes + (size_t)n * 4;
+    if (quant != QUANT_NF4_DQ) return bytes + (size_t)blocks * 4;
+    return bytes + (size_t)blocks + (size_t)(quant_blocks(blocks, QUANT_NESTED_BLOCK) + n_tensors * 257) * 4;
+}
+
+/* ---------------------------------------------------------------- segments */
+
+static struct weight_segment *add_segment(struct weight *w, int64_t first_row, int64_t rows) {
+    assert(first_row >= 0 && first_row + rows <= w->n);
+    int32_t at = w->n_segments++;
+    w->segments = mem_realloc(w->segments, (size_t)w->n_segments, sizeof *w->segments);
+    for (; at > 0 && w->segments[at - 1].first_row > first_row; at--) w->segments[at] = w->segments[at - 1];
+    w->segments[at] = (struct weight_segment){.first_row = first_row, .n_rows = rows};
+    return &w->segments[at];
+}
+
+const struct weight_segment *weight_segment_of(const struct weight *w, int64_t row) {
+    const struct weight_segment *s = w->segments;
+    while (row >= s->first_row + s->n_rows) s++;
+    return s;
+}
+
+/* A copy on the device; nothing where there is none on the host. */
+static void store(struct dev *dev, struct tensor *out, enum dtype dtype, int64_t n, const void *host) {
+    if (!host) return;
+    struct tensor t = tensor_1d(dev_alloc(dev, (size_t)n * dtype_bytes(dtype)), dtype, n);
+    if (!t.data) {
+        dev_fail(dev, E_NO_MEMORY, "no memory for the scales of a quantized weight");
+        return;
+    }
+    dev_upload(dev, t.data, host, tensor_bytes(&t));
+    *out = t;
+}
+
+/* 8-bit rows lie k_pad apart. */
+static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, int64_t k, int64_t k_pad) {
+    if (k == k_pad) {
+        dev_upload(dev, to, from, (size_t)(n * k));
+        return;
+    }
+    char *padded = mem_zalloc((size_t)n, (size_t)k_pad);
+    for (int64_t r = 0; r < n; r++) memcpy(padded + r * k_pad, from + r * k, (size_t)k);
+    dev_upload(dev, to, padded, (size_t)(n * k_pad));
+    free(padded);
+}
+
+void weight_load_quantized(struct dev *dev, struct weight *w, int64_t first_row, const struct quantized *q) {
+    assert(w->quant != QUANT_NONE);
+    struct weight_segment *s = add_segment(w, first_row, q->n_rows);
+    bool is_4bit = quant_is_4bit(w->quant);
+    s->offset = (size_t)first_row * (size_t)w->k_pad / (is_4bit ? 2 : 1);
+    if (!is_4bit) {
+        store_rows(dev, (char *)w->data + s->offset, q->codes, q->n_rows, w->k, w->k_pad);
+        store(dev, &s->scale, DTYPE_F32, q->n_rows, q->scale);
+        return;
+    }
+    int64_t n = q->n_rows * w->k, blocks = quant_blocks(n, q->block);
+    dev_upload(dev, (char *)w->data + s->offset, q->codes, (size_t)(n + 1) / 2);
+    s->block = q->block;
+    s->mean = q->mean;
+    memcpy(s->codes, q->values, sizeof s->codes);
+    if (q->absmax) store(dev, &s->absmax, DTYPE_F32, blocks, q->absmax);
+    else store(dev, &s->absmax, DTYPE_U8, blocks, q->absmax_codes);
+    store(dev, &s->absmax2, DTYPE_F32, quant_blocks(blocks, QUANT_NESTED_BLOCK), q->absmax2);
+    store(dev, &s->map, DTYPE_F32, 256, q->map);
+}
+
+/* ---------------------------------------------------------------- numbers from a checkpoint */
+
+static void read_numbers(float *out, const struct tensor *t, int64_t first, int64_t n) {
+    const char *at = (const char *)t->data + (size_t)first * dtype_bytes(t->dtype);
+    uint16_t h;
+    assert(t->dtype == DTYPE_F32 || t->dtype == DTYPE_F16 || t->dtype == DTYPE_BF16);
+    if (t->dtype == DTYPE_F32) {
+        memcpy(out, at, (size_t)n * sizeof *out);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(&h, at + 2 * i, 2);
+        out[i] = t->dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    }
+}
+
+/* f32 [n], as the model has them: in its own dtype. */
+static void read_rounded(float *out, const struct tensor *t, int64_t first, int64_t n, enum dtype dtype) {
+    read_numbers(out, t, first, n);
+    if (dtype != DTYPE_BF16 || t->dtype == DTYPE_BF16) return;
+    for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(bf16_from_f32(out[i]));
+}
+
+static void load_8bit(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    int64_t n = host->shape[0], k = w->k;
+    uint8_t *codes = mem_alloc((size_t)(n * k));
+    float *scale = mem_zalloc((size_t)n, sizeof *scale), *row = mem_zalloc((size_t)k, sizeof *row);
+    for (int64_t r = 0; r < n; r++) {
+        read_rounded(row, host, r * k, k, w->dtype);
+        scale[r] = w->quant == QUANT_INT8 ? quant_int8((int8_t *)codes + r * k, row, k)
+                                          : quant_fp8(codes + r * k, row, k);
+    }
+    weight_load_quantized(dev, w, first_row, &(struct quantized){.n_rows = n, .codes = codes, .scale = scale});
+    free(codes);
+    free(scale);
+    free(row);
+}
+
+/* A stretch of the tensor at a time: a whole number of blocks. */
+static void load_4bit(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    enum { STRETCH = 1024 * QUANT_BLOCK };
+    int64_t n = host->shape[0] * w->k, blocks = quant_blocks(n, QUANT_BLOCK);
+    uint8_t *codes = mem_alloc((size_t)(n + 1) / 2), *absmax_codes = mem_zalloc((size_t)blocks, 1);
+    float *absmax = mem_zalloc((size_t)blocks, sizeof *absmax), *numbers = mem_zalloc(STRETCH, sizeof *numbers);
+    float *absmax2 = mem_zalloc((size_t)quant_blocks(blocks, QUANT_NESTED_BLOCK), sizeof *absmax2);
+    struct quantized q = {.n_rows = host->shape[0],
+                          .codes = codes,
+                          .block = QUANT_BLOCK,
+                          .values = quant_codes(w->quant),
+                          .absmax = absmax};
+    for (int64_t at = 0; at < n; at += STRETCH) {
+        int64_t m = n - at < STRETCH ? n - at : STRETCH;
+        read_rounded(numbers, host, at, m, w->dtype);
+        quant_4bit(codes + at / 2, absmax + at / QUANT_BLOCK, numbers, m, QUANT_BLOCK, w->quant);
+    }
+    if (w->quant == QUANT_NF4_DQ) {
+        quant_nested(absmax_codes, absmax2, &q.mean, absmax, blocks);
+        q.absmax = NULL;
+        q.absmax_codes = absmax_codes;
+        q.absmax2 = absmax2;
+        q.map = quant_dynamic_map();
+    }
+    weight_load_quantized(dev, w, first_row, &q);
+    free(codes);
+    free(absmax_codes);
+    free(absmax);
+    free(absmax2);
+    free(numbers);
+}
+
+void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    assert(host->shape[1] == w->k);
+    if (quant_is_4bit(w->quant)) load_4bit(dev, w, first_row, host);
+    else if (w->quant != QUANT_NONE) load_8bit(dev, w, first_row, host);
+    else {
+        add_segment(w, first_row, host->shape[0]);
+        dev->backend->weight_load(dev, w, first_row, host);
+    }
+}
+
+void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    int64_t n = host->shape[0];
+    assert(first_row >= 0 && first_row + n <= w->n);
+    if (!w->bias.data) {
+        w->bias = tensor_1d(dev_alloc(dev, (size_t)w->n_pad * 4), DTYPE_F32, w->n_pad);
+        if (!w->bias.data) {
+            dev_fail(dev, E_NO_MEMORY, "no memory for a bias of %lld numbers", (long long)w->n);
+            return;
+        }
+    }
+    float *values = mem_zalloc((size_t)n, sizeof *values);
+    read_numbers(values, host, 0, n);
+    dev_upload(dev, (float *)w->bias.data + first_row, values, (size_t)n * 4);
+    free(values);
+}
+
+/* ---------------------------------------------------------------- dummy weights */
+
+/* Normal numbers by Box and Muller from a counter. */
+static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float deviation) {
+    for (int64_t i = 0; i < n; i += 2) {
+        uint64_t r = hash64_mix(hash64_mix(seed, row), (uint64_t)i);
+        double u = ((double)(r >> 32) + 0.5) / 4294967296.0, v = (double)(uint32_t)r / 4294967296.0;
+        double radius = sqrt(-2.0 * log(u)) * deviation;
+        out[i] = (float)(radius * cos(6.283185307179586 * v));
+        if (i + 1 < n) out[i + 1] = (float)(radius * sin(6.283185307179586 * v));
+    }
+}
+
+void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation) {
+    if (w->quant == QUANT_NONE && dev->backend->weight_random) {
+        add_segment(w, first_row, rows);
+        dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);
+        return;
+    }
+    int64_t k = w->k, at_once = w->quant == QUANT_NONE ? 1 : rows; /* what is quantized is one tensor */
+    float *numbers = mem_zalloc((size_t)at_once, (size_t)k * sizeof *numbers);
+    if (w->quant == QUANT_NONE) add_segment(w, first_row, rows);
+    for (int64_t r = 0; r < rows; r += at_once) {
+        for (int64_t i = 0; i < at_once; i++)
+            random_row(numbers + i * k, k, seed, (uint64_t)(first_row + r + i), deviation);
+        struct tensor t = tensor_2d(numbers, DTYPE_F32, at_once, k);
+        if (w->quant == QUANT_NONE) dev->backend->weight_load(dev, w, first_row + r, &t);
+        else weight_load(dev, w, first_row, &t);
+    }
+    free(numbers);
+}

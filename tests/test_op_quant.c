@@ -1,0 +1,262 @@
+/* test_op_quant.c - products with quantized weights against the rule of ops.h in double
+ * precision, from numbers that quantize.h's functions make; and batch invariance. */
+#include "tests/aid_ops.h"
+
+#include "base/mem.h"
+
+#include <math.h>
+
+static const enum quant_kind kinds[] = {QUANT_INT8, QUANT_FP4, QUANT_NF4, QUANT_NF4_DQ, QUANT_FP8};
+enum { N_KINDS = sizeof kinds / sizeof *kinds };
+
+struct reference { /* of a weight: what its codes are worth */
+    struct weight *w;
+    float *codes; /* [n][k]: 8-bit kinds, without the scale */
+    float *value; /* [n][k] in the weight's dtype */
+    float *scale; /* [n] */
+};
+
+/* One tensor's rows, as weight_load must quantize them. */
+static void quantize_rows(struct bed *b, struct reference *ref, const float *w, int64_t first, int64_t rows, int64_t k) {
+    int64_t n = rows * k, blocks = quant_blocks(n, QUANT_BLOCK);
+    float *codes = ref->codes + first * k, *value = ref->value + first * k;
+    uint8_t *packed = mem_zalloc((size_t)n, 1);
+    float *absmax = bed_floats(b, blocks), *absmax2 = bed_floats(b, blocks), mean;
+    if (quant_is_4bit(ref->w->quant)) {
+        quant_4bit(packed, absmax, w, n, QUANT_BLOCK, ref->w->quant);
+        if (ref->w->quant == QUANT_NF4_DQ) {
+            uint8_t *q = mem_zalloc((size_t)blocks, 1);
+            quant_nested(q, absmax2, &mean, absmax, blocks);
+            quant_nested_back(absmax, q, absmax2, mean, blocks);
+            free(q);
+        }
+        quant_4bit_back(value, packed, absmax, 0, n, QUANT_BLOCK, quant_codes(ref->w->quant));
+    }
+    for (int64_t r = 0; r < rows && !quant_is_4bit(ref->w->quant); r++) {
+        float *scale = &ref->scale[first + r];
+        if (ref->w->quant == QUANT_INT8) *scale = quant_int8((int8_t *)packed, w + r * k, k);
+        else *scale = quant_fp8(packed, w + r * k, k);
+        for (int64_t i = 0; i < k; i++)
+            codes[r * k + i] = ref->w->quant == QUANT_INT8 ? (float)(int8_t)packed[i] : fp8_to_f32(packed[i]);
+        if (ref->w->quant == QUANT_INT8) quant_int8_back(value + r * k, (int8_t *)packed, *scale, k);
+    }
+    for (int64_t i = 0; i < n; i++) value[i] = rounded(value[i], b->dtype);
+    free(packed);
+}
+
+/* A weight of two tensors, the second loaded first. */
+static struct reference make_weight(struct bed *b, int64_t n, int64_t k, enum quant_kind kind) {
+    struct reference ref = {weight_new_quantized(b->dev, n, k, b->dtype, kind), bed_floats(b, n * k),
+                            bed_floats(b, n * k), bed_floats(b, n)};
+    float *w = bed_floats(b, n * k);
+    int64_t cut = n / 3;
+    assert_non_null(ref.w);
+    for (int64_t i = 0; i < n * k; i++) w[i] = rounded(bed_random(b) * (float)(1 + i / k % 3), b->dtype);
+    struct tensor lower = tensor_2d(w + cut * k, DTYPE_F32, n - cut, k), upper = tensor_2d(w, DTYPE_F32, cut, k);
+    weight_load(b->dev, ref.w, cut, &lower);
+    quantize_rows(b, &ref, w + cut * k, cut, n - cut, k);
+    if (cut > 0) {
+        weight_load(b->dev, ref.w, 0, &upper);
+        quantize_rows(b, &ref, w, 0, cut, k);
+    }
+    return ref;
+}
+
+/* Activations of which about one in 40 is an outlier. */
+static struct tensor make_rows(struct bed *b, int64_t m, int64_t k) {
+    float *x = bed_floats(b, m * k);
+    for (int64_t i = 0; i < m * k; i++) {
+        x[i] = bed_random(b) * 3;
+        if (bed_random_below(b, 40) == 0) x[i] = x[i] < 0 ? x[i] - 6 : x[i] + 6;
+    }
+    return bed_tensor(b, b->dtype, m, k, x);
+}
+
+/* One number of the product by the rule, and a bound on the error of f32 sums. */
+static double expected(const struct reference *ref, const float *x, const float *x_codes, float x_scale, int64_t column,
+                       double *slack) {
+    int64_t k = ref->w->k;
+    const float *codes = ref->codes + column * k, *value = ref->value + column * k;
+    double sum = 0, size = 0;
+    if (quant_is_4bit(ref->w->quant)) {
+        for (int64_t i = 0; i < k; i++) {
+            sum += (double)x[i] * (double)value[i];
+            size += fabs((double)x[i] * (double)value[i]);
+        }
+        *slack = size * (double)k * 0x1p-24;
+        return sum;
+    }
+    for (int64_t i = 0; i < k; i++) {
+        sum += (double)x_codes[i] * (double)codes[i];
+        size += fabs((double)x_codes[i] * (double)codes[i]);
+    }
+    double scale = (double)x_scale * (double)ref->scale[column];
+    if (ref->w->quant == QUANT_INT8) {
+        scale /= 127.0 * 127.0;
+        size = fabs(sum);
+    } else size *= (double)k;
+    sum *= scale;
+    size *= 4 * scale; /* roundings of the scales */
+    for (int64_t i = 0; ref->w->quant == QUANT_INT8 && i < k; i++) {
+        if (fabsf(x[i]) < INT8_OUTLIER) continue;
+        sum += (double)x[i] * (double)value[i];
+        size += (double)k * fabs((double)x[i] * (double)value[i]);
+    }
+    *slack = size * 0x1p-24;
+    return sum;
+}
+
+static void check_product(struct bed *b, int m, int n, int k, enum quant_kind kind, enum dtype y_dtype) {
+    struct reference ref = make_weight(b, n, k, kind);
+    struct activation x = {.x = make_rows(b, m, k)};
+    struct tensor room = bed_random_tensor(b, y_dtype, m + 1, n, 1);
+    float *xs = bed_get(b, &x.x), *before = bed_get(b, &room), *x_codes = bed_floats(b, k);
+    struct product y = {.y = rows_from(&room, 0, m)};
+    uint8_t *codes = mem_zalloc((size_t)k, 1);
+    op_linear(b->dev, &y, &x, ref.w);
+    assert_ptr_equal(y.weight, ref.w);
+    float *got = bed_get(b, &room);
+    for (int r = 0; r < m; r++) {
+        float scale = kind == QUANT_FP8 ? quant_fp8(codes, xs + r * k, k)
+                                        : quant_int8_activation((int8_t *)codes, xs + r * k, k, INT8_OUTLIER);
+        for (int i = 0; i < k; i++) x_codes[i] = kind == QUANT_FP8 ? fp8_to_f32(codes[i]) : (float)(int8_t)codes[i];
+        for (int c = 0; c < n; c++) {
+            double slack, want = expected(&ref, xs + r * k, x_codes, scale, c, &slack);
+            assert_near(b, got[r * n + c], want, slack, y_dtype, quant_name(kind), r, c);
+        }
+    }
+    for (int c = 0; c < n; c++) assert_true(got[m * n + c] == before[m * n + c]); /* nothing beyond */
+    free(codes);
+    weight_free(b->dev, ref.w);
+}
+
+static void products(struct bed *b) {
+    static const int shapes[][3] = {{1, 1, 1}, {2, 17, 33}, {3, 48, 7}, {5, 33, 100}, {7, 100, 64}, {13, 131, 320}};
+    for (int i = 0; i < N_KINDS; i++) {
+        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+            check_product(b, shapes[s][0], shapes[s][1], shapes[s][2], kinds[i], b->dtype);
+        check_product(b, 2, 40, 1500, kinds[i], DTYPE_F32);
+    }
+}
+
+static void products_follow_the_rule_of_each_kind(void **state) {
+    each_bed(products);
+}
+
+/* The longest sum of the largest numbers: 33 million, where f32 has lost the last two bits. */
+static void exact_integers(struct bed *b) {
+    enum { K = 2100, N = 3 };
+    float *w = bed_floats(b, N * K), *x = bed_floats(b, K);
+    for (int i = 0; i < N * K; i++) w[i] = 1;
+    for (int i = 0; i < K; i++) x[i] = 2;
+    w[0] = 126.0f / 127; /* one code less */
+    w[K + 3] = -1.0f / 127;
+    struct weight *weight = weight_new_quantized(b->dev, N, K, b->dtype, QUANT_INT8);
+    struct tensor host = tensor_2d(w, DTYPE_F32, N, K);
+    weight_load(b->dev, weight, 0, &host);
+    struct activation in = {.x = bed_tensor(b, b->dtype, 1, K, x)};
+    struct product y = {.y = bed_tensor(b, DTYPE_F32, 1, N, NULL)};
+    op_linear(b->dev, &y, &in, weight);
+    float *got = bed_get(b, &y.y);
+    static const int32_t sum[N] = {127 * 127 * K - 127, 127 * 127 * K - 128 * 127, 127 * 127 * K};
+    for (int c = 0; c < N; c++)
+        assert_true(got[c] == (float)sum[c] * 2.0f * (1.0f / (127 * 127)));
+    weight_free(b->dev, weight);
+}
+
+static void products_of_integers_are_exact(void **state) {
+    each_bed(exact_integers);
+}
+
+/* Any run of m rows gives what the same rows give among 100. */
+static void check_bits(struct bed *b, int n, int k, enum quant_kind kind) {
+    enum { ALL = 100 };
+    static const int counts[] = {1, 2, 3, 5, 7, 16, 64, 99};
+    struct reference ref = make_weight(b, n, k, kind);
+    struct activation x = {.x = make_rows(b, ALL, k)};
+    struct product all = {.y = bed_tensor(b, b->dtype, ALL, n, NULL)};
+    op_linear(b->dev, &all, &x, ref.w);
+    float *want = bed_get(b, &all.y);
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        int m = counts[i], at[] = {0, 1, ALL / 2 + 1, ALL - m};
+        for (size_t j = 0; j < 4; j++) {
+            if (at[j] + m > ALL) continue;
+            struct activation some = {.x = rows_from(&x.x, at[j], m)};
+            struct product y = {.y = bed_tensor(b, b->dtype, m, n, NULL)};
+            op_linear(b->dev, &y, &some, ref.w);
+            assert_memory_equal(bed_get(b, &y.y), want + at[j] * n, (size_t)(m * n) * sizeof *want);
+        }
+    }
+    weight_free(b->dev, ref.w);
+}
+
+static void bits(struct bed *b) {
+    for (int i = 0; i < N_KINDS; i++) check_bits(b, 75, 96, kinds[i]);
+}
+
+static void products_do_not_see_other_rows(void **state) {
+    each_bed(bits);
+}
+
+/* A tensor that was quantized elsewhere: other blocks, a map of its own. */
+static void foreign(struct bed *b) {
+    enum { N = 20, K = 96, BLOCK = 32 };
+    int64_t blocks = N * K / BLOCK;
+    struct reference ref = {weight_new_quantized(b->dev, N, K, b->dtype, QUANT_NF4_DQ), bed_floats(b, N * K),
+                            bed_floats(b, N * K), bed_floats(b, N)};
+    float *w = bed_floats(b, N * K), *absmax = bed_floats(b, blocks), *absmax2 = bed_floats(b, 1), map[256], codes[16];
+    uint8_t packed[N * K / 2], nested[N * K / BLOCK];
+    float mean;
+    for (int i = 0; i < N * K; i++) w[i] = bed_random(b);
+    for (int i = 0; i < 256; i++) map[i] = quant_dynamic_map()[i] * 1.01f;
+    for (int i = 0; i < 16; i++) codes[i] = quant_codes(QUANT_NF4)[i] * 0.99f;
+    quant_4bit(packed, absmax, w, N * K, BLOCK, QUANT_NF4);
+    quant_nested(nested, absmax2, &mean, absmax, blocks);
+    weight_load_quantized(b->dev, ref.w, 0,
+                          &(struct quantized){.n_rows = N, .codes = packed, .block = BLOCK, .values = codes,
+                                              .absmax_codes = nested, .absmax2 = absmax2, .map = map, .mean = mean});
+    for (int64_t i = 0; i < blocks; i++) absmax[i] = map[nested[i]] * absmax2[0] + mean;
+    quant_4bit_back(ref.value, packed, absmax, 0, N * K, BLOCK, codes);
+    for (int i = 0; i < N * K; i++) ref.value[i] = rounded(ref.value[i], b->dtype);
+    struct activation x = {.x = make_rows(b, 4, K)};
+    struct product y = {.y = bed_tensor(b, b->dtype, 4, N, NULL)};
+    op_linear(b->dev, &y, &x, ref.w);
+    float *got = bed_get(b, &y.y), *xs = bed_get(b, &x.x);
+    for (int r = 0; r < 4; r++)
+        for (int c = 0; c < N; c++) {
+            double slack, want = expected(&ref, xs + r * K, NULL, 0, c, &slack);
+            assert_near(b, got[r * N + c], want, slack, b->dtype, "foreign nf4", r, c);
+        }
+    weight_free(b->dev, ref.w);
+}
+
+static void tensors_quantized_elsewhere_keep_their_maps(void **state) {
+    each_bed(foreign);
+}
+
+/* bytes = 4.127 bits a number for nf4-dq, and so on; the plan is never less than the truth. */
+static void sizes(struct bed *b) {
+    enum { N = 96, K = 256 };
+    static const double bits_each[] = {8 + 32.0 / K, 4.5, 4.5, 4 + 8.0 / 64, 8 + 32.0 / K};
+    for (int i = 0; i < N_KINDS; i++) {
+        struct reference ref = make_weight(b, N, K, kinds[i]);
+        double least = bits_each[i] * N * K / 8, has = (double)weight_bytes(ref.w);
+        assert_true(has >= least && has <= least + 2 * 257 * 4 + 8);
+        assert_true(weight_bytes_planned(N, K, b->dtype, kinds[i], 2) >= weight_bytes(ref.w));
+        weight_free(b->dev, ref.w);
+    }
+}
+
+static void weights_take_as_many_bytes_as_planned(void **state) {
+    each_bed(sizes);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(products_follow_the_rule_of_each_kind),
+    cmocka_unit_test(products_of_integers_are_exact),
+    cmocka_unit_test(products_do_not_see_other_rows),
+    cmocka_unit_test(tensors_quantized_elsewhere_keep_their_maps),
+    cmocka_unit_test(weights_take_as_many_bytes_as_planned),
+};
+
+UNIT_MAIN(tests)
