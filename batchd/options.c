@@ -79,6 +79,11 @@ static const struct option_def options[] = {
     {"min-p", 0, KIND_PARAM, 0, LOADS, "X", "0 = off (default 0)", 0, 0},
     {"seed", 0, KIND_INT, AT(seed), LOADS, "N", "of the job; each row draws its own from it (default 0)", 0, INT64_MAX},
     {"stop", 0, KIND_STOP, 0, LOADS, "TEXT", "end a completion before this text; may be given 16 times", 0, 0},
+    {"presence-penalty", 0, KIND_PARAM, 0, LOADS, "X", "-2 .. 2: less for tokens that the completion has (default 0)", 0, 0},
+    {"frequency-penalty", 0, KIND_PARAM, 0, LOADS, "X", "-2 .. 2: the same, for each time it has them (default 0)", 0, 0},
+    {"repetition-penalty", 0, KIND_PARAM, 0, LOADS, "X",
+     "divides what speaks for tokens of prompt and completion (default 1 = off)", 0, 0},
+    {"logit-bias", 0, KIND_PARAM, 0, LOADS, "JSON", "{\"ID\": X, ...}: added to the logits of token ids, -100 .. 100", 0, 0},
     {"ignore-eos", 0, KIND_SWITCH, 0, LOADS, NULL, "the model's end-of-text does not end a completion", 0, 0},
 
     /* the model and the engine */

@@ -94,6 +94,23 @@ static int encode_prompt(const struct tokenizer *tok, const struct job_settings 
     return tokenizer_encode(tok, out, prompt->text, strlen(prompt->text), &(struct encode_options){.add_special = true}, err);
 }
 
+static int32_t *narrow_ids(const int64_t *ids, size_t n) {
+    int32_t *out = n ? mem_zalloc(n, sizeof *out) : NULL;
+    for (size_t i = 0; i < n; i++) out[i] = (int32_t)ids[i];
+    return out;
+}
+
+static void set_adjustments(struct sampling *s, const struct params *p) {
+    if (p->set & PARAM_REPETITION_PENALTY) s->repetition_penalty = (float)p->repetition_penalty;
+    if (p->set & PARAM_PRESENCE_PENALTY) s->presence_penalty = (float)p->presence_penalty;
+    if (p->set & PARAM_FREQUENCY_PENALTY) s->frequency_penalty = (float)p->frequency_penalty;
+    s->allowed_token_ids = narrow_ids(p->allowed_token_ids, s->n_allowed_token_ids = p->n_allowed_token_ids);
+    s->banned_token_ids = narrow_ids(p->banned_token_ids, s->n_banned_token_ids = p->n_banned_token_ids);
+    s->logit_bias_ids = narrow_ids(p->logit_bias_ids, s->n_logit_bias = p->n_logit_bias);
+    if (p->n_logit_bias) s->logit_bias = mem_zalloc(p->n_logit_bias, sizeof *s->logit_bias);
+    for (size_t i = 0; i < p->n_logit_bias; i++) s->logit_bias[i] = (float)p->logit_bias[i];
+}
+
 static void set_sampling(struct sampling *s, const struct model_info *model, const struct prompt *prompt) {
     const struct params *p = &prompt->params;
     if (model->has_temperature) s->temperature = model->temperature;
@@ -109,9 +126,8 @@ static void set_sampling(struct sampling *s, const struct model_info *model, con
     s->seed = prompt->seed;
     if (p->n_stop) s->stop = mem_zalloc(p->n_stop, sizeof *s->stop);
     for (; s->n_stop < p->n_stop; s->n_stop++) s->stop[s->n_stop] = mem_strdup(p->stop[s->n_stop]);
-    if (p->n_stop_token_ids) s->stop_token_ids = mem_zalloc(p->n_stop_token_ids, sizeof *s->stop_token_ids);
-    for (; s->n_stop_token_ids < p->n_stop_token_ids; s->n_stop_token_ids++)
-        s->stop_token_ids[s->n_stop_token_ids] = (int32_t)p->stop_token_ids[s->n_stop_token_ids];
+    s->stop_token_ids = narrow_ids(p->stop_token_ids, s->n_stop_token_ids = p->n_stop_token_ids);
+    set_adjustments(s, p);
 }
 
 static struct engine_request *make_request(struct pipeline *p, struct row_work *row) {

@@ -138,9 +138,10 @@ struct engine_options {
 };
 extern const struct engine_options ENGINE_OPTIONS_DEFAULT;
 
-/* Sampling of one request, under OpenAI's and vLLM's names. Order of application:
- * temperature, top_k, top_p, min_p; then one draw by Gumbel's trick with Philox
- * keyed by (seed, position), so that a token does not depend on its neighbours. */
+/* Sampling of one request, under OpenAI's and vLLM's names. Order of application: allowed
+ * and banned ids, logit bias, repetition, frequency, presence penalty; temperature, top_k,
+ * top_p, min_p; then one draw by Gumbel's trick with Philox keyed by (seed, position), so
+ * that a token does not depend on its neighbours. The rule in full is op_sample's. */
 struct sampling {
     int32_t max_tokens; /* >= 1 */
     int32_t min_tokens; /* stop ids and end-of-sequence cannot be sampled before */
@@ -154,6 +155,13 @@ struct sampling {
     size_t n_stop;
     int32_t *stop_token_ids; /* besides the model's */
     size_t n_stop_token_ids;
+    float repetition_penalty; /* > 0, for tokens of the prompt and the completion; 1 = off */
+    float presence_penalty, frequency_penalty; /* for tokens of the completion; 0 = off */
+    int32_t *logit_bias_ids;  /* any order; an id that is there twice gets the sum */
+    float *logit_bias;        /* as many */
+    size_t n_logit_bias;
+    int32_t *allowed_token_ids, *banned_token_ids; /* allowed: none = all are */
+    size_t n_allowed_token_ids, n_banned_token_ids;
 };
 extern const struct sampling SAMPLING_DEFAULT; /* 256 tokens, greedy */
 

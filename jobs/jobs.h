@@ -57,18 +57,30 @@ enum param_bit {
     PARAM_STOP = 1 << 7,
     PARAM_STOP_TOKEN_IDS = 1 << 8,
     PARAM_IGNORE_EOS = 1 << 9,
+    PARAM_PRESENCE_PENALTY = 1 << 10,
+    PARAM_FREQUENCY_PENALTY = 1 << 11,
+    PARAM_REPETITION_PENALTY = 1 << 12,
+    PARAM_LOGIT_BIAS = 1 << 13,
+    PARAM_ALLOWED_TOKEN_IDS = 1 << 14,
+    PARAM_BANNED_TOKEN_IDS = 1 << 15,
 };
 
 struct params { /* all zero = nothing set; give back with params_clear */
     uint32_t set; /* param_bit */
     int64_t max_tokens, min_tokens, top_k;
     double temperature, top_p, min_p;
+    double presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
     bool ignore_eos;
     char **stop; /* <= 16 of <= 256 bytes */
     size_t n_stop;
     int64_t *stop_token_ids; /* <= 64 */
     size_t n_stop_token_ids;
+    int64_t *logit_bias_ids; /* <= 1024 */
+    double *logit_bias;      /* as many: what is added to the logit */
+    size_t n_logit_bias;
+    int64_t *allowed_token_ids, *banned_token_ids; /* <= 1024 each; allowed: none = all are */
+    size_t n_allowed_token_ids, n_banned_token_ids;
 };
 void params_clear(struct params *p);
 

@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64 };
+enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64, MAX_IDS = 1024, MOST_ID = (1 << 24) - 1, MOST_BIAS = 100 };
 
-enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS };
+enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS, KIND_BIAS };
 
 static const struct spec {
     const char *name;
@@ -22,17 +22,29 @@ static const struct spec {
     size_t offset;
     double least, most;
     bool above; /* least itself is out */
+    size_t count;  /* a list: where its length is */
+    size_t longest;
 } specs[] = {
-    {"max_tokens", PARAM_MAX_TOKENS, KIND_INT, offsetof(struct params, max_tokens), 1, 1 << 20, false},
-    {"min_tokens", PARAM_MIN_TOKENS, KIND_INT, offsetof(struct params, min_tokens), 0, 1 << 20, false},
-    {"temperature", PARAM_TEMPERATURE, KIND_REAL, offsetof(struct params, temperature), 0, 10, false},
-    {"top_p", PARAM_TOP_P, KIND_REAL, offsetof(struct params, top_p), 0, 1, true},
-    {"top_k", PARAM_TOP_K, KIND_INT, offsetof(struct params, top_k), 0, 1 << 24, false},
-    {"min_p", PARAM_MIN_P, KIND_REAL, offsetof(struct params, min_p), 0, 1, false},
-    {"seed", PARAM_SEED, KIND_SEED, offsetof(struct params, seed), 0, 0, false},
-    {"stop", PARAM_STOP, KIND_STOP, 0, 0, 0, false},
-    {"stop_token_ids", PARAM_STOP_TOKEN_IDS, KIND_IDS, 0, 0, (1 << 24) - 1, false},
-    {"ignore_eos", PARAM_IGNORE_EOS, KIND_BOOL, offsetof(struct params, ignore_eos), 0, 0, false},
+    {"max_tokens", PARAM_MAX_TOKENS, KIND_INT, offsetof(struct params, max_tokens), 1, 1 << 20, false, 0, 0},
+    {"min_tokens", PARAM_MIN_TOKENS, KIND_INT, offsetof(struct params, min_tokens), 0, 1 << 20, false, 0, 0},
+    {"temperature", PARAM_TEMPERATURE, KIND_REAL, offsetof(struct params, temperature), 0, 10, false, 0, 0},
+    {"top_p", PARAM_TOP_P, KIND_REAL, offsetof(struct params, top_p), 0, 1, true, 0, 0},
+    {"top_k", PARAM_TOP_K, KIND_INT, offsetof(struct params, top_k), 0, 1 << 24, false, 0, 0},
+    {"min_p", PARAM_MIN_P, KIND_REAL, offsetof(struct params, min_p), 0, 1, false, 0, 0},
+    {"seed", PARAM_SEED, KIND_SEED, offsetof(struct params, seed), 0, 0, false, 0, 0},
+    {"stop", PARAM_STOP, KIND_STOP, 0, 0, 0, false, 0, 0},
+    {"stop_token_ids", PARAM_STOP_TOKEN_IDS, KIND_IDS, offsetof(struct params, stop_token_ids), 0, MOST_ID, false,
+     offsetof(struct params, n_stop_token_ids), MAX_STOP_IDS},
+    {"ignore_eos", PARAM_IGNORE_EOS, KIND_BOOL, offsetof(struct params, ignore_eos), 0, 0, false, 0, 0},
+    {"presence_penalty", PARAM_PRESENCE_PENALTY, KIND_REAL, offsetof(struct params, presence_penalty), -2, 2, false, 0, 0},
+    {"frequency_penalty", PARAM_FREQUENCY_PENALTY, KIND_REAL, offsetof(struct params, frequency_penalty), -2, 2, false, 0, 0},
+    {"repetition_penalty", PARAM_REPETITION_PENALTY, KIND_REAL, offsetof(struct params, repetition_penalty), 0, 10, true, 0, 0},
+    {"logit_bias", PARAM_LOGIT_BIAS, KIND_BIAS, offsetof(struct params, logit_bias_ids), 0, MOST_ID, false,
+     offsetof(struct params, n_logit_bias), MAX_IDS},
+    {"allowed_token_ids", PARAM_ALLOWED_TOKEN_IDS, KIND_IDS, offsetof(struct params, allowed_token_ids), 0, MOST_ID, false,
+     offsetof(struct params, n_allowed_token_ids), MAX_IDS},
+    {"banned_token_ids", PARAM_BANNED_TOKEN_IDS, KIND_IDS, offsetof(struct params, banned_token_ids), 0, MOST_ID, false,
+     offsetof(struct params, n_banned_token_ids), MAX_IDS},
 };
 
 /* Keys of the OpenAI and vLLM interfaces that are not built, and the value that changes nothing. */
@@ -40,10 +52,10 @@ static const struct neutral {
     const char *name;
     double number; /* this number, or null, false, {} or []; tool_choice and response_format have a word, too */
 } neutrals[] = {
-    {"n", 1},           {"best_of", 1},      {"presence_penalty", 0}, {"frequency_penalty", 0}, {"repetition_penalty", 1},
-    {"logit_bias", 0},  {"logprobs", 0},     {"top_logprobs", 0},     {"prompt_logprobs", 0},   {"length_penalty", 1},
-    {"tools", 0},       {"tool_choice", 0},  {"response_format", 0},  {"stream", 0},            {"functions", 0},
-    {"use_beam_search", 0}, {"max_completion_tokens", NAN}, {"bad_words", 0}, {"guided_json", NAN}, {"echo", 0},
+    {"n", 1},           {"best_of", 1},     {"logprobs", 0},        {"top_logprobs", 0}, {"prompt_logprobs", 0},
+    {"tools", 0},       {"tool_choice", 0}, {"response_format", 0}, {"stream", 0},       {"functions", 0},
+    {"guided_json", NAN}, {"echo", 0},      {"bad_words", 0},       {"length_penalty", 1}, {"use_beam_search", 0},
+    {"max_completion_tokens", NAN},
 };
 
 static const struct spec *find_spec(const char *key) {
@@ -69,9 +81,28 @@ static void clear_stops(struct params *p) {
     p->n_stop = 0;
 }
 
+static int64_t **ids_of(const struct params *p, const struct spec *s) {
+    return (int64_t **)((char *)p + s->offset);
+}
+
+static size_t *count_of(const struct params *p, const struct spec *s) {
+    return (size_t *)((char *)p + s->count);
+}
+
+/* Takes over the arrays; `bias` for KIND_BIAS alone. */
+static void put_list(struct params *p, const struct spec *s, int64_t *ids, double *bias, size_t n) {
+    free(*ids_of(p, s));
+    *ids_of(p, s) = ids;
+    *count_of(p, s) = n;
+    if (s->kind != KIND_BIAS) return;
+    free(p->logit_bias);
+    p->logit_bias = bias;
+}
+
 void params_clear(struct params *p) {
     clear_stops(p);
-    free(p->stop_token_ids);
+    for (size_t i = 0; i < sizeof specs / sizeof *specs; i++)
+        if (specs[i].kind == KIND_IDS || specs[i].kind == KIND_BIAS) put_list(p, &specs[i], NULL, NULL, 0);
     *p = (struct params){0};
 }
 
@@ -120,20 +151,55 @@ static int set_stop(struct params *p, const json_t *v, struct err *err) {
     return 0;
 }
 
+static int too_long(const struct spec *s, size_t n, struct err *err) {
+    if (n <= s->longest) return 0;
+    return err_set(err, E_RANGE, "%s: %zu ids, at most %zu are allowed", s->name, n, s->longest);
+}
+
 static int set_ids(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
     size_t n = json_array_size(v);
     if (!json_is_array(v)) return err_set(err, E_PARSE, "%s: not a list of token ids", s->name);
-    if (n > MAX_STOP_IDS) return err_set(err, E_RANGE, "%s: %zu ids, at most %d are allowed", s->name, n, MAX_STOP_IDS);
+    if (too_long(s, n, err) < 0) return E_RANGE;
     for (size_t i = 0; i < n; i++) {
         const json_t *id = json_array_get(v, i);
         if (!json_is_integer(id)) return err_set(err, E_PARSE, "%s: holds something that is not a token id", s->name);
         if (json_integer_value(id) < 0 || json_integer_value(id) > (json_int_t)s->most)
             return range_error(s, (double)json_integer_value(id), err);
     }
-    free(p->stop_token_ids);
-    p->stop_token_ids = mem_zalloc(n, sizeof *p->stop_token_ids);
-    p->n_stop_token_ids = n;
-    for (size_t i = 0; i < n; i++) p->stop_token_ids[i] = json_integer_value(json_array_get(v, i));
+    int64_t *ids = mem_zalloc(n, sizeof *ids);
+    for (size_t i = 0; i < n; i++) ids[i] = json_integer_value(json_array_get(v, i));
+    put_list(p, s, ids, NULL, n);
+    return 0;
+}
+
+/* A key of an object that is a token id, or -1. */
+static int64_t id_of_key(const char *key) {
+    size_t n = strlen(key);
+    if (n == 0 || n > 8 || strspn(key, "0123456789") != n) return -1;
+    int64_t id = strtoll(key, NULL, 10);
+    return id <= MOST_ID ? id : -1;
+}
+
+/* {"50256": -100, ...}: token ids, and what is added to their logits. */
+static int set_bias(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
+    size_t n = 0;
+    const char *key;
+    json_t *x;
+    if (!json_is_object(v)) return err_set(err, E_PARSE, "%s: not an object of token ids and numbers", s->name);
+    if (too_long(s, json_object_size(v), err) < 0) return E_RANGE;
+    json_object_foreach((json_t *)v, key, x) {
+        if (id_of_key(key) < 0) return err_set(err, E_PARSE, "%s: \"%.40s\" is not a token id", s->name, key);
+        if (!json_is_number(x)) return err_set(err, E_PARSE, "%s: the value of %s is not a number", s->name, key);
+        if (!(fabs(json_number_value(x)) <= MOST_BIAS))
+            return err_set(err, E_RANGE, "%s: %.15g is not in -%d .. %d", s->name, json_number_value(x), MOST_BIAS, MOST_BIAS);
+    }
+    int64_t *ids = mem_zalloc(json_object_size(v), sizeof *ids);
+    double *bias = mem_zalloc(json_object_size(v), sizeof *bias);
+    json_object_foreach((json_t *)v, key, x) {
+        ids[n] = id_of_key(key);
+        bias[n++] = json_number_value(x);
+    }
+    put_list(p, s, ids, bias, n);
     return 0;
 }
 
@@ -166,6 +232,7 @@ static int set_value(struct params *p, const char *key, const json_t *v, struct 
     case KIND_SEED: r = set_seed(p, v, err); break;
     case KIND_STOP: r = set_stop(p, v, err); break;
     case KIND_IDS: r = set_ids(p, s, v, err); break;
+    case KIND_BIAS: r = set_bias(p, s, v, err); break;
     default:
         r = json_is_boolean(v) ? 0 : err_set(err, E_PARSE, "%s: neither true nor false", key);
         if (r == 0) p->ignore_eos = json_is_true(v);
@@ -196,6 +263,16 @@ int params_set_text(struct params *p, const char *key, const char *text, struct 
     return r;
 }
 
+static json_t *bias_json(const struct params *p) {
+    json_t *o = json_object();
+    for (size_t i = 0; i < p->n_logit_bias; i++) {
+        char key[24];
+        snprintf(key, sizeof key, "%lld", (long long)p->logit_bias_ids[i]);
+        json_object_set_new(o, key, json_real(p->logit_bias[i]));
+    }
+    return o;
+}
+
 char *params_to_json(const struct params *p) {
     json_t *o = json_object();
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
@@ -207,10 +284,10 @@ char *params_to_json(const struct params *p) {
         else if (s->kind == KIND_REAL) v = json_real(*(const double *)at);
         else if (s->kind == KIND_SEED) v = json_integer((json_int_t)p->seed);
         else if (s->kind == KIND_BOOL) v = json_boolean(p->ignore_eos);
-        else v = json_array();
+        else v = s->kind == KIND_BIAS ? bias_json(p) : json_array();
         for (size_t k = 0; s->kind == KIND_STOP && k < p->n_stop; k++) json_array_append_new(v, json_string(p->stop[k]));
-        for (size_t k = 0; s->kind == KIND_IDS && k < p->n_stop_token_ids; k++)
-            json_array_append_new(v, json_integer(p->stop_token_ids[k]));
+        for (size_t k = 0; s->kind == KIND_IDS && k < *count_of(p, s); k++)
+            json_array_append_new(v, json_integer((*ids_of(p, s))[k]));
         json_object_set_new(o, s->name, v);
     }
     char *text = json_dumps(o, JSON_COMPACT);
@@ -249,10 +326,10 @@ void params_overlay(struct params *p, const struct params *over) {
             clear_stops(p);
             p->stop = mem_zalloc(over->n_stop, sizeof *p->stop);
             for (p->n_stop = 0; p->n_stop < over->n_stop; p->n_stop++) p->stop[p->n_stop] = mem_strdup(over->stop[p->n_stop]);
-        } else if (s->kind == KIND_IDS) {
-            free(p->stop_token_ids);
-            p->stop_token_ids = mem_dup(over->stop_token_ids, over->n_stop_token_ids * sizeof *over->stop_token_ids);
-            p->n_stop_token_ids = over->n_stop_token_ids;
+        } else if (s->kind == KIND_IDS || s->kind == KIND_BIAS) {
+            size_t n = *count_of(over, s);
+            double *bias = s->kind == KIND_BIAS ? mem_dup(over->logit_bias, n * sizeof *bias) : NULL;
+            put_list(p, s, mem_dup(*ids_of(over, s), n * sizeof(int64_t)), bias, n);
         } else memcpy(to, from, 8);
         p->set |= s->bit;
     }

@@ -41,7 +41,7 @@ static void outcomes_clear(struct outcomes *o) {
 }
 
 /* Request i of the set: random ids, a third of them behind a prefix that others share;
- * odd ones are drawn at temperature 0.8. */
+ * odd ones are drawn at temperature 0.8, some with penalties, bias or bans. */
 static struct engine_request *make_request(int i, int32_t vocab) {
     struct engine_request *r = engine_request_new();
     uint32_t state = (uint32_t)i * 2654435761u + 17, shared = 99;
@@ -60,6 +60,19 @@ static struct engine_request *make_request(int i, int32_t vocab) {
     if (i % 4 == 3) s->top_p = 0.9f;
     if (i % 8 == 5) s->top_k = 20;
     if (i % 8 == 1) s->min_p = 0.02f;
+    if (i % 6 == 2) s->repetition_penalty = 1.3f;
+    if (i % 7 == 4) s->presence_penalty = 0.8f, s->frequency_penalty = 0.3f;
+    if (i % 10 == 8) {
+        s->n_logit_bias = s->n_banned_token_ids = 3;
+        s->logit_bias_ids = mem_zalloc(3, sizeof(int32_t));
+        s->logit_bias = mem_zalloc(3, sizeof(float));
+        s->banned_token_ids = mem_zalloc(3, sizeof(int32_t));
+        for (int k = 0; k < 3; k++) {
+            s->logit_bias_ids[k] = 3 + (i * 5 + k * 7) % (vocab - 3);
+            s->logit_bias[k] = 2.5f;
+            s->banned_token_ids[k] = 3 + (i + k * 11) % (vocab - 3);
+        }
+    }
     return r;
 }
 
@@ -428,6 +441,40 @@ static void expect_error(struct engine *e, int32_t *tokens, size_t n, const char
     engine_completion_free(c);
 }
 
+static void ids_beyond_the_vocabulary_fail_their_request(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
+    for (int i = 0; i < 3; i++) {
+        struct engine_request *r = text_request(e, "Sort these words");
+        int32_t *ids = mem_zalloc(1, sizeof *ids);
+        *ids = engine_model(e)->vocab;
+        if (i == 0) r->sampling.logit_bias_ids = ids, r->sampling.logit_bias = mem_zalloc(1, 4), r->sampling.n_logit_bias = 1;
+        if (i == 1) r->sampling.allowed_token_ids = ids, r->sampling.n_allowed_token_ids = 1;
+        if (i == 2) r->sampling.banned_token_ids = ids, r->sampling.n_banned_token_ids = 1;
+        assert_true(engine_submit(e, r, 1000));
+        struct engine_completion *c = collect(e);
+        assert_int_equal(c->finish, FINISH_ERROR);
+        assert_string_equal(c->error_code, "bad_token");
+        assert_non_null(strstr(c->error, i == 0 ? "logit_bias: id" : i == 1 ? "allowed_token_ids: id" : "banned_token_ids: id"));
+        engine_completion_free(c);
+    }
+    engine_close(e);
+}
+
+static void nothing_that_may_be_drawn_fails_its_request(void **state) {
+    struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
+    struct engine_request *r = text_request(e, "Sort these words");
+    r->sampling.allowed_token_ids = mem_zalloc(1, sizeof(int32_t));
+    r->sampling.banned_token_ids = mem_zalloc(1, sizeof(int32_t));
+    r->sampling.n_allowed_token_ids = r->sampling.n_banned_token_ids = 1;
+    assert_true(engine_submit(e, r, 1000));
+    struct engine_completion *c = collect(e);
+    assert_int_equal(c->finish, FINISH_ERROR);
+    assert_string_equal(c->error_code, "numeric");
+    assert_non_null(strstr(c->error, "no token may be drawn"));
+    engine_completion_free(c);
+    engine_close(e);
+}
+
 static void bad_requests_fail_alone(void **state) {
     struct engine *e = open_engine(&(struct run){.dir = demo, .dtype = "float32"});
     struct engine_request *good = text_request(e, "Sort these words");
@@ -558,6 +605,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(stops_where_it_is_told),
         cmocka_unit_test(cold_and_hot_draws_differ),
         cmocka_unit_test(bad_requests_fail_alone),
+        cmocka_unit_test(ids_beyond_the_vocabulary_fail_their_request),
+        cmocka_unit_test(nothing_that_may_be_drawn_fails_its_request),
         cmocka_unit_test(abort_brings_requests_back),
         cmocka_unit_test(closing_drops_what_runs),
         cmocka_unit_test(a_caller_who_does_not_collect_is_made_to_wait),

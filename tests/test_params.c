@@ -16,7 +16,11 @@ static void every_key_takes_the_ends_of_its_range(void **state) {
         {"top_p", "1"},               {"top_p", "1e-9"},          {"top_k", "0"},         {"top_k", "16777216"},
         {"min_p", "0"},               {"min_p", "1"},             {"seed", "0"},          {"seed", "9223372036854775807"},
         {"stop", "\"END\""},          {"stop", "[\"a\", \"b\"]"}, {"stop", "[]"},         {"stop_token_ids", "[0, 16777215]"},
-        {"stop_token_ids", "[]"},     {"ignore_eos", "true"},     {"ignore_eos", "false"}};
+        {"stop_token_ids", "[]"},     {"ignore_eos", "true"},     {"ignore_eos", "false"},
+        {"presence_penalty", "-2"},   {"presence_penalty", "2"},  {"frequency_penalty", "-2"}, {"frequency_penalty", "2.0"},
+        {"repetition_penalty", "1e-9"}, {"repetition_penalty", "10"}, {"logit_bias", "{}"},
+        {"logit_bias", "{\"0\": -100, \"16777215\": 100, \"007\": 0.5}"},
+        {"allowed_token_ids", "[0, 16777215]"}, {"banned_token_ids", "[]"}, {"banned_token_ids", "[3, 3]"}};
     struct err err = ERR_INIT;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct params p = {0};
@@ -48,6 +52,29 @@ static void values_arrive(void **state) {
     assert_true(p.ignore_eos);
     params_clear(&p);
     assert_int_equal(p.set, 0);
+}
+
+static void penalties_and_lists_arrive(void **state) {
+    struct err err = ERR_INIT;
+    struct params p = {0};
+    assert_ok(params_set_json(&p, "presence_penalty", "-0.5", &err), &err);
+    assert_ok(params_set_text(&p, "frequency_penalty", "0.25", &err), &err);
+    assert_ok(params_set_json(&p, "repetition_penalty", "1.2", &err), &err);
+    assert_ok(params_set_json(&p, "logit_bias", "{\"9\": 1}", &err), &err);
+    assert_ok(params_set_text(&p, "logit_bias", "{\"7\": -3.5, \"12\": 100}", &err), &err);
+    assert_ok(params_set_json(&p, "allowed_token_ids", "[4, 2]", &err), &err);
+    assert_ok(params_set_json(&p, "banned_token_ids", "[8, 9, 10]", &err), &err);
+    assert_int_equal(p.set, PARAM_PRESENCE_PENALTY | PARAM_FREQUENCY_PENALTY | PARAM_REPETITION_PENALTY | PARAM_LOGIT_BIAS |
+                                PARAM_ALLOWED_TOKEN_IDS | PARAM_BANNED_TOKEN_IDS);
+    assert_true(p.presence_penalty == -0.5 && p.frequency_penalty == 0.25 && p.repetition_penalty == 1.2);
+    assert_int_equal(p.n_logit_bias, 2);
+    assert_int_equal(p.logit_bias_ids[0], 7);
+    assert_true(p.logit_bias[0] == -3.5 && p.logit_bias[1] == 100);
+    assert_int_equal(p.n_allowed_token_ids, 2);
+    assert_int_equal(p.allowed_token_ids[1], 2);
+    assert_int_equal(p.n_banned_token_ids, 3);
+    assert_int_equal(p.banned_token_ids[0], 8);
+    params_clear(&p);
 }
 
 static void text_is_json_where_it_can_be(void **state) {
@@ -117,6 +144,18 @@ static const struct refused {
     {"stop_token_ids", "[1.5]", E_PARSE, "stop_token_ids: holds something that is not a token id"},
     {"stop_token_ids", "[-4]", E_RANGE, "stop_token_ids: -4 is not in"},
     {"stop_token_ids", "[16777216]", E_RANGE, "stop_token_ids: 16777216 is not in 0 .. 16777215"},
+    {"presence_penalty", "2.1", E_RANGE, "presence_penalty: 2.1 is not in -2 .. 2"},
+    {"frequency_penalty", "-3", E_RANGE, "frequency_penalty: -3 is not in -2 .. 2"},
+    {"frequency_penalty", "\"x\"", E_PARSE, "frequency_penalty: not a number"},
+    {"repetition_penalty", "0", E_RANGE, "repetition_penalty: 0 is not above 0 and up to 10"},
+    {"logit_bias", "[1]", E_PARSE, "logit_bias: not an object of token ids and numbers"},
+    {"logit_bias", "{\"a\": 1}", E_PARSE, "logit_bias: \"a\" is not a token id"},
+    {"logit_bias", "{\"-1\": 1}", E_PARSE, "logit_bias: \"-1\" is not a token id"},
+    {"logit_bias", "{\"16777216\": 1}", E_PARSE, "logit_bias: \"16777216\" is not a token id"},
+    {"logit_bias", "{\"1\": \"x\"}", E_PARSE, "logit_bias: the value of 1 is not a number"},
+    {"logit_bias", "{\"1\": 101}", E_RANGE, "logit_bias: 101 is not in -100 .. 100"},
+    {"allowed_token_ids", "7", E_PARSE, "allowed_token_ids: not a list of token ids"},
+    {"banned_token_ids", "[-1]", E_RANGE, "banned_token_ids: -1 is not in"},
     {"ignore_eos", "1", E_PARSE, "ignore_eos: neither true nor false"},
     {"temprature", "1", E_NOT_FOUND, "no sampling parameter \"temprature\""},
     {"", "1", E_NOT_FOUND, "no sampling parameter \"\""},
@@ -129,7 +168,7 @@ static void a_refused_value_is_named_and_changes_nothing(void **state) {
     for (size_t i = 0; i < sizeof refusals / sizeof *refusals; i++) {
         const struct refused *c = &refusals[i];
         struct params p = {0};
-        assert_ok(params_from_json(&p, "{\"temperature\": 0.5, \"max_tokens\": 9, \"stop\": [\"x\"], \"stop_token_ids\": [8]}", &err), &err);
+        assert_ok(params_from_json(&p, "{\"temperature\": 0.5, \"max_tokens\": 9, \"stop\": [\"x\"], \"stop_token_ids\": [8], \"logit_bias\": {\"5\": 1}}", &err), &err);
         char *before = params_to_json(&p);
         assert_err(params_set_json(&p, c->key, c->json, &err), c->code, c->part, &err);
         char *after = params_to_json(&p);
@@ -160,22 +199,47 @@ static void stops_have_a_ceiling(void **state) {
     params_clear(&p);
 }
 
+static void lists_of_ids_have_a_ceiling(void **state) {
+    struct err err = ERR_INIT;
+    struct params p = {0};
+    for (int n = 1024; n <= 1025; n++) {
+        json_t *ids = json_array(), *bias = json_object();
+        for (int i = 0; i < n; i++) {
+            char key[16];
+            snprintf(key, sizeof key, "%d", i);
+            json_array_append_new(ids, json_integer(i));
+            json_object_set_new(bias, key, json_integer(1));
+        }
+        char *list = json_dumps(ids, 0), *object = json_dumps(bias, 0);
+        if (n == 1024) {
+            assert_ok(params_set_json(&p, "banned_token_ids", list, &err), &err);
+            assert_ok(params_set_json(&p, "logit_bias", object, &err), &err);
+        } else {
+            assert_err(params_set_json(&p, "banned_token_ids", list, &err), E_RANGE, "1025 ids, at most 1024", &err);
+            assert_err(params_set_json(&p, "logit_bias", object, &err), E_RANGE, "1025 ids, at most 1024", &err);
+        }
+        free(list);
+        free(object);
+        json_decref(ids);
+        json_decref(bias);
+    }
+    params_clear(&p);
+}
+
 /* Known by name: fine where the value changes nothing, else refused by name. */
 static void keys_that_are_not_built_are_refused_by_name(void **state) {
     static const char *const harmless[][2] = {
-        {"n", "1"},      {"n", "1.0"},           {"best_of", "1"},   {"presence_penalty", "0"},   {"frequency_penalty", "0.0"},
-        {"tools", "[]"}, {"logprobs", "false"},  {"stream", "false"}, {"repetition_penalty", "1"}, {"logit_bias", "{}"},
+        {"n", "1"},      {"n", "1.0"},          {"best_of", "1"},    {"length_penalty", "1"},
+        {"tools", "[]"}, {"logprobs", "false"}, {"stream", "false"}, {"bad_words", "[]"},
         {"tool_choice", "\"none\""},             {"response_format", "{\"type\": \"text\"}"}};
     static const char *const refused[][3] = {
         {"n", "2", "n: 2 is not built yet; only 1 is"},
         {"n", "0", "n: 0 is not built yet; only 1 is"},
         {"n", "\"1\"", "n: \"1\" is not built yet"},
         {"best_of", "3", "best_of: 3 is not built yet"},
-        {"presence_penalty", "0.5", "presence_penalty: 0.5"},
-        {"repetition_penalty", "1.1", "repetition_penalty: "},
+        {"bad_words", "[\"x\"]", "bad_words: [\"x\"] is not built yet"},
         {"logprobs", "true", "logprobs: true is not built yet"},
         {"logprobs", "5", "logprobs: 5 is not built yet"},
-        {"logit_bias", "{\"5\": 1}", "logit_bias: {\"5\":1} is not built yet"},
         {"tools", "[{}]", "tools: [{}] is not built yet"},
         {"tool_choice", "\"auto\"", "tool_choice: \"auto\" is not built yet"},
         {"response_format", "{\"type\": \"json_object\"}", "response_format: "},
@@ -212,7 +276,9 @@ static void text_that_is_no_value(void **state) {
 static void json_goes_around(void **state) {
     static const char text[] =
         "{\"max_tokens\":5,\"min_tokens\":2,\"temperature\":0.30000000000000004,\"top_p\":0.9,\"top_k\":40,\"min_p\":0.05,"
-        "\"seed\":9223372036854775807,\"stop\":[\"\\n\",\"\\u00e9\"],\"stop_token_ids\":[1,2],\"ignore_eos\":false}";
+        "\"seed\":9223372036854775807,\"stop\":[\"\\n\",\"\\u00e9\"],\"stop_token_ids\":[1,2],\"ignore_eos\":false,"
+        "\"presence_penalty\":0.5,\"frequency_penalty\":-2.0,\"repetition_penalty\":1.1,\"logit_bias\":{\"5\":-1.5,\"3\":2.0},"
+        "\"allowed_token_ids\":[9,1],\"banned_token_ids\":[]}";
     struct err err = ERR_INIT;
     struct params p = {0}, q = {0};
     assert_ok(params_from_json(&p, text, &err), &err);
@@ -255,13 +321,16 @@ static void an_object_is_taken_whole_or_not_at_all(void **state) {
 static void layers_lie_over_each_other(void **state) {
     struct err err = ERR_INIT;
     struct params p = {0}, over = {0};
-    assert_ok(params_from_json(&p, "{\"max_tokens\": 5, \"temperature\": 1, \"stop\": [\"a\", \"b\"], \"ignore_eos\": true, \"stop_token_ids\": [4]}", &err), &err);
-    assert_ok(params_from_json(&over, "{\"temperature\": 0, \"stop\": [], \"ignore_eos\": false, \"seed\": 3, \"stop_token_ids\": [6, 7]}", &err), &err);
+    assert_ok(params_from_json(&p, "{\"max_tokens\": 5, \"temperature\": 1, \"stop\": [\"a\", \"b\"], \"ignore_eos\": true, \"stop_token_ids\": [4],"
+                                   " \"logit_bias\": {\"1\": 1, \"2\": 2}, \"banned_token_ids\": [1]}", &err), &err);
+    assert_ok(params_from_json(&over, "{\"temperature\": 0, \"stop\": [], \"ignore_eos\": false, \"seed\": 3, \"stop_token_ids\": [6, 7],"
+                                      " \"logit_bias\": {\"9\": -4}, \"allowed_token_ids\": [3]}", &err), &err);
     params_overlay(&p, &over);
     params_overlay(&p, &over); /* copies: neither frees what is the other's */
     params_clear(&over);
     char *text = params_to_json(&p);
-    assert_string_equal(text, "{\"max_tokens\":5,\"temperature\":0.0,\"seed\":3,\"stop\":[],\"stop_token_ids\":[6,7],\"ignore_eos\":false}");
+    assert_string_equal(text, "{\"max_tokens\":5,\"temperature\":0.0,\"seed\":3,\"stop\":[],\"stop_token_ids\":[6,7],\"ignore_eos\":false,"
+                              "\"logit_bias\":{\"9\":-4.0},\"allowed_token_ids\":[3],\"banned_token_ids\":[1]}");
     free(text);
     params_clear(&p);
 }
@@ -269,11 +338,13 @@ static void layers_lie_over_each_other(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_key_takes_the_ends_of_its_range),
     cmocka_unit_test(values_arrive),
+    cmocka_unit_test(penalties_and_lists_arrive),
     cmocka_unit_test(text_is_json_where_it_can_be),
     cmocka_unit_test(a_stop_text_is_taken_as_it_stands),
     cmocka_unit_test(null_sets_nothing),
     cmocka_unit_test(a_refused_value_is_named_and_changes_nothing),
     cmocka_unit_test(stops_have_a_ceiling),
+    cmocka_unit_test(lists_of_ids_have_a_ceiling),
     cmocka_unit_test(keys_that_are_not_built_are_refused_by_name),
     cmocka_unit_test(text_that_is_no_value),
     cmocka_unit_test(json_goes_around),

@@ -11,6 +11,8 @@
 #include "engine/sample/stops.h"
 #include "engine/schedule/scheduler.h"
 
+#include <math.h>
+
 enum { VOCAB = 60, STOP_ID = 2, MAX_LEN = 256, MAX_SLOTS = 32, DEPTH = 3, MAX_BLOCKS = 512, NAN_SEED = 666 };
 
 /* ---------------------------------------------------------------- the device */
@@ -22,9 +24,19 @@ struct device {
     int first, n;
 };
 
-static int32_t draw_token(const int32_t *tokens, int32_t n, uint64_t seed, const int32_t *banned, int32_t n_banned) {
+/* What else is to change a draw, as one number. */
+static uint64_t hash_adjust(const struct step_sample *s, const struct logit_bias *bias, const int32_t *allowed) {
+    float penalties[] = {s->repetition_penalty, s->presence_penalty, s->frequency_penalty, (float)s->n_prompt};
+    if (!s->is_adjusted) return 0;
+    uint64_t h = hash64(penalties, sizeof penalties, 5);
+    h = hash64(bias, (size_t)s->n_bias * sizeof *bias, h);
+    return hash64(allowed, (size_t)s->n_allowed * sizeof *allowed, h);
+}
+
+static int32_t draw_token(const int32_t *tokens, int32_t n, uint64_t seed, uint64_t adjust, const int32_t *banned,
+                          int32_t n_banned) {
     if (seed == NAN_SEED && n >= 12) return -1;
-    int32_t id = (int32_t)(hash64(tokens, (size_t)n * sizeof *tokens, seed + 77) % VOCAB);
+    int32_t id = (int32_t)(hash64(tokens, (size_t)n * sizeof *tokens, seed + 77 + adjust) % VOCAB);
     for (int32_t i = 0; i < n_banned;)
         if (banned[i++] == id) {
             id = (id + 1) % VOCAB;
@@ -61,7 +73,11 @@ static void device_run(struct device *d, const struct step *step) {
         int32_t tokens[MAX_LEN], n = step->position[s->row] + 1;
         assert_int_equal(s->position, n);
         for (int32_t p = 0; p < n; p++) tokens[p] = d->kv[table_row(step, s->slot)[p / KV_BLOCK]][p % KV_BLOCK];
-        drawn[i] = draw_token(tokens, n, s->seed, step->banned + s->first_banned, s->n_banned);
+        assert_true(!s->is_adjusted || step->has_adjusted);
+        assert_true(s->first_bias + s->n_bias <= step->n_bias && s->first_allowed + s->n_allowed <= step->n_allowed);
+        uint64_t adjust = hash_adjust(s, s->n_bias ? step->bias + s->first_bias : NULL,
+                                      s->n_allowed ? step->allowed + s->first_allowed : NULL);
+        drawn[i] = draw_token(tokens, n, s->seed, adjust, step->banned + s->first_banned, s->n_banned);
         d->last_sample[s->slot] = drawn[i];
     }
 }
@@ -165,6 +181,34 @@ struct expected {
     enum finish_reason finish;
 };
 
+/* Lists that many requests have in common, and lists of their own. */
+static void add_lists(struct sampling *s, uint64_t tag) {
+    int32_t bias[] = {41, 3, 17, 3}, banned[] = {9, 3}, allowed[] = {8, 2, (int32_t)(tag % 50)};
+    float add[] = {1, 2, 3, 4};
+    s->logit_bias_ids = mem_dup(bias, sizeof bias);
+    s->logit_bias = mem_dup(add, sizeof add);
+    s->n_logit_bias = 4;
+    s->banned_token_ids = mem_dup(banned, sizeof banned);
+    s->n_banned_token_ids = 2;
+    if (tag % 8 != 3) return;
+    s->allowed_token_ids = mem_dup(allowed, sizeof allowed);
+    s->n_allowed_token_ids = 3;
+}
+
+/* hash_adjust of what such a request asks for, told once more. */
+static uint64_t hash_request(const struct engine_request *q) {
+    static const struct logit_bias merged[] = {{3, -INFINITY}, {9, -INFINITY}, {17, 3}, {41, 1}};
+    const struct sampling *p = &q->sampling;
+    struct step_sample s = {.repetition_penalty = p->repetition_penalty,
+                            .presence_penalty = p->presence_penalty,
+                            .frequency_penalty = p->frequency_penalty,
+                            .n_prompt = (int32_t)q->n_tokens,
+                            .n_bias = p->n_logit_bias ? 4 : 0,
+                            .n_allowed = (int32_t)p->n_allowed_token_ids};
+    s.is_adjusted = s.n_bias > 0 || p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+    return hash_adjust(&s, merged, p->allowed_token_ids);
+}
+
 /* Three families of prompts with long common beginnings, and lengths of all kinds. */
 static struct engine_request *numbered_request(uint64_t tag) {
     int32_t tokens[MAX_LEN], n = 1 + (int32_t)(hash64_mix(tag, 1) % 150);
@@ -178,6 +222,10 @@ static struct engine_request *numbered_request(uint64_t tag) {
         q->sampling.stop_token_ids[1] = 31;
         q->sampling.n_stop_token_ids = 2;
     }
+    if (tag % 6 == 1) q->sampling.repetition_penalty = 1.0f + (float)tag;
+    if (tag % 6 == 2) q->sampling.presence_penalty = 0.5f;
+    if (tag % 9 == 2) q->sampling.frequency_penalty = 0.25f;
+    if (tag % 4 == 3) add_lists(&q->sampling, tag);
     return q;
 }
 
@@ -196,7 +244,7 @@ static struct expected answer(const struct engine_request *q) {
     for (int32_t id = 0; id < VOCAB; id++)
         if (is_stop(&q->sampling, id)) banned[n_banned++] = id;
     while (e.n_sampled < q->sampling.max_tokens && n < MAX_LEN) {
-        int32_t id = draw_token(all, n, q->sampling.seed, banned, e.n_sampled < q->sampling.min_tokens ? n_banned : 0);
+        int32_t id = draw_token(all, n, q->sampling.seed, hash_request(q), banned, e.n_sampled < q->sampling.min_tokens ? n_banned : 0);
         e.n_sampled++;
         if (is_stop(&q->sampling, id)) {
             e.finish = FINISH_STOP;

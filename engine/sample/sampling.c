@@ -6,7 +6,7 @@
 
 #include <stdlib.h>
 
-const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f};
+const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f, .repetition_penalty = 1.0f};
 
 struct engine_request *engine_request_new(void) {
     struct engine_request *r = mem_zalloc(1, sizeof *r);
@@ -19,6 +19,10 @@ void engine_request_free(struct engine_request *r) {
     for (size_t i = 0; i < r->sampling.n_stop; i++) free(r->sampling.stop[i]);
     free(r->sampling.stop);
     free(r->sampling.stop_token_ids);
+    free(r->sampling.logit_bias_ids);
+    free(r->sampling.logit_bias);
+    free(r->sampling.allowed_token_ids);
+    free(r->sampling.banned_token_ids);
     free(r->tokens);
     free(r);
 }

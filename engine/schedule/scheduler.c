@@ -302,7 +302,9 @@ static void finish(struct scheduler *s, struct plan *p, struct sequence *q, stru
 static void take_draw(struct scheduler *s, struct plan *p, struct sequence *q, int32_t id, int64_t now_ns) {
     enum finish_reason why;
     if (id < 0) {
-        finish(s, p, q, sequence_completion(q, FINISH_ERROR, "numeric", "logits are not finite"));
+        finish(s, p, q, sequence_completion(q, FINISH_ERROR, "numeric",
+                                            q->adjust.is_used ? "logits are not finite, or no token may be drawn"
+                                                              : "logits are not finite"));
         return;
     }
     s->sums.n_completion_tokens++;

@@ -38,7 +38,7 @@ static const char *refuse(char *text, size_t n, const struct engine_request *r, 
         snprintf(text, n, "id %d of the prompt is not in the vocabulary of %d", r->tokens[i], limits->model->vocab);
         return "bad_token";
     }
-    return NULL;
+    return adjust_refuse(&r->sampling, limits->model->vocab, text, n);
 }
 
 static void collect_stop_ids(struct sequence *s, const struct model_info *model) {
@@ -83,6 +83,7 @@ struct sequence *sequence_new(struct engine_request *request, const struct seque
     memcpy(s->tokens, request->tokens, (size_t)n * sizeof *s->tokens);
     s->text_bytes = SIZE_MAX;
     collect_stop_ids(s, limits->model);
+    adjust_init(&s->adjust, &request->sampling);
     if (request->sampling.n_stop > 0 && limits->tokenizer) detokenizer_init(&s->text, limits->tokenizer, true);
     return s;
 }
@@ -93,6 +94,7 @@ void sequence_free(struct sequence *s) {
     engine_request_free(s->request);
     free(s->tokens);
     free(s->stop_ids);
+    adjust_clear(&s->adjust);
     free(s);
 }
 

@@ -14,6 +14,7 @@
 #define BATCHD_ENGINE_SCHEDULE_SEQUENCE_H
 
 #include "engine/engine.h"
+#include "engine/sample/adjust.h"
 #include "engine/schedule/blocks.h"
 
 #include <stdbool.h>
@@ -34,6 +35,7 @@ struct sequence {
     int32_t n_under_way;            /* draws of all epochs in steps under way; freed only at 0 */
     int32_t *stop_ids;              /* the model's, unless ignored, and the request's */
     int32_t n_stop_ids;
+    struct adjust adjust;           /* penalties and the like */
     struct detokenizer text;        /* of the samples, where there are stop strings */
     size_t searched;                /* bytes of text without a stop string, or too early for one */
     size_t text_bytes;              /* SIZE_MAX = no stop string met */

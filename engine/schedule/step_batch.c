@@ -32,11 +32,16 @@ void step_batch_clear(struct step_batch *b) {
     free(b->samples);
     free(b->block_table);
     free(b->banned);
+    free(b->bias);
+    free(b->allowed);
 }
 
 void step_batch_reset(struct step_batch *b) {
     b->step.n_rows = b->step.n_sequences = b->step.n_samples = 0;
+    b->step.n_bias = b->step.n_allowed = 0;
+    b->step.has_adjusted = b->step.has_logprobs = false;
     b->n_banned = 0;
+    b->adjusted = NULL;
 }
 
 int32_t step_batch_room(const struct step_batch *b) {
@@ -51,6 +56,54 @@ static void ban(struct step_batch *b, const int32_t *ids, int32_t n) {
     memcpy(b->banned + b->n_banned, ids, (size_t)n * sizeof *ids);
     b->n_banned += n;
     b->step.banned = b->banned;
+}
+
+static bool is_same(const void *a, const void *b, int32_t n, size_t size) {
+    return n == 0 || memcmp(a, b, (size_t)n * size) == 0;
+}
+
+/* The rows of a job have one list more often than not: then the sample before has it. */
+static bool has_lists(const struct step_batch *b, const struct step_sample *s, const struct adjust *a) {
+    return s && s->n_bias == a->n_bias && s->n_allowed == a->n_allowed &&
+           is_same(b->bias + s->first_bias, a->bias, a->n_bias, sizeof *a->bias) &&
+           is_same(b->allowed + s->first_allowed, a->allowed, a->n_allowed, sizeof *a->allowed);
+}
+
+static void *room_for(void *list, int32_t *cap, int32_t n, size_t size) {
+    if (n <= *cap) return list;
+    *cap = 2 * n;
+    return mem_realloc(list, (size_t)*cap, size);
+}
+
+static void add_lists(struct step_batch *b, struct step_sample *out, const struct adjust *a) {
+    struct step *step = &b->step;
+    out->n_bias = a->n_bias;
+    out->n_allowed = a->n_allowed;
+    if (has_lists(b, b->adjusted, a)) {
+        out->first_bias = b->adjusted->first_bias;
+        out->first_allowed = b->adjusted->first_allowed;
+        return;
+    }
+    out->first_bias = step->n_bias;
+    out->first_allowed = step->n_allowed;
+    step->bias = b->bias = room_for(b->bias, &b->cap_bias, step->n_bias + a->n_bias, sizeof *b->bias);
+    step->allowed = b->allowed = room_for(b->allowed, &b->cap_allowed, step->n_allowed + a->n_allowed, sizeof *b->allowed);
+    if (a->n_bias > 0) memcpy(b->bias + step->n_bias, a->bias, (size_t)a->n_bias * sizeof *a->bias);
+    if (a->n_allowed > 0) memcpy(b->allowed + step->n_allowed, a->allowed, (size_t)a->n_allowed * sizeof *a->allowed);
+    step->n_bias += a->n_bias;
+    step->n_allowed += a->n_allowed;
+    b->adjusted = out;
+}
+
+static void add_adjust(struct step_batch *b, struct step_sample *out, const struct sequence *s) {
+    const struct sampling *p = &s->request->sampling;
+    if (!s->adjust.is_used) return;
+    b->step.has_adjusted = out->is_adjusted = true;
+    out->repetition_penalty = p->repetition_penalty;
+    out->presence_penalty = p->presence_penalty;
+    out->frequency_penalty = p->frequency_penalty;
+    out->n_prompt = s->n_prompt;
+    add_lists(b, out, &s->adjust);
 }
 
 static void add_sample(struct step_batch *b, struct sequence *s) {
@@ -69,6 +122,7 @@ static void add_sample(struct step_batch *b, struct sequence *s) {
         out->n_banned = s->n_stop_ids;
         ban(b, s->stop_ids, s->n_stop_ids);
     }
+    add_adjust(b, out, s);
     s->n_pending++;
 }
 

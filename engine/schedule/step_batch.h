@@ -20,6 +20,10 @@ struct step_batch {
     int32_t *block_table;             /* [n_slots][stride] */
     int32_t *banned;                  /* grows */
     int32_t n_banned, cap_banned;
+    struct logit_bias *bias;          /* grows */
+    int32_t *allowed;                 /* grows */
+    int32_t cap_bias, cap_allowed;
+    const struct step_sample *adjusted; /* the last sample with lists; NULL = none yet */
 };
 
 void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride);

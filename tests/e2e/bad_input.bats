@@ -130,19 +130,20 @@ kept() {
 @test "sampling values out of range, of a wrong type, not built" {
     for bad in '"temperature": 11' '"temperature": "hot"' '"temperature": -0.1' '"top_p": 0' '"top_p": 1.5' '"top_k": -1' \
         '"max_tokens": 0' '"max_tokens": 1.5' '"min_p": 2' '"seed": -1' '"stop": [""]' '"stop": 3' '"stop_token_ids": [-4]' \
-        '"ignore_eos": 1'; do
+        '"ignore_eos": 1' '"presence_penalty": 3' '"repetition_penalty": 0' '"logit_bias": {"x": 1}' '"banned_token_ids": 4'; do
         printf '{"prompt": "x", %s}\n' "$bad" >"$DIR/bad.jsonl"
         key=${bad%%:*}
         refused 65 bad.jsonl "${key//\"/}" -- "$DIR/bad.jsonl"
     done
-    for bad in '"n": 2' '"logprobs": 5' '"presence_penalty": 1' '"tools": [{}]'; do
+    for bad in '"n": 2' '"logprobs": 5' '"bad_words": ["x"]' '"tools": [{}]'; do
         printf '{"prompt": "x", %s}\n' "$bad" >"$DIR/bad.jsonl"
         key=${bad%%:*}
         refused 65 bad.jsonl "${key//\"/}" "not built" -- "$DIR/bad.jsonl"
     done
-    printf '{"prompt": "x", "n": 1, "presence_penalty": 0}\n' >"$DIR/fine.jsonl"
+    printf '{"prompt": "x", "n": 1, "bad_words": [], "presence_penalty": 0}\n' >"$DIR/fine.jsonl"
     run -0 "$FAKE" -q submit "$DIR/fine.jsonl"
-    for flag in "--temperature 11" "--top-p 0" "--max-tokens 0" "--seed -1" "--priority 101"; do
+    for flag in "--temperature 11" "--top-p 0" "--max-tokens 0" "--seed -1" "--priority 101" \
+        "--presence-penalty -2.5" "--repetition-penalty 0" "--frequency-penalty 2.1"; do
         run -2 "$FAKE" submit "$DIR/fine.jsonl" $flag
         [[ "$output" == *"${flag%% *}"* || "$output" == *"is not"* ]]
     done

@@ -1,0 +1,55 @@
+#!/usr/bin/env bats
+# Sampling keys from the command line to the result: in rows, in columns and as flags.
+# That they do the right thing to logits is for tests/test_sampling.c.
+
+load aid
+
+setup() { aid_setup; }
+
+# completions FILE FLAGS...: one line a row, as JSON
+completions() {
+    "$BATCHD" --db "$DIR/$RANDOM$RANDOM.db" -q run "$@" --max-tokens 40 --ignore-eos -o - |
+        python3 -c 'import json, sys
+for line in sys.stdin: print(json.dumps(json.loads(line)["completion"]))'
+}
+
+@test "penalties, bias and lists: the same from rows, columns and flags" {
+    echo '{"prompt": "Sort these words: raven, acorn"}' >"$DIR/plain.jsonl"
+    completions "$DIR/plain.jsonl" >"$DIR/plain"
+    for key in 'repetition_penalty 1.4' 'presence_penalty 1.5' 'frequency_penalty 0.7' 'logit_bias {"5":-100,"22":3.5}'; do
+        name=${key%% *} value=${key#* }
+        echo '{"prompt": "Sort these words: raven, acorn", "'"$name"'": '"$value"'}' >"$DIR/row.jsonl"
+        python3 -c 'import csv, sys
+w = csv.writer(open(sys.argv[1], "w"))
+w.writerow(["prompt", "@" + sys.argv[2]])
+w.writerow(["Sort these words: raven, acorn", sys.argv[3]])' "$DIR/cell.csv" "$name" "$value"
+        completions "$DIR/row.jsonl" >"$DIR/row"
+        ! cmp -s "$DIR/row" "$DIR/plain"
+        completions "$DIR/cell.csv" --chat never >"$DIR/cell"
+        cmp "$DIR/row" "$DIR/cell"
+        completions "$DIR/plain.jsonl" "--${name//_/-}" "$value" >"$DIR/flag"
+        cmp "$DIR/row" "$DIR/flag"
+    done
+}
+
+@test "allowed ids are the only ones, banned ids never come" {
+    ids=$(echo r | "$BATCHD" tokenize -m tests/models/demo | tr -d '[]')
+    echo '{"prompt": "Sort these words: raven, acorn", "allowed_token_ids": ['"$ids"'], "temperature": 2}' >"$DIR/one.jsonl"
+    completions "$DIR/one.jsonl" >"$DIR/one"
+    python3 -c 'import json, sys
+text = json.load(open(sys.argv[1]))
+part = text[:len(text) // 40]
+assert part and text == part * 40, text' "$DIR/one"
+    echo '{"prompt": "Sort these words: raven, acorn", "allowed_token_ids": ['"$ids"', 22], "banned_token_ids": ['"$ids"'], "temperature": 2}' >"$DIR/two.jsonl"
+    completions "$DIR/two.jsonl" >"$DIR/two"
+    ! cmp -s "$DIR/one" "$DIR/two"
+}
+
+@test "an id beyond the vocabulary fails its row alone" {
+    printf '{"prompt": "x", "logit_bias": {"999999": 1}}\n{"prompt": "Sort these words: raven, acorn"}\n' >"$DIR/in.jsonl"
+    run -3 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 5
+    python3 -c 'import json, sys
+bad, good = map(json.loads, open(sys.argv[1]))
+assert bad["error"]["code"] == "bad_token" and "logit_bias: id 999999" in bad["error"]["message"], bad
+assert good["status"] == "ok", good' "$DIR/out.jsonl"
+}
