@@ -45,7 +45,11 @@ static int with_model(const struct args *args, int (*run)(const struct args *arg
 }
 
 int cmd_bench(const struct args *args) {
-    if (strcmp(args->words[0], "throughput") == 0) return with_model(args, bench_throughput);
-    log_error("bench: no \"%s\"; there is throughput", args->words[0]);
+    const char *what = args->words[0];
+    if (strcmp(what, "kernels") == 0) return bench_kernels(args);
+    if (strcmp(what, "throughput") != 0) log_error("bench: no \"%s\"; there are throughput and kernels", what);
+    else if (args->n_words > 1) log_error("bench throughput: what is \"%s\"?", args->words[1]);
+    else if (args->shape) log_error("bench throughput takes --model, not --shape");
+    else return with_model(args, bench_throughput);
     return EXIT_USAGE;
 }

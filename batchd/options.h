@@ -52,6 +52,7 @@ struct args {
 
     /* sql, tokenize, models, bench */
     bool write, jsonl, decode;
+    const char *shape;
     int64_t input_len, output_len, num_prompts;
 };
 

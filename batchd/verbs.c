@@ -102,17 +102,22 @@ const struct verb_def verbs[N_VERBS] = {
                      "echo '[403, 407]' | batchd tokenize -m ./models/stories260K --decode\n",
          .exits = {0, 2, 65, 69, 74, 78, -1}, .min_words = 0, .max_words = 0},
     [VERB_BENCH] =
-        {"bench", "throughput -m DIR [flags]", "measure the engine alone", .run = cmd_bench,
+        {"bench", "throughput -m DIR | kernels [PART...] [flags]", "measure the engine alone", .run = cmd_bench,
          .text =
-             "Unique random prompts, end-of-text ignored, no database. First the device's copy\n"
+             "throughput: unique random prompts, end-of-text ignored, no database. First the device's copy\n"
              "bandwidth and matrix rate are measured, and after the run the roof that they put on\n"
              "this model and shape stands beside output tokens/s, with the fraction reached; also\n"
              "total tokens/s, steps, the time that the device was idle between steps, and the rate\n"
              "of the model's matrix products alone at as many rows as there are sequences.\n"
-             "docs/benchmarks.md has the arithmetic.\n",
+             "docs/benchmarks.md has the arithmetic.\n"
+             "\n"
+             "kernels: each operation of a forward pass by itself, on random numbers at the sizes of\n"
+             "well-known models, without a model folder: microseconds, GB/s, TFLOP/s, and the share\n"
+             "of what the device could do. PART is linear, attention, rows or sample.\n",
          .examples = "batchd bench throughput -m ./models/qwen --input-len 128 --output-len 128 --num-prompts 64\n"
-                     "batchd bench throughput -m ./config-only --load-format dummy --json\n",
-         .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 1},
+                     "batchd bench throughput -m ./config-only --load-format dummy --json\n"
+                     "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n",
+         .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 5},
     [VERB_DOCTOR] =
         {"doctor", "[flags]", "look for what could go wrong", .run = cmd_doctor,
          .text = "One line a check: OK, WARN or FAIL, and what to do about it. Exit 1 when one fails.\n",

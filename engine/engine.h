@@ -271,4 +271,30 @@ struct engine_work { /* what the model asks of a device */
 };
 void engine_work(const struct engine *e, struct engine_work *out);
 
+/* Time each operation alone, on a device of its own and without a model: `bench kernels`. */
+struct engine_kernel_options {
+    const char *device, *dtype; /* as in engine_options; NULL = "auto", "bfloat16" */
+    int32_t threads;
+    const char *shape;          /* "phi-2", "mistral-7b", "llama-3.1-8b", "llama-70b", "small"; "all" but small;
+                                   NULL = small on the CPU, else all */
+    const char *const *parts;   /* "linear", "attention", "rows", "sample" */
+    size_t n_parts;             /* 0 = all */
+};
+
+struct engine_kernel_figure {
+    const char *shape, *kernel, *what; /* "llama-3.1-8b", "linear qkv", "M 64, N 6144, K 4096" */
+    double seconds;                    /* of one run, the best of a few rounds */
+    double bytes, flop;                /* that one run has to move and to compute; 0 = does not matter */
+    double roof_seconds;               /* bytes at the copy rate, flop at the matrix rate: the longer */
+};
+struct engine_kernel_device { /* filled before the first figure */
+    char name[100];
+    struct engine_roof roof;
+};
+typedef void engine_kernel_fn(void *arg, const struct engine_kernel_figure *f);
+
+/* E_USAGE: a name that is not there; E_DEVICE, E_NO_MEMORY. */
+int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_kernel_device *device,
+                         engine_kernel_fn *each, void *arg, struct err *err);
+
 #endif

@@ -20,7 +20,10 @@ int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double 
 }
 
 static int roof(struct model *m, struct runner *r, void *arg, struct err *err) {
-    return measure_roof(arg, m, err);
+    runner_note_tokens(r, false); /* what is measured brings tokens of its own to the device */
+    int e = measure_roof(arg, m, err);
+    runner_note_tokens(r, true);
+    return e;
 }
 
 int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *err) {

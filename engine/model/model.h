@@ -81,6 +81,9 @@ void runner_keep_logits(struct runner *r, bool keep);
 void runner_device_time(const struct runner *r, struct engine_device_time *all, struct engine_device_time *large);
 void runner_rest(struct runner *r);
 
+/* Off: what op_embed sees is no sequence's token. On when opened. */
+void runner_note_tokens(struct runner *r, bool on);
+
 /* Time `seconds` of the model's matrix products alone at n_rows rows; rows per second. */
 int runner_matmul_rate(struct runner *r, int32_t n_rows, double seconds, double *rows_per_s, struct err *err);
 

@@ -194,6 +194,10 @@ void runner_rest(struct runner *r) {
     r->rested = true;
 }
 
+void runner_note_tokens(struct runner *r, bool on) {
+    step_set_history(r->dev, on ? r->history : NULL);
+}
+
 int step_collect(struct runner *r, struct step_result *out, struct err *err) {
     assert(r->n > 0);
     struct pending *p = &r->ring[r->first];

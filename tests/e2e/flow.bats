@@ -226,11 +226,51 @@ assert d["device_busy_s"] + d["device_idle_s"] < d["seconds"], d' "$output"
 
 @test "bench throughput beside its roof, in words" {
     run -0 "$BATCHD" -q bench throughput -m tests/models/tiny-llama3 --load-format dummy --input-len 1000 --output-len 2 \
-        --num-prompts 6 --max-num-seqs 6 --max-num-batched-tokens 2048
+        --num-prompts 24 --max-num-seqs 6 --max-num-batched-tokens 2048
     for name in "copy  " "matrix rate" "roof  " "fraction of roof" "output tokens/s" "cached tokens       0"; do
         [[ "$output" == *"$name"* ]]
     done
-    [[ "$output" =~ "idle between steps  "[0-9.]+" % of the device's time; "[0-9.]+" % at the "[23]" steps of 2048 rows" ]]
+    [[ "$output" =~ "idle between steps  "[0-9.]+" % of the device's time; "[0-9.]+" % at the "[1-9][0-9]?" steps of 2048 rows" ]]
+}
+
+@test "bench kernels times every operation and knows what it moves and computes" {
+    run -0 --separate-stderr "$BATCHD" -q bench kernels --device cpu --json
+    run -0 python3 -c 'import json,sys
+lines = [json.loads(l) for l in sys.argv[1].splitlines()]
+hidden, heads, kv, size, ffn, vocab = 256, 4, 2, 64, 768, 4096  # the shape "small"
+products = {"qkv": ((heads + 2 * kv) * size, hidden), "o": (hidden, heads * size), "gate_up": (2 * ffn, hidden),
+            "down": (hidden, ffn), "lm_head": (vocab, hidden)}
+want = {}
+for name, (n, k) in products.items():
+    for m in (1, 8, 64): want["linear " + name, f"M {m}, N {n}, K {k}"] = 2 * n * k, 2 * m * n * k
+for n, context in ((16, 128), (15, 512)): want["attention decode", f"context {context}, {n} sequences"] = n * context * 4 * kv * size, 0
+want["attention prefill", "2 prompts of 128"] = 0, 2 * 4 * heads * size * sum(range(1, 129))
+want["residual_norm", "64 rows of 256"] = 4 * 64 * hidden * 2, 0
+want["qkv_finish", "64 rows of 512"] = 2 * 64 * (heads + 2 * kv) * size * 2, 0
+want["glu", "64 rows of 2 x 768"] = 3 * 64 * ffn * 2, 0
+want["embed", "64 rows of 256"] = 2 * 64 * hidden * 2, 0
+want["gather", "32 of 64 rows of 256"] = 2 * 32 * hidden * 2, 0
+for how in ("greedy", "temperature", "top-p"): want["sample " + how, "32 rows of 4096"] = 32 * vocab * 4, 0
+got = {(l["kernel"], l["case"]): (l["bytes"], l["flop"]) for l in lines}
+assert got == want, (set(got.items()) ^ set(want.items()))
+for l in lines:
+    roof = max(l["bytes"] / l["copy_bytes_per_s"], l["flop"] / l["matrix_flop_per_s"]) * 1e6
+    assert l["us"] > 0 and abs(l["roof_us"] / roof - 1) < 1e-6 and abs(l["fraction_of_roof"] * l["us"] / roof - 1) < 1e-6, l
+' "$output"
+}
+
+@test "bench kernels in words, by part; what it does not take" {
+    run -0 "$BATCHD" -q bench kernels rows --device cpu --dtype float32
+    [[ "$output" == "device "*"matrix rate"*"float32"*"residual_norm"*"gather"* && "$output" != *linear* ]]
+    run -2 "$BATCHD" bench kernels cooking --device cpu
+    [[ "$output" == *"no part \"cooking\""* ]]
+    run -2 "$BATCHD" bench kernels --device cpu --input-len 4
+    [[ "$output" == *"takes no --input-len"* ]]
+    run -2 "$BATCHD" bench kernels --shape huge
+    run -2 "$BATCHD" bench throughput rows
+    run -2 "$BATCHD" bench throughput --shape small
+    run -2 "$BATCHD" bench everything
+    [[ "$output" == *"throughput and kernels"* ]]
 }
 
 @test "doctor is content here" {

@@ -1,0 +1,314 @@
+/* kernel_cases.c - the operations of a forward pass at the sizes at which engines run them. */
+#include "engine/bench/kernel_bench.h"
+
+#include <stdio.h>
+
+/* Fewer and smaller on the CPU, whose kernels are a thousand times slower. */
+enum { MOST_ROWS = 4096, MOST_ROWS_CPU = 64, SAMPLES = 2048, SAMPLES_CPU = 32 };
+
+static int32_t rows_of_step(const struct kernel_bench *b) {
+    return b->is_cpu ? MOST_ROWS_CPU : MOST_ROWS;
+}
+
+static int32_t samples_of_step(const struct kernel_bench *b) {
+    return b->is_cpu ? SAMPLES_CPU : SAMPLES;
+}
+
+static double bytes_of(const struct kernel_bench *b, double numbers) {
+    return numbers * (double)dtype_bytes(b->dtype);
+}
+
+enum { SETS = 64 }; /* room for as many as bench_sets gives */
+
+/* ---------------------------------------------------------------- matrix products */
+
+struct linear {
+    const struct weight *weights[SETS];
+    int32_t n_sets;
+    struct activation x;
+    struct product y;
+};
+
+static void run_linear(struct kernel_bench *b, void *arg, int32_t i) {
+    struct linear *l = arg;
+    op_linear(b->dev, &l->y, &l->x, l->weights[i % l->n_sets]);
+}
+
+/* y[M, n] = x[M, k] w[n, k]^T for several M. The bytes are the weight's alone. */
+static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int64_t k, enum dtype y_dtype) {
+    static const int32_t all_rows[] = {1, 8, 64, 512, 2048, 4096};
+    struct linear l = {.n_sets = bench_sets(b, bytes_of(b, (double)n * (double)k))};
+    for (int32_t i = 0; i < l.n_sets; i++) l.weights[i] = bench_weight(b, n, k);
+    struct tensor x = bench_tensor(b, b->dtype, rows_of_step(b), k);
+    struct tensor y = bench_tensor(b, y_dtype, rows_of_step(b), n);
+    for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows && all_rows[i] <= rows_of_step(b); i++) {
+        int64_t m = all_rows[i];
+        char kernel[32], what[48];
+        l.x.x = tensor_2d(x.data, x.dtype, m, k);
+        l.y.y = tensor_2d(y.data, y.dtype, m, n);
+        snprintf(kernel, sizeof kernel, "linear %s", name);
+        snprintf(what, sizeof what, "M %d, N %d, K %d", (int)m, (int)n, (int)k);
+        bench_time(b, kernel, what, bytes_of(b, (double)n * (double)k), 2.0 * (double)m * (double)n * (double)k,
+                   run_linear, &l, l.n_sets);
+    }
+    bench_case_end(b);
+}
+
+void bench_linear(struct kernel_bench *b) {
+    const struct kernel_shape *s = b->shape;
+    int64_t q = (int64_t)s->n_heads * s->head_dim, kv = (int64_t)s->n_kv_heads * s->head_dim;
+    one_linear(b, "qkv", q + 2 * kv, s->hidden, b->dtype);
+    one_linear(b, "o", s->hidden, q, b->dtype);
+    if (s->gated) one_linear(b, "gate_up", 2 * (int64_t)s->intermediate, s->hidden, b->dtype);
+    else one_linear(b, "up", s->intermediate, s->hidden, b->dtype);
+    one_linear(b, "down", s->hidden, s->intermediate, b->dtype);
+    one_linear(b, "lm_head", s->vocab, s->hidden, DTYPE_F32);
+}
+
+/* ---------------------------------------------------------------- attention */
+
+static struct attention_shape attention_of(const struct kernel_shape *s) {
+    return (struct attention_shape){
+        .n_heads = s->n_heads, .n_kv_heads = s->n_kv_heads, .head_dim = s->head_dim, .scale = 0.1f};
+}
+
+struct attention {
+    struct activation out;
+    struct tensor q;
+    struct attention_shape shape;
+    const struct step *step;
+};
+
+static void run_attention(struct kernel_bench *b, void *arg, int32_t i) {
+    struct attention *a = arg;
+    op_attention(b->dev, &a->out, &a->q, b->kv, 0, &a->shape, a->step);
+}
+
+/* n_seqs sequences of `rows` rows each behind `first` positions, in a cache of one layer. */
+static void one_attention(struct kernel_bench *b, const char *kernel, const char *what, int32_t n_seqs, int32_t first,
+                          int32_t rows, double bytes, double flop) {
+    int64_t width = (int64_t)b->shape->n_heads * b->shape->head_dim;
+    struct bench_step s;
+    struct attention a = {.shape = attention_of(b->shape)};
+    bench_step_init(&s, n_seqs, first, rows, false);
+    bench_kv(b, 1, s.n_blocks);
+    a.q = bench_tensor(b, b->dtype, s.step.n_rows, width);
+    a.out.x = bench_tensor(b, b->dtype, s.step.n_rows, width);
+    if (b->error == 0) a.step = step_upload(b->dev, &s.step);
+    bench_time(b, kernel, what, bytes, flop, run_attention, &a, 1);
+    bench_case_end(b);
+    bench_step_clear(&s);
+}
+
+/* One row a sequence, with as many sequences as fill the device: 4 GB of keys and values in a
+ * layer, as an engine has with most of an H200's memory, and no more than it runs at once. */
+static void decode(struct kernel_bench *b, int32_t context) {
+    const struct kernel_shape *s = b->shape;
+    double position = bytes_of(b, 2.0 * s->n_kv_heads * s->head_dim), all = b->is_cpu ? 4e6 : 4e9;
+    double available = (double)dev_memory_available(b->dev) / 4;
+    if (all > available) all = available;
+    int32_t n = (int32_t)(all / position / context), most = b->is_cpu ? 16 : 2048;
+    if (n > most) n = most;
+    if (n < 1) n = 1;
+    char what[48];
+    snprintf(what, sizeof what, "context %d, %d sequences", context, n);
+    one_attention(b, "attention decode", what, n, context - 1, 1, position * n * context, 0);
+}
+
+/* Whole prompts, 8,192 rows together; the causal half counts. */
+static void prefill(struct kernel_bench *b, int32_t length) {
+    const struct kernel_shape *s = b->shape;
+    int32_t n = (b->is_cpu ? 256 : 8192) / length;
+    double pairs = (double)length * (length + 1) / 2;
+    char what[48];
+    snprintf(what, sizeof what, "%d prompts of %d", n, length);
+    one_attention(b, "attention prefill", what, n, 0, length, 0, 4.0 * n * s->n_heads * s->head_dim * pairs);
+}
+
+void bench_attention(struct kernel_bench *b) {
+    static const int32_t contexts[] = {128, 512, 1024, 2048}, lengths[] = {512, 2048, 8192};
+    for (int i = 0; i < (b->is_cpu ? 2 : 4); i++) decode(b, contexts[i]);
+    if (b->is_cpu) prefill(b, 128);
+    for (int i = 0; i < 3 && !b->is_cpu; i++) prefill(b, lengths[i]);
+}
+
+/* ---------------------------------------------------------------- row by row */
+
+struct rows {
+    struct tensor in[SETS], out[SETS]; /* what is read, and written */
+    struct tensor residual[SETS], norm;
+    const struct weight *table;
+    const struct step *step;
+    struct attention_shape shape;
+    int32_t n_sets;
+};
+
+static void run_norm(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    int32_t k = i % r->n_sets;
+    struct product y = {.y = r->in[k]};
+    struct activation out = {.x = r->out[k]};
+    op_residual_norm(b->dev, &out, &r->residual[k], &y, &r->norm, 1e-5f);
+}
+
+static void run_qkv(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    int32_t k = i % r->n_sets;
+    struct product qkv = {.y = r->in[k]};
+    op_qkv_finish(b->dev, &r->out[k], b->kv, k, &qkv, &r->shape, &b->rope, r->step);
+}
+
+static void run_glu(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    int32_t k = i % r->n_sets;
+    struct product gate_up = {.y = r->in[k]};
+    struct activation out = {.x = r->out[k]};
+    op_glu(b->dev, &out, &gate_up);
+}
+
+static void run_gather(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    int32_t k = i % r->n_sets;
+    struct activation x = {.x = r->in[k]}, out = {.x = r->out[k]};
+    op_gather(b->dev, &out, &x, r->step);
+}
+
+static void run_embed(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    op_embed(b->dev, &r->out[i % r->n_sets], r->table, r->step);
+}
+
+/* Sets of a tensor read and one written. */
+static void take_sets(struct kernel_bench *b, struct rows *r, int64_t rows_in, int64_t in, int64_t rows_out, int64_t out) {
+    r->n_sets = bench_sets(b, bytes_of(b, (double)rows_in * (double)in + (double)rows_out * (double)out));
+    for (int32_t i = 0; i < r->n_sets; i++) {
+        if (in) r->in[i] = bench_tensor(b, b->dtype, rows_in, in);
+        r->out[i] = bench_tensor(b, b->dtype, rows_out, out);
+    }
+}
+
+static void norm(struct kernel_bench *b, int32_t t) {
+    struct rows r = {0};
+    int64_t h = b->shape->hidden;
+    char what[48];
+    take_sets(b, &r, t, h, t, h);
+    for (int32_t i = 0; i < r.n_sets; i++) r.residual[i] = bench_tensor(b, b->dtype, t, h);
+    r.norm = bench_tensor(b, DTYPE_F32, h, 1);
+    snprintf(what, sizeof what, "%d rows of %d", t, (int)h);
+    bench_time(b, "residual_norm", what, bytes_of(b, 4.0 * t * (double)h), 0, run_norm, &r, r.n_sets);
+    bench_case_end(b);
+}
+
+/* Rows of prompts of 128 tokens; a layer of the cache for each set. */
+static void qkv_finish(struct kernel_bench *b, int32_t t) {
+    const struct kernel_shape *s = b->shape;
+    struct rows r = {.shape = attention_of(s)};
+    int64_t q = (int64_t)s->n_heads * s->head_dim, width = q + 2 * (int64_t)s->n_kv_heads * s->head_dim;
+    int32_t length = t < 128 ? t : 128;
+    struct bench_step step;
+    float inv_freq[256];
+    char what[48];
+    for (int i = 0; i < 256; i++) inv_freq[i] = 1.0f / (float)(i + 1);
+    bench_step_init(&step, t / length, 0, length, false);
+    take_sets(b, &r, t, width, t, q);
+    bench_kv(b, r.n_sets, step.n_blocks);
+    if (b->error == 0) b->error = rope_open(&b->rope, b->dev, inv_freq, s->n_rotated, length, 1, b->err);
+    if (b->error == 0) r.step = step_upload(b->dev, &step.step);
+    snprintf(what, sizeof what, "%d rows of %d", t, (int)width);
+    bench_time(b, "qkv_finish", what, bytes_of(b, 2.0 * t * (double)width), 0, run_qkv, &r, r.n_sets);
+    bench_case_end(b);
+    bench_step_clear(&step);
+}
+
+static void glu(struct kernel_bench *b, int32_t t) {
+    struct rows r = {0};
+    int64_t f = b->shape->intermediate;
+    char what[48];
+    if (!b->shape->gated) return;
+    take_sets(b, &r, t, 2 * f, t, f);
+    snprintf(what, sizeof what, "%d rows of 2 x %d", t, (int)f);
+    bench_time(b, "glu", what, bytes_of(b, 3.0 * t * (double)f), 0, run_glu, &r, r.n_sets);
+    bench_case_end(b);
+}
+
+/* One row in two wants logits. */
+static void gather(struct kernel_bench *b, int32_t t) {
+    struct rows r = {0};
+    int64_t h = b->shape->hidden;
+    struct bench_step step;
+    char what[48];
+    bench_step_init(&step, t / 2, 0, 2, true);
+    take_sets(b, &r, t, h, t / 2, h);
+    if (b->error == 0) r.step = step_upload(b->dev, &step.step);
+    snprintf(what, sizeof what, "%d of %d rows of %d", t / 2, t, (int)h);
+    bench_time(b, "gather", what, bytes_of(b, 1.0 * t * (double)h), 0, run_gather, &r, r.n_sets);
+    bench_case_end(b);
+    bench_step_clear(&step);
+}
+
+/* Each row another id, spread over the table. */
+static void embed(struct kernel_bench *b, int32_t t) {
+    struct rows r = {0};
+    const struct kernel_shape *s = b->shape;
+    struct bench_step step;
+    char what[48];
+    bench_step_init(&step, t, 0, 1, false);
+    for (int32_t i = 0; i < t; i++) step.ids[i] = (int32_t)((int64_t)i * s->vocab / t);
+    take_sets(b, &r, 0, 0, t, s->hidden);
+    r.table = bench_weight(b, s->vocab, s->hidden);
+    if (b->error == 0) r.step = step_upload(b->dev, &step.step);
+    snprintf(what, sizeof what, "%d rows of %d", t, s->hidden);
+    bench_time(b, "embed", what, bytes_of(b, 2.0 * t * s->hidden), 0, run_embed, &r, r.n_sets);
+    bench_case_end(b);
+    bench_step_clear(&step);
+}
+
+void bench_rows(struct kernel_bench *b) {
+    int32_t t = rows_of_step(b);
+    norm(b, t);
+    qkv_finish(b, t);
+    glu(b, t);
+    embed(b, t);
+    gather(b, t);
+}
+
+/* ---------------------------------------------------------------- sampling */
+
+struct sample {
+    struct product logits;
+    struct tensor drawn, last_sample;
+    const struct step *step;
+};
+
+static void run_sample(struct kernel_bench *b, void *arg, int32_t i) {
+    struct sample *s = arg;
+    op_sample(b->dev, s->drawn.data, s->last_sample.data, NULL, &s->logits, s->step);
+}
+
+static void one_sample(struct kernel_bench *b, struct sample *a, const char *kernel, float temperature, float top_p) {
+    int32_t n = (int32_t)a->logits.y.shape[0];
+    struct bench_step s;
+    char what[48];
+    bench_step_init(&s, n, 0, 1, true);
+    for (int32_t i = 0; i < n; i++) {
+        s.samples[i].temperature = temperature;
+        s.samples[i].top_p = top_p;
+    }
+    if (b->error == 0) a->step = step_upload(b->dev, &s.step);
+    snprintf(what, sizeof what, "%d rows of %d", n, b->shape->vocab);
+    bench_time(b, kernel, what, 4.0 * n * b->shape->vocab, 0, run_sample, a, 1);
+    bench_step_clear(&s);
+}
+
+/* The bytes are the logits, read once. */
+void bench_sample(struct kernel_bench *b) {
+    int32_t n = samples_of_step(b);
+    struct sample a = {.logits.y = bench_tensor(b, DTYPE_F32, n, b->shape->vocab)};
+    a.drawn = bench_tensor(b, DTYPE_F32, n, 1);
+    a.last_sample = bench_tensor(b, DTYPE_F32, n, 1);
+    if (b->error == 0) op_sample_reserve(b->dev, n, b->shape->vocab);
+    one_sample(b, &a, "sample greedy", 0, 1);
+    one_sample(b, &a, "sample temperature", 0.8f, 1);
+    one_sample(b, &a, "sample top-p", 0.8f, 0.95f);
+    bench_case_end(b);
+}
