@@ -7,6 +7,10 @@
 #include <stddef.h>
 #include <stdio.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* Read all of a regular file of at most `max` bytes. *data is the caller's and
  * has a terminator behind its n bytes. E_NOT_FOUND when there is none, E_RANGE
  * above max. */
@@ -24,4 +28,7 @@ const char *file_new_path(const struct file_new *f); /* the temporary name */
 int file_new_commit(struct file_new *f, struct err *err);
 void file_new_abort(struct file_new *f); /* NULL is fine */
 
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -5,6 +5,10 @@
 
 #include <stdbool.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 
 void log_set_level(enum log_level level); /* messages above it are dropped; starts at LOG_INFO */
@@ -20,4 +24,7 @@ void log_debug(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
  * clear itself; NULL = none. */
 void log_set_before(void (*fn)(void *arg), void *arg);
 
+#ifdef __cplusplus
+}
+#endif
 #endif

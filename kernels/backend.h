@@ -29,6 +29,9 @@ struct backend {
     void (*fetch)(struct dev *dev, void *dst, const void *src, size_t bytes);
     int64_t (*mark)(struct dev *dev);
     void (*wait)(struct dev *dev, int64_t mark);
+    bool (*replay)(struct dev *dev, uint64_t key); /* NULL: the device records nothing */
+    void (*record)(struct dev *dev);
+    void (*record_end)(struct dev *dev, uint64_t key);
     const struct step *(*step_upload)(struct dev *dev, const struct step *host);
 
     void (*stamp)(struct dev *dev, int32_t i); /* note the time when the device gets here, i < N_STAMPS */

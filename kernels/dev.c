@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "kernels/backend.h"
 
+#include <assert.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -84,6 +85,23 @@ int64_t dev_mark(struct dev *dev) {
 int dev_wait(struct dev *dev, int64_t mark, struct err *err) {
     dev->backend->wait(dev, mark);
     return take_failure(dev, err);
+}
+
+bool dev_can_record(const struct dev *dev) {
+    return dev->backend->replay != NULL;
+}
+
+bool dev_replay(struct dev *dev, uint64_t key) {
+    return dev->backend->replay && dev->failed.code == 0 && dev->backend->replay(dev, key);
+}
+
+void dev_record(struct dev *dev) {
+    assert(dev->backend->record);
+    if (dev->failed.code == 0) dev->backend->record(dev);
+}
+
+void dev_record_end(struct dev *dev, uint64_t key) {
+    dev->backend->record_end(dev, key);
 }
 
 void dev_fail(struct dev *dev, int code, const char *fmt, ...) {

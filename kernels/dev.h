@@ -54,6 +54,15 @@ void dev_fetch(struct dev *dev, void *dst, const void *src, size_t bytes);
 int64_t dev_mark(struct dev *dev);
 int dev_wait(struct dev *dev, int64_t mark, struct err *err); /* as dev_sync, up to the mark */
 
+/* Small steps of one kind over and over: what was queued between dev_record and
+ * dev_record_end is queued again by dev_replay in one go, where the device can. The key
+ * stands for all that the host decided in between; what lies in memory may change, the
+ * addresses may not. False: not recorded, or the device has no such thing; queue it as usual. */
+bool dev_can_record(const struct dev *dev);
+bool dev_replay(struct dev *dev, uint64_t key);
+void dev_record(struct dev *dev);
+void dev_record_end(struct dev *dev, uint64_t key); /* and replay once: recording does not run */
+
 /* ---------------------------------------------------------------- time on the device (profile.c) */
 
 /* Note the time when the device gets here; 0 <= stamp < DEV_STAMPS. */

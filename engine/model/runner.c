@@ -11,11 +11,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { SMALL_ROWS = 64, MEETINGS = 4 }; /* rows of a step worth recording, and after how many like it */
+
 struct pending { /* one step under way */
     int32_t n_samples;
-    int32_t *drawn;  /* on the device, [max_samples] */
-    int32_t *drawn_host; /* the same on its way back, in memory of dev_host_alloc */
-    struct sample_logprobs *logprobs, *logprobs_host; /* likewise, where the step has some */
+    int32_t *drawn_host; /* what was drawn on its way back, in memory of dev_host_alloc */
+    struct sample_logprobs *logprobs_host; /* likewise, where the step has some */
     bool has_logprobs;
     int64_t mark;    /* behind that copy */
     int64_t timed;   /* dev_step_begin's number of it */
@@ -31,9 +32,13 @@ struct runner {
     struct workspace ws;
     int32_t *last_sample; /* on the device, [n_slots] */
     int32_t *history;     /* on the device, [n_blocks][KV_BLOCK]: see step_set_history */
+    int32_t *drawn;       /* on the device, [max_samples]; of the newest step */
+    struct sample_logprobs *logprobs; /* likewise */
+    uint8_t meetings[SMALL_ROWS + 1]; /* of decode steps, by rows; up to MEETINGS */
     struct pending ring[RUNNER_DEPTH];
     int first, n;         /* oldest step under way, and how many */
     bool keep_logits;
+    bool notes_tokens;    /* embedding writes them to the history */
     bool rested;          /* no step since the last runner_rest */
     struct engine_device_time device_time, device_time_large;
 };
@@ -92,18 +97,19 @@ static bool open_samples(struct runner *r) {
     size_t samples = (size_t)r->options.max_samples, logprobs = samples * sizeof(struct sample_logprobs);
     r->last_sample = dev_alloc(r->dev, (size_t)r->options.n_slots * sizeof *r->last_sample);
     r->history = dev_alloc(r->dev, (size_t)r->options.n_blocks * KV_BLOCK * sizeof *r->history);
-    bool ok = r->last_sample && r->history;
+    r->drawn = dev_alloc(r->dev, samples * sizeof *r->drawn);
+    r->logprobs = dev_alloc(r->dev, logprobs);
+    bool ok = r->last_sample && r->history && r->drawn && r->logprobs;
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         struct pending *p = &r->ring[i];
-        p->drawn = dev_alloc(r->dev, samples * sizeof *p->drawn);
-        p->drawn_host = dev_host_alloc(r->dev, samples * sizeof *p->drawn);
-        p->logprobs = dev_alloc(r->dev, logprobs);
+        p->drawn_host = dev_host_alloc(r->dev, samples * sizeof *p->drawn_host);
         p->logprobs_host = dev_host_alloc(r->dev, logprobs);
-        ok = ok && p->drawn && p->drawn_host && p->logprobs && p->logprobs_host;
+        ok = ok && p->drawn_host && p->logprobs_host;
     }
     op_sample_reserve(r->dev, r->options.max_samples, r->model->config.info.vocab);
     step_set_last_sample(r->dev, r->last_sample);
     step_set_history(r->dev, r->history);
+    r->notes_tokens = true;
     return ok;
 }
 
@@ -135,14 +141,14 @@ void runner_close(struct runner *r) {
                             &r->ws.projected, &r->ws.gate_up, &r->ws.gated, &r->ws.wanted, &r->ws.logits};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
     for (int i = 0; i < RUNNER_DEPTH; i++) {
-        dev_free(r->dev, r->ring[i].drawn);
         dev_host_free(r->dev, r->ring[i].drawn_host);
-        dev_free(r->dev, r->ring[i].logprobs);
         dev_host_free(r->dev, r->ring[i].logprobs_host);
         free(r->ring[i].logits);
     }
     step_set_history(r->dev, NULL);
     dev_free(r->dev, r->last_sample);
+    dev_free(r->dev, r->drawn);
+    dev_free(r->dev, r->logprobs);
     dev_free(r->dev, r->history);
     kv_cache_close(r->dev, r->kv);
     free(r);
@@ -155,6 +161,33 @@ void runner_keep_logits(struct runner *r, bool keep) {
         if (!r->ring[i].logits) r->ring[i].logits = mem_zalloc(n, sizeof(float));
 }
 
+static void run_step(struct runner *r, const struct step *step, struct product *logits) {
+    forward(r->model, &r->ws, r->kv, step, logits);
+    op_sample(r->dev, r->drawn, r->last_sample, r->logprobs, logits, step);
+}
+
+/* A step of a few decode rows is the same launches every time. Its number of rows, or 0
+ * where it is none or the device cannot record. */
+static int32_t small_rows(const struct runner *r, const struct step *host) {
+    bool is_decode = host->n_sequences == host->n_rows && host->n_samples == host->n_rows;
+    if (!is_decode || host->n_rows > SMALL_ROWS || host->has_adjusted || host->has_logprobs) return 0;
+    if (r->keep_logits || !dev_can_record(r->dev)) return 0;
+    for (int32_t i = 0; i < host->n_samples; i++) /* banned ids lie before what the graph knows the place of */
+        if (host->samples[i].n_banned > 0) return 0;
+    return host->n_rows;
+}
+
+static void run_or_replay(struct runner *r, const struct step *host, const struct step *step, struct product *logits) {
+    int32_t rows = small_rows(r, host);
+    uint64_t key = (uint64_t)rows << 1 | r->notes_tokens;
+    if (rows > 0 && dev_replay(r->dev, key)) return;
+    bool record = rows > 0 && r->meetings[rows] >= MEETINGS;
+    if (rows > 0 && !record) r->meetings[rows]++;
+    if (record) dev_record(r->dev);
+    run_step(r, step, logits);
+    if (record) dev_record_end(r->dev, key);
+}
+
 int step_submit(struct runner *r, const struct step *step, struct err *err) {
     assert(r->n < RUNNER_DEPTH);
     assert(step->n_rows > 0 && step->n_rows <= r->options.max_rows && step->n_samples <= r->options.max_samples);
@@ -165,15 +198,15 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     p->is_first = r->rested;
     p->is_large = step->n_rows >= ENGINE_LARGE_STEP;
     r->rested = false;
-    forward(r->model, &r->ws, r->kv, on_device, &logits);
-    op_sample(r->dev, p->drawn, r->last_sample, p->logprobs, &logits, on_device);
+    run_or_replay(r, step, on_device, &logits);
     dev_step_end(r->dev);
     p->n_samples = step->n_samples;
     p->has_logprobs = step->has_logprobs;
     if (r->keep_logits && step->n_samples > 0)
         dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
-    dev_fetch(r->dev, p->drawn_host, p->drawn, (size_t)p->n_samples * sizeof *p->drawn);
-    if (p->has_logprobs) dev_fetch(r->dev, p->logprobs_host, p->logprobs, (size_t)p->n_samples * sizeof *p->logprobs);
+    dev_fetch(r->dev, p->drawn_host, r->drawn, (size_t)p->n_samples * sizeof *p->drawn_host);
+    if (p->has_logprobs)
+        dev_fetch(r->dev, p->logprobs_host, r->logprobs, (size_t)p->n_samples * sizeof *p->logprobs_host);
     p->mark = dev_mark(r->dev);
     r->n++;
     return 0;
@@ -195,6 +228,7 @@ void runner_rest(struct runner *r) {
 }
 
 void runner_note_tokens(struct runner *r, bool on) {
+    r->notes_tokens = on;
     step_set_history(r->dev, on ? r->history : NULL);
 }
 

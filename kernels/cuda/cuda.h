@@ -7,8 +7,8 @@
 
 #include "kernels/backend.h"
 
-#include <cublasLt.h>
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
 /* Rows of one sequence that one attention item takes: query tokens, before the heads of
@@ -30,7 +30,7 @@ struct cuda_step {                      /* a step whose arrays are on the device
 };
 
 struct cuda_staging { /* of one step under way */
-    char *host, *device;
+    char *host;
     size_t bytes;
     cudaEvent_t copied;
     bool in_use;
@@ -39,7 +39,9 @@ struct cuda_staging { /* of one step under way */
 
 enum { CUDA_STAGINGS = 4, CUDA_MARKS = 16 }; /* more than steps, and their marks, can be under way */
 
-struct cuda_linear; /* cuda_linear.cu */
+struct cuda_linear; /* cuda_linear.h */
+struct cuda_loader; /* cuda_weights.cu */
+struct cuda_graph;  /* cuda_graph.cu */
 
 struct cuda_dev {
     struct dev dev;
@@ -48,10 +50,16 @@ struct cuda_dev {
     cudaStream_t stream;
     struct cuda_staging staging[CUDA_STAGINGS];
     int next_staging;
+    char *step_room; /* on the device: the step's arrays */
+    size_t step_bytes;
     cudaEvent_t marks[CUDA_MARKS];
     int64_t next_mark;
     struct cuda_linear *linear;
-    void *scratch; /* cuda_scratch */
+    struct cuda_loader *loader; /* NULL before the first weight is loaded */
+    bool is_loading;            /* pieces of weights are on their way */
+    bool is_recording;          /* what is launched becomes a graph */
+    struct cuda_graph *graphs;  /* a list */
+    void *scratch;              /* cuda_scratch */
     size_t scratch_bytes;
     int64_t n_allocations;
     cudaEvent_t stamps[N_STAMPS]; /* made when first noted */
@@ -84,13 +92,28 @@ void cuda_stamp(struct dev *dev, int32_t i);
 double cuda_stamp_ns(struct dev *dev, int32_t from, int32_t to);
 void cuda_profile_close(struct cuda_dev *cuda);
 
-/* cuda_linear.cu */
-bool cuda_linear_open(struct cuda_dev *cuda);
-void cuda_linear_close(struct cuda_dev *cuda);
+/* cuda_graph.cu */
+bool cuda_replay(struct dev *dev, uint64_t key);
+void cuda_record(struct dev *dev);
+void cuda_record_end(struct dev *dev, uint64_t key);
+void cuda_graphs_close(struct cuda_dev *cuda);
+
+/* cuda_weights.cu */
 size_t cuda_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
 void cuda_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 void cuda_weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
                         float deviation);
+void cuda_loader_close(struct cuda_dev *cuda);
+void cuda_loader_wait(struct cuda_dev *cuda);
+
+/* Before weights are read: all that was handed over has arrived. */
+static inline void cuda_loader_drain(struct cuda_dev *cuda) {
+    if (cuda->is_loading) cuda_loader_wait(cuda);
+}
+
+/* cuda_linear.cu */
+bool cuda_linear_open(struct cuda_dev *cuda);
+void cuda_linear_close(struct cuda_dev *cuda);
 void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
 /* cuda_rows.cu */
@@ -116,19 +139,57 @@ void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct s
 int64_t cuda_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
 void cuda_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
-/* Kernels are written once for both compute dtypes; T is float or __nv_bfloat16. */
+#ifdef __cplusplus
+
+/* Kernels of compute capability 9.0 may begin while the one before still runs (programmatic
+ * dependent launch). Such a kernel calls cuda_release first, which lets the next begin, and
+ * cuda_follow before it reads or writes what others do, which waits for the one before. */
+__device__ __forceinline__ void cuda_release() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cuda_follow() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* Launch a kernel that calls both. */
+template <typename... P, typename... A>
+static inline void cuda_launch(struct cuda_dev *cuda, const char *what, void (*kernel)(P...), dim3 grid,
+                               unsigned threads, size_t shared_bytes, A... args) {
+    cudaLaunchAttribute overlap = {};
+    cudaLaunchConfig_t config = {};
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = grid;
+    config.blockDim = dim3(threads);
+    config.dynamicSmemBytes = shared_bytes;
+    config.stream = cuda->stream;
+    config.attrs = &overlap;
+    config.numAttrs = cuda->prop.major >= 9 ? 1 : 0;
+    cuda_ok(cuda, cudaLaunchKernelEx(&config, kernel, P(args)...), what);
+}
+
+#endif
+
+/* Kernels are written once for all compute dtypes; T is float, __nv_bfloat16 or __half. */
 #ifdef __cplusplus
 template <typename T> __device__ __forceinline__ float cuda_float(T x);
 template <> __device__ __forceinline__ float cuda_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ float cuda_float<__nv_bfloat16>(__nv_bfloat16 x) {
     return __bfloat162float(x);
 }
+template <> __device__ __forceinline__ float cuda_float<__half>(__half x) { return __half2float(x); }
 
 template <typename T> __device__ __forceinline__ T cuda_round(float x);
 template <> __device__ __forceinline__ float cuda_round<float>(float x) { return x; }
 template <> __device__ __forceinline__ __nv_bfloat16 cuda_round<__nv_bfloat16>(float x) {
     return __float2bfloat16_rn(x);
 }
+template <> __device__ __forceinline__ __half cuda_round<__half>(float x) { return __float2half_rn(x); }
 #endif
 
 #endif

@@ -36,7 +36,9 @@ static void *cuda_alloc(struct dev *dev, size_t bytes) {
 
 static void cuda_free(struct dev *dev, void *p) {
     struct cuda_dev *cuda = cuda_of(dev);
-    cudaFree(p); /* waits for what uses it */
+    cuda_loader_drain(cuda);
+    cuda_graphs_close(cuda); /* they may use it */
+    cudaFree(p);             /* waits for what uses it */
     cuda->n_allocations--;
 }
 
@@ -54,6 +56,8 @@ static void cuda_host_free(struct dev *dev, void *p) { cudaFreeHost(p); }
 
 void *cuda_scratch(struct cuda_dev *cuda, size_t bytes) {
     if (bytes <= cuda->scratch_bytes) return cuda->scratch;
+    assert(!cuda->is_recording);
+    cuda_graphs_close(cuda);
     cudaFree(cuda->scratch);
     cuda->scratch = NULL;
     cuda->scratch_bytes = 0;
@@ -72,6 +76,7 @@ static void cuda_upload(struct dev *dev, void *dst, const void *src, size_t byte
 static void cuda_download(struct dev *dev, void *dst, const void *src, size_t bytes) {
     struct cuda_dev *cuda = cuda_of(dev);
     if (bytes == 0) return;
+    cuda_loader_drain(cuda);
     cuda_ok(cuda, cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToHost, cuda->stream), "download");
     cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "download");
 }
@@ -92,6 +97,7 @@ static void cuda_copy(struct dev *dev, void *dst, const void *src, size_t bytes)
 
 static void cuda_sync(struct dev *dev) {
     struct cuda_dev *cuda = cuda_of(dev);
+    cuda_loader_drain(cuda);
     cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "the device");
 }
 
@@ -113,7 +119,9 @@ static void cuda_wait(struct dev *dev, int64_t mark) {
 static void cuda_close(struct dev *dev) {
     struct cuda_dev *cuda = cuda_of(dev);
     assert(cuda->n_allocations == 0);
+    cuda_loader_close(cuda);
     if (cuda->stream) cudaStreamSynchronize(cuda->stream);
+    cuda_graphs_close(cuda);
     cuda_step_close(cuda);
     cuda_linear_close(cuda);
     cuda_profile_close(cuda);
@@ -140,6 +148,9 @@ static const struct backend *cuda_backend(void) {
     b.sync = cuda_sync;
     b.mark = cuda_mark;
     b.wait = cuda_wait;
+    b.replay = cuda_replay;
+    b.record = cuda_record;
+    b.record_end = cuda_record_end;
     b.step_upload = cuda_step_upload;
     b.stamp = cuda_stamp;
     b.stamp_ns = cuda_stamp_ns;

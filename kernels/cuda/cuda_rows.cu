@@ -75,6 +75,7 @@ static void embed_rows(struct cuda_dev *cuda, struct tensor *residual, const str
 
 void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table,
                 const struct step *step) {
+    cuda_loader_drain(cuda_of(dev));
     if (residual->dtype == DTYPE_BF16)
         embed_rows<__nv_bfloat16>(cuda_of(dev), residual, table, step);
     else

@@ -1,7 +1,8 @@
 /* cuda_step.cu - a step's arrays on their way to the device: one pinned buffer, one copy.
  *
- * A staging is used again when its copy is over; the device reads it until the step that
- * came with it is over, so there are more stagings than steps under way. */
+ * A pinned buffer is used again when its copy is over. On the device all steps share one
+ * buffer, for the copies lie in the stream's order like everything else; so arrays of steps
+ * of one size lie at the same addresses, which graphs rely on (cuda_graph.cu). */
 #include "kernels/cuda/cuda.h"
 
 #include "base/mem.h"
@@ -9,21 +10,29 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Grows, with room to spare. Waits for the device, so that nobody reads the old one. */
+/* Both grow, with room to spare: in a step's life only once or twice. */
 static bool staging_room(struct cuda_dev *cuda, struct cuda_staging *s, size_t bytes) {
+    size_t room = bytes + bytes / 2 + 65536;
     if (!s->copied &&
         !cuda_ok(cuda, cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming), "an event"))
         return false;
-    if (bytes <= s->bytes) return true;
-    cudaStreamSynchronize(cuda->stream);
-    cudaFreeHost(s->host);
-    cudaFree(s->device);
-    s->host = s->device = NULL;
-    s->bytes = 0;
-    size_t room = bytes + bytes / 2 + 65536;
-    if (!cuda_ok(cuda, cudaMallocHost((void **)&s->host, room), "staging memory")) return false;
-    if (!cuda_ok(cuda, cudaMalloc((void **)&s->device, room), "staging memory")) return false;
-    s->bytes = room;
+    if (bytes > s->bytes) {
+        cudaStreamSynchronize(cuda->stream);
+        cudaFreeHost(s->host);
+        s->host = NULL;
+        s->bytes = 0;
+        if (!cuda_ok(cuda, cudaMallocHost((void **)&s->host, room), "staging memory")) return false;
+        s->bytes = room;
+    }
+    if (bytes > cuda->step_bytes) {
+        cudaStreamSynchronize(cuda->stream); /* nobody reads the old one */
+        cuda_graphs_close(cuda);
+        cudaFree(cuda->step_room);
+        cuda->step_room = NULL;
+        cuda->step_bytes = 0;
+        if (!cuda_ok(cuda, cudaMalloc((void **)&cuda->step_room, room), "staging memory")) return false;
+        cuda->step_bytes = room;
+    }
     return true;
 }
 
@@ -31,9 +40,9 @@ void cuda_step_close(struct cuda_dev *cuda) {
     for (int i = 0; i < CUDA_STAGINGS; i++) {
         struct cuda_staging *s = &cuda->staging[i];
         cudaFreeHost(s->host);
-        cudaFree(s->device);
         if (s->copied) cudaEventDestroy(s->copied);
     }
+    cudaFree(cuda->step_room);
 }
 
 static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -131,7 +140,7 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     s->step.step = *host;
     if (!staging_room(cuda, s, bytes)) return &s->step.step;
     if (s->in_use) cuda_ok(cuda, cudaEventSynchronize(s->copied), "staging");
-    struct packer p = {s->host, s->device, 0};
+    struct packer p = {s->host, cuda->step_room, 0};
     struct step *d = &s->step.step;
     d->token = (const int32_t *)pack(&p, host->token, t * 4);
     d->position = (const int32_t *)pack(&p, host->position, t * 4);
@@ -140,15 +149,16 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
                                                       (size_t)host->n_sequences * sizeof *host->sequences);
     d->samples =
         (const struct step_sample *)pack(&p, host->samples, (size_t)host->n_samples * sizeof *host->samples);
+    s->step.n_items = (int32_t)n_items;
+    s->step.longest = make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single);
+    s->step.items = (const struct attention_item *)(cuda->step_room + p.at);
+    p.at += aligned(n_items * sizeof(struct attention_item));
+    /* What differs from step to step of one size comes last, so that the rest keeps its place. */
     d->banned = (const int32_t *)pack(&p, host->banned, n_banned * 4);
     d->bias = (const struct logit_bias *)pack(&p, host->bias, n_bias * sizeof *host->bias);
     d->allowed = (const int32_t *)pack(&p, host->allowed, n_allowed * 4);
-    s->step.n_items = (int32_t)n_items;
-    s->step.longest = make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single);
-    s->step.items = (const struct attention_item *)(s->device + p.at);
-    p.at += aligned(n_items * sizeof(struct attention_item));
     d->block_table = (const int32_t *)pack_block_table(&p, host, n_slots);
-    cuda_ok(cuda, cudaMemcpyAsync(s->device, s->host, p.at, cudaMemcpyHostToDevice, cuda->stream),
+    cuda_ok(cuda, cudaMemcpyAsync(cuda->step_room, s->host, p.at, cudaMemcpyHostToDevice, cuda->stream),
             "a step's upload");
     cuda_ok(cuda, cudaEventRecord(s->copied, cuda->stream), "a step's upload");
     s->in_use = true;
