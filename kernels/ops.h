@@ -36,7 +36,9 @@ extern "C" {
  * Q|K|V or gate|up rows were put together. Tensors are on the device. */
 struct weight_segment {
     int64_t first_row, n_rows;
-    size_t offset;          /* of its codes in the weight's data, in bytes */
+    int64_t from_row;       /* 4-bit kinds: of the tensor, whose numbers are counted from its own row 0 */
+    bool is_shared;         /* the tensors below belong to a segment before it */
+    size_t offset;          /* of the tensor's codes in the weight's data, in bytes */
     struct tensor scale;    /* f32 [n_rows]: int8 (127 = the scale) and fp8 */
     int64_t block;          /* 4-bit kinds: numbers that share an absmax */
     float codes[16];        /* 4-bit kinds: what a code is worth; on the host */
@@ -58,6 +60,7 @@ struct weight {
     void *data;
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
     int32_t n_segments;
+    size_t used;          /* 4-bit kinds: bytes of data taken so far */
     struct tensor bias;   /* f32 [n_pad] or no tensor */
 };
 
@@ -75,6 +78,15 @@ size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_k
  * weight rounds them to its dtype and quantizes them, as one tensor; they must be finite. */
 void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 
+/* Rows [from, from + n_rows) of a checkpoint tensor go to rows [to, to + n_rows) of a weight. */
+struct weight_run {
+    int64_t from, to, n_rows;
+};
+
+/* The same where a tensor's rows are spread over the weight; the runs cover the tensor. */
+void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
+                      int n_runs);
+
 struct quantized { /* a tensor that is quantized already, in host memory; borrowed */
     int64_t n_rows;
     const void *codes;     /* [n_rows][k], or [(n_rows k + 1) / 2] of two numbers each */
@@ -86,7 +98,8 @@ struct quantized { /* a tensor that is quantized already, in host memory; borrow
     const float *absmax2, *map;  /* [blocks / QUANT_NESTED_BLOCK], [256] */
     float mean;
 };
-void weight_load_quantized(struct dev *dev, struct weight *w, int64_t first_row, const struct quantized *host);
+void weight_load_quantized(struct dev *dev, struct weight *w, const struct quantized *host,
+                           const struct weight_run *runs, int n_runs);
 
 /* Rows [first_row, first_row + rows) of normal numbers from a seed: dummy weights. The same
  * each time on the same kind of device. */

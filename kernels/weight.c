@@ -41,6 +41,7 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
 void weight_free(struct dev *dev, struct weight *w) {
     if (!w) return;
     for (int32_t i = 0; i < w->n_segments; i++) {
+        if (w->segments[i].is_shared) continue;
         dev_free(dev, w->segments[i].scale.data);
         dev_free(dev, w->segments[i].absmax.data);
         dev_free(dev, w->segments[i].absmax2.data);
@@ -62,7 +63,7 @@ size_t weight_bytes(const struct weight *w) {
                                     : code_bytes(w->n_pad, w->k_pad, w->quant);
     for (int32_t i = 0; i < w->n_segments; i++) {
         const struct weight_segment *s = &w->segments[i];
-        bytes += held(&s->scale) + held(&s->absmax) + held(&s->absmax2) + held(&s->map);
+        if (!s->is_shared) bytes += held(&s->scale) + held(&s->absmax) + held(&s->absmax2) + held(&s->map);
     }
     return bytes;
 }
@@ -78,13 +79,16 @@ size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_k
 
 /* ---------------------------------------------------------------- segments */
 
-static struct weight_segment *add_segment(struct weight *w, int64_t first_row, int64_t rows) {
-    assert(first_row >= 0 && first_row + rows <= w->n);
+static void add_segment(struct weight *w, const struct weight_segment *s) {
+    assert(s->first_row >= 0 && s->first_row + s->n_rows <= w->n);
     int32_t at = w->n_segments++;
     w->segments = mem_realloc(w->segments, (size_t)w->n_segments, sizeof *w->segments);
-    for (; at > 0 && w->segments[at - 1].first_row > first_row; at--) w->segments[at] = w->segments[at - 1];
-    w->segments[at] = (struct weight_segment){.first_row = first_row, .n_rows = rows};
-    return &w->segments[at];
+    for (; at > 0 && w->segments[at - 1].first_row > s->first_row; at--) w->segments[at] = w->segments[at - 1];
+    w->segments[at] = *s;
+}
+
+static void add_plain_segment(struct weight *w, int64_t first_row, int64_t rows) {
+    add_segment(w, &(struct weight_segment){.first_row = first_row, .n_rows = rows});
 }
 
 const struct weight_segment *weight_segment_of(const struct weight *w, int64_t row) {
@@ -105,7 +109,7 @@ static void store(struct dev *dev, struct tensor *out, enum dtype dtype, int64_t
     *out = t;
 }
 
-/* 8-bit rows lie k_pad apart. */
+/* Rows that lie k_pad apart. */
 static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, int64_t k, int64_t k_pad) {
     if (k == k_pad) {
         dev_upload(dev, to, from, (size_t)(n * k));
@@ -117,25 +121,40 @@ static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, i
     free(padded);
 }
 
-void weight_load_quantized(struct dev *dev, struct weight *w, int64_t first_row, const struct quantized *q) {
-    assert(w->quant != QUANT_NONE);
-    struct weight_segment *s = add_segment(w, first_row, q->n_rows);
-    bool is_4bit = quant_is_4bit(w->quant);
-    s->offset = (size_t)first_row * (size_t)w->k_pad / (is_4bit ? 2 : 1);
-    if (!is_4bit) {
-        store_rows(dev, (char *)w->data + s->offset, q->codes, q->n_rows, w->k, w->k_pad);
-        store(dev, &s->scale, DTYPE_F32, q->n_rows, q->scale);
-        return;
-    }
+static void store_8bit(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *run) {
+    struct weight_segment s = {.first_row = run->to, .n_rows = run->n_rows};
+    s.offset = (size_t)(run->to * w->k_pad);
+    store_rows(dev, (char *)w->data + s.offset, (const char *)q->codes + run->from * w->k, run->n_rows, w->k, w->k_pad);
+    store(dev, &s.scale, DTYPE_F32, run->n_rows, q->scale + run->from);
+    add_segment(w, &s);
+}
+
+/* Numbers of 4 bits are not taken apart: a block may straddle rows. */
+static void store_4bit(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *runs,
+                       int n_runs) {
     int64_t n = q->n_rows * w->k, blocks = quant_blocks(n, q->block);
-    dev_upload(dev, (char *)w->data + s->offset, q->codes, (size_t)(n + 1) / 2);
-    s->block = q->block;
-    s->mean = q->mean;
-    memcpy(s->codes, q->values, sizeof s->codes);
-    if (q->absmax) store(dev, &s->absmax, DTYPE_F32, blocks, q->absmax);
-    else store(dev, &s->absmax, DTYPE_U8, blocks, q->absmax_codes);
-    store(dev, &s->absmax2, DTYPE_F32, quant_blocks(blocks, QUANT_NESTED_BLOCK), q->absmax2);
-    store(dev, &s->map, DTYPE_F32, 256, q->map);
+    struct weight_segment s = {.offset = w->used, .block = q->block, .mean = q->mean};
+    w->used += (size_t)(q->n_rows * w->k_pad / 2);
+    dev_upload(dev, (char *)w->data + s.offset, q->codes, (size_t)(n + 1) / 2);
+    memcpy(s.codes, q->values, sizeof s.codes);
+    if (q->absmax) store(dev, &s.absmax, DTYPE_F32, blocks, q->absmax);
+    else store(dev, &s.absmax, DTYPE_U8, blocks, q->absmax_codes);
+    store(dev, &s.absmax2, DTYPE_F32, quant_blocks(blocks, QUANT_NESTED_BLOCK), q->absmax2);
+    store(dev, &s.map, DTYPE_F32, 256, q->map);
+    for (int i = 0; i < n_runs; i++) {
+        s.first_row = runs[i].to;
+        s.n_rows = runs[i].n_rows;
+        s.from_row = runs[i].from;
+        s.is_shared = i > 0;
+        add_segment(w, &s);
+    }
+}
+
+void weight_load_quantized(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *runs,
+                           int n_runs) {
+    assert(w->quant != QUANT_NONE);
+    if (quant_is_4bit(w->quant)) store_4bit(dev, w, q, runs, n_runs);
+    for (int i = 0; i < n_runs && !quant_is_4bit(w->quant); i++) store_8bit(dev, w, q, &runs[i]);
 }
 
 /* ---------------------------------------------------------------- numbers from a checkpoint */
@@ -161,7 +180,8 @@ static void read_rounded(float *out, const struct tensor *t, int64_t first, int6
     for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(bf16_from_f32(out[i]));
 }
 
-static void load_8bit(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+static void load_8bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
+                      int n_runs) {
     int64_t n = host->shape[0], k = w->k;
     uint8_t *codes = mem_alloc((size_t)(n * k));
     float *scale = mem_zalloc((size_t)n, sizeof *scale), *row = mem_zalloc((size_t)k, sizeof *row);
@@ -170,14 +190,16 @@ static void load_8bit(struct dev *dev, struct weight *w, int64_t first_row, cons
         scale[r] = w->quant == QUANT_INT8 ? quant_int8((int8_t *)codes + r * k, row, k)
                                           : quant_fp8(codes + r * k, row, k);
     }
-    weight_load_quantized(dev, w, first_row, &(struct quantized){.n_rows = n, .codes = codes, .scale = scale});
+    struct quantized q = {.n_rows = n, .codes = codes, .scale = scale};
+    weight_load_quantized(dev, w, &q, runs, n_runs);
     free(codes);
     free(scale);
     free(row);
 }
 
 /* A stretch of the tensor at a time: a whole number of blocks. */
-static void load_4bit(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+static void load_4bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
+                      int n_runs) {
     enum { STRETCH = 1024 * QUANT_BLOCK };
     int64_t n = host->shape[0] * w->k, blocks = quant_blocks(n, QUANT_BLOCK);
     uint8_t *codes = mem_alloc((size_t)(n + 1) / 2), *absmax_codes = mem_zalloc((size_t)blocks, 1);
@@ -200,7 +222,7 @@ static void load_4bit(struct dev *dev, struct weight *w, int64_t first_row, cons
         q.absmax2 = absmax2;
         q.map = quant_dynamic_map();
     }
-    weight_load_quantized(dev, w, first_row, &q);
+    weight_load_quantized(dev, w, &q, runs, n_runs);
     free(codes);
     free(absmax_codes);
     free(absmax);
@@ -208,14 +230,24 @@ static void load_4bit(struct dev *dev, struct weight *w, int64_t first_row, cons
     free(numbers);
 }
 
-void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+static void load_plain(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *run) {
+    struct tensor rows = tensor_2d((char *)host->data + (size_t)(run->from * w->k) * dtype_bytes(host->dtype),
+                                   host->dtype, run->n_rows, w->k);
+    add_plain_segment(w, run->to, run->n_rows);
+    dev->backend->weight_load(dev, w, run->to, &rows);
+}
+
+void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
+                      int n_runs) {
     assert(host->shape[1] == w->k);
-    if (quant_is_4bit(w->quant)) load_4bit(dev, w, first_row, host);
-    else if (w->quant != QUANT_NONE) load_8bit(dev, w, first_row, host);
-    else {
-        add_segment(w, first_row, host->shape[0]);
-        dev->backend->weight_load(dev, w, first_row, host);
-    }
+    if (quant_is_4bit(w->quant)) load_4bit(dev, w, host, runs, n_runs);
+    else if (w->quant != QUANT_NONE) load_8bit(dev, w, host, runs, n_runs);
+    else
+        for (int i = 0; i < n_runs; i++) load_plain(dev, w, host, &runs[i]);
+}
+
+void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
+    weight_load_runs(dev, w, host, &(struct weight_run){0, first_row, host->shape[0]}, 1);
 }
 
 void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
@@ -249,13 +281,13 @@ static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float
 
 void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation) {
     if (w->quant == QUANT_NONE && dev->backend->weight_random) {
-        add_segment(w, first_row, rows);
+        add_plain_segment(w, first_row, rows);
         dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);
         return;
     }
     int64_t k = w->k, at_once = w->quant == QUANT_NONE ? 1 : rows; /* what is quantized is one tensor */
     float *numbers = mem_zalloc((size_t)at_once, (size_t)k * sizeof *numbers);
-    if (w->quant == QUANT_NONE) add_segment(w, first_row, rows);
+    if (w->quant == QUANT_NONE) add_plain_segment(w, first_row, rows);
     for (int64_t r = 0; r < rows; r += at_once) {
         for (int64_t i = 0; i < at_once; i++)
             random_row(numbers + i * k, k, seed, (uint64_t)(first_row + r + i), deviation);

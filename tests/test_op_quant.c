@@ -17,7 +17,8 @@ struct reference { /* of a weight: what its codes are worth */
 };
 
 /* One tensor's rows, as weight_load must quantize them. */
-static void quantize_rows(struct bed *b, struct reference *ref, const float *w, int64_t first, int64_t rows, int64_t k) {
+static void quantize_rows(struct bed *b, struct reference *ref, const float *w, int64_t first, int64_t rows,
+                          int64_t k) {
     int64_t n = rows * k, blocks = quant_blocks(n, QUANT_BLOCK);
     float *codes = ref->codes + first * k, *value = ref->value + first * k;
     uint8_t *packed = mem_zalloc((size_t)n, 1);
@@ -212,9 +213,9 @@ static void foreign(struct bed *b) {
     for (int i = 0; i < 16; i++) codes[i] = quant_codes(QUANT_NF4)[i] * 0.99f;
     quant_4bit(packed, absmax, w, N * K, BLOCK, QUANT_NF4);
     quant_nested(nested, absmax2, &mean, absmax, blocks);
-    weight_load_quantized(b->dev, ref.w, 0,
-                          &(struct quantized){.n_rows = N, .codes = packed, .block = BLOCK, .values = codes,
-                                              .absmax_codes = nested, .absmax2 = absmax2, .map = map, .mean = mean});
+    struct quantized q = {.n_rows = N, .codes = packed, .block = BLOCK, .values = codes, .absmax_codes = nested,
+                          .absmax2 = absmax2, .map = map, .mean = mean};
+    weight_load_quantized(b->dev, ref.w, &q, &(struct weight_run){0, 0, N}, 1);
     for (int64_t i = 0; i < blocks; i++) absmax[i] = map[nested[i]] * absmax2[0] + mean;
     quant_4bit_back(ref.value, packed, absmax, 0, N * K, BLOCK, codes);
     for (int i = 0; i < N * K; i++) ref.value[i] = rounded(ref.value[i], b->dtype);
@@ -232,6 +233,33 @@ static void foreign(struct bed *b) {
 
 static void tensors_quantized_elsewhere_keep_their_maps(void **state) {
     each_bed(foreign);
+}
+
+/* Rows of one tensor that go to several places are quantized before they part. */
+static void spread(struct bed *b) {
+    enum { N = 24, K = 40 }; /* blocks straddle rows */
+    static const struct weight_run runs[] = {{8, 0, 8}, {0, 8, 8}, {16, 16, 8}}, all = {0, 0, N};
+    for (int i = 0; i < N_KINDS; i++) {
+        struct activation x = {.x = make_rows(b, 5, K)};
+        struct product y[2];
+        struct tensor host = tensor_2d(bed_floats(b, N * K), DTYPE_F32, N, K);
+        for (int j = 0; j < N * K; j++) ((float *)host.data)[j] = bed_random(b) * (float)(1 + j / K % 5);
+        for (int j = 0; j < 2; j++) {
+            struct weight *w = weight_new_quantized(b->dev, N, K, b->dtype, kinds[i]);
+            weight_load_runs(b->dev, w, &host, j ? runs : &all, j ? 3 : 1);
+            y[j].y = bed_tensor(b, b->dtype, 5, N, NULL);
+            op_linear(b->dev, &y[j], &x, w);
+            weight_free(b->dev, w);
+        }
+        float *whole = bed_get(b, &y[0].y), *parted = bed_get(b, &y[1].y);
+        for (int r = 0; r < 5; r++)
+            for (int c = 0; c < N; c++)
+                assert_true(parted[r * N + (c < 8 ? c + 8 : c < 16 ? c - 8 : c)] == whole[r * N + c]);
+    }
+}
+
+static void rows_of_a_tensor_may_go_to_several_places(void **state) {
+    each_bed(spread);
 }
 
 /* bytes = 4.127 bits a number for nf4-dq, and so on; the plan is never less than the truth. */
@@ -256,6 +284,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_of_integers_are_exact),
     cmocka_unit_test(products_do_not_see_other_rows),
     cmocka_unit_test(tensors_quantized_elsewhere_keep_their_maps),
+    cmocka_unit_test(rows_of_a_tensor_may_go_to_several_places),
     cmocka_unit_test(weights_take_as_many_bytes_as_planned),
 };
 

@@ -77,7 +77,7 @@ static void decode_4bit(const struct quant_linear *l, float *out, int64_t row, i
     const struct weight *w = l->w;
     const struct weight_segment *s = weight_segment_of(w, row);
     const uint8_t *packed = (const uint8_t *)w->data + s->offset;
-    int64_t at = (row - s->first_row) * w->k + first, end = at + n;
+    int64_t at = (row - s->first_row + s->from_row) * w->k + first, end = at + n;
     while (at < end) {
         int64_t block = at / s->block, stop = (block + 1) * s->block < end ? (block + 1) * s->block : end;
         l->cpu->simd->decode4(out, packed, at, stop - at, s->codes, absmax_of(s, block), w->dtype == DTYPE_BF16);
