@@ -39,7 +39,7 @@ struct daemon {
     struct store *store;
     struct worker *worker;
     struct pipeline *pipeline; /* NULL until a job needs it */
-    char *model_dir, *dtype;   /* what the pipeline runs */
+    char *model_dir, *dtype, *quantization; /* what the pipeline runs */
     int64_t max_model_len;
     struct job_ref *job;       /* leased from last */
     struct lease lease;        /* rows that are not fed yet, from next_row on */
@@ -175,12 +175,13 @@ static int resolve_model(struct daemon *d, const struct job_settings *set, char 
     return 0;
 }
 
-static bool same_text(const char *a, const char *b) {
-    return strcmp(a ? a : "auto", b ? b : "auto") == 0;
+static bool same_text(const char *a, const char *b, const char *otherwise) {
+    return strcmp(a ? a : otherwise, b ? b : otherwise) == 0;
 }
 
 static bool pipeline_fits(const struct daemon *d, const struct job_settings *set, const char *model_dir) {
-    return d->pipeline && strcmp(d->model_dir, model_dir) == 0 && same_text(d->dtype, set->dtype) &&
+    return d->pipeline && strcmp(d->model_dir, model_dir) == 0 && same_text(d->dtype, set->dtype, "auto") &&
+           same_text(d->quantization, set->quantization, "none") &&
            d->max_model_len == set->max_model_len;
 }
 
@@ -192,7 +193,8 @@ static void close_pipeline(struct daemon *d) {
     d->pipeline = NULL;
     free(d->model_dir);
     free(d->dtype);
-    d->model_dir = d->dtype = NULL;
+    free(d->quantization);
+    d->model_dir = d->dtype = d->quantization = NULL;
 }
 
 static int open_pipeline(struct daemon *d, const struct job_settings *set, const char *model_dir, struct err *err) {
@@ -201,11 +203,13 @@ static int open_pipeline(struct daemon *d, const struct job_settings *set, const
     close_pipeline(d);
     o.model_dir = model_dir;
     o.dtype = set->dtype ? set->dtype : "auto";
+    o.quantization = set->quantization;
     o.max_model_len = set->max_model_len;
     int r = pipeline_open(&d->pipeline, &o, err);
     if (r < 0) return r;
     d->model_dir = mem_strdup(model_dir);
     d->dtype = mem_strdup(set->dtype);
+    d->quantization = mem_strdup(set->quantization);
     d->max_model_len = set->max_model_len;
     log_info("%s loaded on %s in %.1f s", model_dir, engine_device_name(pipeline_engine(d->pipeline)),
              (double)(clock_mono_ns() - start) / 1e9);

@@ -1,6 +1,7 @@
 /* engine_flags.c - see engine_flags.h. */
 #include "batchd/engine_flags.h"
 #include "base/log.h"
+#include "base/mem.h"
 #include "batchd/exit.h"
 
 #include <errno.h>
@@ -27,6 +28,19 @@ static int open_step_log(struct engine_options *o) {
     return EXIT_OUTPUT;
 }
 
+int engine_flags_quantization(char **out, const struct args *args) {
+    const char *kind = args->quantization, *skip = args->quantization_skip;
+    if (kind && strcmp(kind, "none") == 0) kind = NULL;
+    *out = NULL;
+    if (skip && !kind) {
+        log_error("--quantization-skip needs --quantization");
+        return EXIT_USAGE;
+    }
+    if (skip && asprintf(out, "%s except %s", kind, skip) < 0) abort();
+    if (!skip) *out = mem_strdup(kind);
+    return EXIT_DONE;
+}
+
 int engine_flags_read(struct engine_flags *out, const struct args *args) {
     struct engine_options *o = &out->options;
     *o = ENGINE_OPTIONS_DEFAULT;
@@ -40,11 +54,14 @@ int engine_flags_read(struct engine_flags *out, const struct args *args) {
     o->gpu_memory_limit = args->gpu_memory_limit;
     o->gpu_memory_utilization = args->gpu_memory_utilization;
     o->threads = (int32_t)args->threads;
-    int code = read_lookahead(o);
+    int code = engine_flags_quantization(&out->quantization, args);
+    o->quantization = out->quantization;
+    if (code == EXIT_DONE) code = read_lookahead(o);
     return code == EXIT_DONE ? open_step_log(o) : code;
 }
 
 void engine_flags_clear(struct engine_flags *f) {
     if (f->options.step_log) fclose(f->options.step_log);
+    free(f->quantization);
     *f = (struct engine_flags){.options = ENGINE_OPTIONS_DEFAULT};
 }

@@ -8,7 +8,12 @@
 
 struct engine_flags { /* give back with engine_flags_clear, after the engine is closed */
     struct engine_options options; /* dtype and max_model_len too; model_dir is left NULL */
+    char *quantization;            /* the options' */
 };
+
+/* --quantization and --quantization-skip as one text, which engine.h and jobs.h take; NULL =
+ * none. The caller's. Returns an exit code; the error has been shown. */
+int engine_flags_quantization(char **out, const struct args *args);
 
 /* Returns an exit code; the error has been shown. */
 int engine_flags_read(struct engine_flags *out, const struct args *args);

@@ -5,6 +5,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "batchd/command.h"
+#include "batchd/engine_flags.h"
 #include "batchd/exit.h"
 #include "batchd/model_arg.h"
 #include "batchd/signals.h"
@@ -59,6 +60,8 @@ int job_flags_read(struct job_flags *out, const struct args *args) {
     struct err err = ERR_INIT;
     struct job_settings *s = &out->settings;
     *out = (struct job_flags){0};
+    int code = engine_flags_quantization(&s->quantization, args);
+    if (code != EXIT_DONE) return code;
     if (read_text(&s->template_text, "template", args->template_text, &err) < 0 ||
         read_text(&s->system_text, "system", args->system_text, &err) < 0)
         return exit_with(ABOUT_INPUT, &err);

@@ -88,6 +88,9 @@ static int check_options(const struct engine_options *o, struct err *err) {
         return err_set(err, E_USAGE, "no device \"%s\": auto, cpu and cuda are known", device);
     if (strcmp(format, "auto") != 0 && strcmp(format, "dummy") != 0)
         return err_set(err, E_USAGE, "no load format \"%s\": auto and dummy are known", format);
+    struct quantization quantization;
+    int known = quantization_parse(&quantization, o->quantization, err);
+    if (known < 0) return known;
     if (o->lookahead < -1 || o->lookahead > RUNNER_DEPTH - 1)
         return err_set(err, E_USAGE, "look-ahead %d is not in 0 .. %d", o->lookahead, RUNNER_DEPTH - 1);
     int r = check_range("--max-num-seqs", o->max_num_seqs, MAX_SEQS, err);
@@ -151,9 +154,12 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
         return err_set(err, E_USAGE, "--max-model-len %" PRId64 " is more than the model's context of %d tokens",
                        o->max_model_len, e->info.context);
     e->max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : e->info.context;
-    struct model_options options = {
-        .dir = o->model_dir, .dtype = *dtype, .dummy = dummy, .max_positions = e->max_model_len};
-    return model_open(&e->model, e->dev, &options, err);
+    struct model_options options = {.dir = o->model_dir,
+                                    .dtype = *dtype,
+                                    .dummy = dummy,
+                                    .max_positions = e->max_model_len};
+    r = quantization_parse(&options.quantization, o->quantization, err);
+    return r < 0 ? r : model_open(&e->model, e->dev, &options, err);
 }
 
 /* What the device decides where no flag does. */

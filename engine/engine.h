@@ -122,6 +122,9 @@ struct engine_options {
     const char *model_dir;
     const char *device;             /* "auto" = cuda where it can be used, "cpu", "cuda" */
     const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16" */
+    const char *quantization;       /* "none", "int8", "fp4", "nf4", "nf4-dq", "fp8": what float weights of
+                                       layers become as they are loaded; NULL = none. "nf4 except A,B":
+                                       the modules that A or B name stay as they are */
     const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
     int64_t max_model_len;          /* 0 = the model's context, or what the KV cache holds of it */
     int32_t max_num_seqs;           /* 0 = 64 on the CPU, 2048 on CUDA */

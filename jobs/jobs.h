@@ -109,7 +109,7 @@ void params_overlay(struct params *p, const struct params *over);
 struct job_settings {
     char *model;          /* absolute folder, or a registered name */
     char *dtype;          /* auto, float32, bfloat16 */
-    char *quantization;   /* none */
+    char *quantization;   /* NULL = none, nf4, "nf4 except A,B": as engine.h has it */
     char *kv_cache_dtype; /* auto */
     int64_t max_model_len;
     char *template_text;  /* {column} template, or NULL */

@@ -4,11 +4,16 @@
 #include <string.h>
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
+    rig_open_quantized(r, dir, options, NULL);
+}
+
+void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
     struct err err = ERR_INIT;
     struct model_options model = {
         .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
     struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
     memset(r, 0, sizeof *r);
+    assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);
     assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);

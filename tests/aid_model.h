@@ -24,6 +24,7 @@ struct rig_options {
 };
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options);
+void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
 void rig_close(struct rig *r);
 
 struct batch { /* one step; all zero = empty */

@@ -1,5 +1,6 @@
 /* config.c - see config.h. */
 #include "engine/model/config.h"
+#include "engine/model/quantization.h"
 #include "base/file.h"
 #include "base/mem.h"
 
@@ -112,11 +113,7 @@ static void read_family(struct reader *rd, struct model_config *c) {
         refuse(rd, "model_type", family, "llama, mistral are");
     else strcpy(c->info.family, family);
     if (act && strcmp(act, "silu") != 0) refuse(rd, "hidden_act", act, "silu is");
-    const json_t *quantization = get(rd, "quantization_config");
-    const char *method = json_string_value(json_object_get(quantization, "quant_method"));
-    if (quantization)
-        refuse(rd, "quantization_config.quant_method", method ? method : "?",
-               "checkpoints in float32, bfloat16 and float16 are");
+    if (rd->r == 0) rd->r = quantization_check_config(get(rd, "quantization_config"), rd->where, rd->err);
 }
 
 static bool is_mistral(const struct model_config *c) {

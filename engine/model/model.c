@@ -19,7 +19,7 @@ static const char *checkpoint_dtype(const struct model_config *config, const str
 static int complete_info(struct model_config *config, const struct checkpoint *c, struct err *err) {
     struct model_info *m = &config->info;
     struct weights_plan plan;
-    int r = weights_plan(&plan, config, c, DTYPE_F32, err);
+    int r = weights_plan(&plan, config, c, DTYPE_F32, &(struct quantization){0}, err);
     if (r < 0) return r;
     snprintf(m->dtype, sizeof m->dtype, "%s", checkpoint_dtype(config, c));
     int64_t number = strcmp(m->dtype, "float32") == 0 ? 4 : 2;
@@ -80,7 +80,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     m->dev = dev;
     m->dtype = options->dtype;
     int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
-    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, err);
+    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, err);
     if (r == 0) r = open_rope(m, options->max_positions, err);
     checkpoint_close(c);
     if (r < 0) {

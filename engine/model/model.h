@@ -10,6 +10,7 @@
 
 #include "base/err.h"
 #include "engine/engine.h"
+#include "engine/model/quantization.h"
 #include "kernels/dev.h"
 #include "kernels/ops.h"
 
@@ -21,6 +22,7 @@ struct model;
 struct model_options {
     const char *dir;
     enum dtype dtype;    /* compute dtype: F32 or BF16 */
+    struct quantization quantization; /* on load; borrowed */
     bool dummy;          /* weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };

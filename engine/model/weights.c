@@ -20,6 +20,7 @@ struct loader {
     const struct model_config *c;
     const struct checkpoint *checkpoint; /* NULL = dummy weights */
     enum dtype dtype;
+    const struct quantization *quantization;
     struct weights *w;
     struct weights_plan plan;
     size_t n_used; /* checkpoint tensors that the model needs */
@@ -54,12 +55,26 @@ static int find(struct loader *l, const char *name, int32_t n_dims, int64_t rows
     return 0;
 }
 
+/* A tensor that the checkpoint has quantized. */
+static int load_quantized(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
+    struct quantized_tensor t;
+    int r = quantized_tensor_read(&t, l->checkpoint, name, rows, k, l->err);
+    if (r < 0) return r;
+    l->n_used += (size_t)t.n_tensors;
+    if (w) weight_load_quantized(l->dev, w, &t.q, &(struct weight_run){0, first, rows}, 1);
+    quantized_tensor_clear(&t);
+    return 0;
+}
+
 /* Rows [first, first + rows) of a weight of k columns; w NULL in a plan. */
 static int load_rows(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
     struct tensor t = {0};
     l->plan.n_params += rows * k;
+    if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE)
+        return load_quantized(l, w, first, rows, k, name);
     int r = l->checkpoint ? find(l, name, 2, rows, k, &t) : 0;
     if (r < 0 || !w) return r;
+    if (l->checkpoint && w->quant != QUANT_NONE && (r = quantization_check_finite(&t, name, l->err)) < 0) return r;
     if (l->checkpoint) weight_load(l->dev, w, first, &t);
     else weight_random(l->dev, w, first, rows, ++l->dummy_seed, (float)(1.0 / sqrt((double)w->k)));
     return 0;
@@ -119,6 +134,34 @@ struct part { /* one checkpoint tensor of a weight */
     int64_t rows;
 };
 
+/* What the parts of a layer's weight become: what the checkpoint has made of them, or what
+ * was asked for. One weight is of one kind. */
+static int weight_kind(struct loader *l, enum quant_kind *out, const char *prefix, const struct part *parts,
+                       int n_parts) {
+    const struct quantization *q = l->quantization;
+    bool is_skipped = false;
+    int n_quantized = 0;
+    *out = q->kind;
+    for (int i = 0; i < n_parts; i++) {
+        char module[MAX_TENSOR_NAME], name[MAX_TENSOR_NAME];
+        snprintf(module, sizeof module, "%s%s", prefix, parts[i].name);
+        snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
+        enum quant_kind kind = l->checkpoint ? quantized_kind(l->checkpoint, name) : QUANT_NONE;
+        if (quantization_skips(q, module)) is_skipped = true;
+        if (kind == QUANT_NONE) continue;
+        if ((n_quantized > 0 || q->kind != QUANT_NONE) && kind != *out)
+            return err_set(l->err, E_UNSUPPORTED, "tensor %s is quantized to %s already, which cannot become %s", name,
+                           quant_name(kind), quant_name(*out));
+        *out = kind;
+        n_quantized++;
+    }
+    if (n_quantized > 0 && n_quantized < n_parts)
+        return err_set(l->err, E_UNSUPPORTED, "of the tensors from %s%s to %s some are quantized and some are not", prefix,
+                       parts[0].name, parts[n_parts - 1].name);
+    if (is_skipped && n_quantized == 0) *out = QUANT_NONE;
+    return 0;
+}
+
 static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
@@ -127,10 +170,15 @@ static int64_t padded(int64_t n) {
 static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
                        const struct part *parts, int n_parts) {
     int64_t n = 0, first = 0;
+    enum quant_kind kind = QUANT_NONE;
+    bool is_layers = strncmp(prefix, "model.layers.", 13) == 0;
+    int kind_known = is_layers ? weight_kind(l, &kind, prefix, parts, n_parts) : 0;
+    if (kind_known < 0) return kind_known;
+    l->plan.is_quantized |= kind != QUANT_NONE;
     for (int i = 0; i < n_parts; i++) n += parts[i].rows;
-    l->plan.bytes += padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) + (has_bias ? padded(n) * 4 : 0);
+    l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts) + (has_bias ? padded(n) * 4 : 0);
     if (l->dev) {
-        *out = weight_new(l->dev, n, k, l->dtype);
+        *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
         if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
     }
     for (int i = 0; i < n_parts; first += parts[i++].rows) {
@@ -194,19 +242,28 @@ static int plan(struct loader *l) {
 }
 
 int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
-                 enum dtype dtype, struct err *err) {
-    struct loader l = {.c = c, .checkpoint = checkpoint, .dtype = dtype, .err = err};
+                 enum dtype dtype, const struct quantization *quantization, struct err *err) {
+    struct loader l = {.c = c, .checkpoint = checkpoint, .dtype = dtype, .quantization = quantization, .err = err};
     int r = plan(&l);
     if (r == 0) *out = l.plan;
     return r;
 }
 
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
-                 const struct checkpoint *checkpoint, enum dtype dtype, struct err *err) {
+                 const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
+                 struct err *err) {
     struct weights w = {.n_layers = c->info.n_layers};
-    struct loader l = {.dev = dev, .c = c, .checkpoint = checkpoint, .dtype = dtype, .w = &w, .err = err};
+    struct loader l = {.dev = dev,
+                       .c = c,
+                       .checkpoint = checkpoint,
+                       .dtype = dtype,
+                       .quantization = quantization,
+                       .w = &w,
+                       .err = err};
     int r = plan(&l);
     if (r < 0) return r;
+    if (l.plan.is_quantized && strcmp(dev_kind(dev), "cpu") != 0)
+        return err_set(err, E_UNSUPPORTED, "quantized weights run on the CPU alone: --device cpu");
     int64_t available = dev_memory_available(dev);
     if (l.plan.bytes > available)
         return err_set(err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available",

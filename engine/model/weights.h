@@ -4,6 +4,7 @@
 #define BATCHD_ENGINE_MODEL_WEIGHTS_H
 
 #include "engine/model/config.h"
+#include "engine/model/quantization.h"
 #include "engine/model/safetensors.h"
 #include "kernels/dev.h"
 #include "kernels/ops.h"
@@ -25,20 +26,23 @@ struct weights {
 };
 
 struct weights_plan {
-    int64_t bytes;    /* on the device, in the dtype asked for */
+    int64_t bytes;    /* on the device, in the dtype and with the quantization asked for */
     int64_t n_params; /* a tied embedding counts once */
+    bool is_quantized; /* some weights are, or become so */
     bool tied;        /* config.json says so, or the checkpoint has no lm_head.weight */
 };
 
 /* What weights_load would do: every tensor is checked for existence, dtype and
- * shape, and an error names it; nothing is allocated. checkpoint NULL: as config.json alone says. */
+ * shape, and an error names it; nothing is allocated. checkpoint NULL: as config.json alone says.
+ * Embedding, norms and lm_head are never quantized. */
 int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
-                 enum dtype dtype, struct err *err);
+                 enum dtype dtype, const struct quantization *quantization, struct err *err);
 
 /* Plan, then copy the tensors to the device. checkpoint NULL: random weights,
  * N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what there is. */
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
-                 const struct checkpoint *checkpoint, enum dtype dtype, struct err *err);
+                 const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
+                 struct err *err);
 void weights_clear(struct dev *dev, struct weights *w);
 
 #endif

@@ -55,6 +55,18 @@ compare() {
     compare --dtype bfloat16
 }
 
+@test "quantized weights: the same" {
+    local kind
+    for kind in int8 nf4-dq fp8; do
+        texts alone in --quantization $kind --max-num-seqs 1 --threads 1
+        texts together in --quantization $kind --threads 2 --max-num-batched-tokens 64
+        cmp "$DIR/alone" "$DIR/together"
+        texts shuffled shuffled --quantization $kind --threads 1 --max-num-batched-tokens 512
+        cmp "$DIR/alone" "$DIR/shuffled"
+        rm "$DIR"/*.db*
+    done
+}
+
 @test "a KV pool that is too small: preemptions, and the same texts" {
     texts roomy long --max-model-len 160
     [ "$(sqlite3 "$DIR/roomy.db" 'SELECT sum(preemptions) FROM metrics')" -eq 0 ]

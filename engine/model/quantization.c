@@ -1,0 +1,239 @@
+/* quantization.c - see quantization.h. */
+#include "engine/model/quantization.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { MAX_NAME = 256 };
+
+/* ---------------------------------------------------------------- what is asked for */
+
+int quantization_parse(struct quantization *out, const char *text, struct err *err) {
+    static const char between[] = " except ";
+    const char *skip = text ? strstr(text, between) : NULL;
+    char kind[16];
+    *out = (struct quantization){0};
+    if (!text) return 0;
+    snprintf(kind, sizeof kind, "%.*s", (int)(skip ? skip - text : (ptrdiff_t)strlen(text)), text);
+    out->skip = skip ? skip + strlen(between) : NULL;
+    if (quant_from_name(&out->kind, kind)) return 0;
+    return err_set(err, E_USAGE, "no quantization \"%s\": none, int8, fp4, nf4, nf4-dq and fp8 are known", text);
+}
+
+/* ---------------------------------------------------------------- config.json */
+
+int quantization_check_config(const json_t *config, const char *where, struct err *err) {
+    if (!config || json_is_null(config)) return 0;
+    const char *method = json_string_value(json_object_get(config, "quant_method"));
+    bool by_keys = json_is_true(json_object_get(config, "load_in_4bit")) ||
+                   json_is_true(json_object_get(config, "load_in_8bit")); /* before there was quant_method */
+    const json_t *threshold = json_object_get(config, "llm_int8_threshold");
+    if (method ? strcmp(method, "bitsandbytes") != 0 : !by_keys)
+        return err_set(err, E_UNSUPPORTED,
+                       "%squantization_config.quant_method \"%.80s\" is not supported (bitsandbytes is, and checkpoints "
+                       "in float32, bfloat16 and float16)",
+                       where, method ? method : "?");
+    if (json_is_true(json_object_get(config, "load_in_8bit")) && threshold &&
+        json_number_value(threshold) != (double)INT8_OUTLIER)
+        return err_set(err, E_UNSUPPORTED, "%squantization_config.llm_int8_threshold %g is not supported (%d is)", where,
+                       json_number_value(threshold), INT8_OUTLIER);
+    return 0;
+}
+
+static bool has_parts(const char *module, const char *part, size_t n) {
+    const char *at = module;
+    while (at) {
+        if (strncmp(at, part, n) == 0 && (at[n] == '.' || !at[n])) return true;
+        at = strchr(at, '.');
+        if (at) at++;
+    }
+    return false;
+}
+
+bool quantization_skips(const struct quantization *q, const char *module) {
+    for (const char *at = q->skip; at && *at;) {
+        size_t n = strcspn(at, ",");
+        if (n > 0 && has_parts(module, at, n)) return true;
+        at += n + (at[n] == ',');
+    }
+    return false;
+}
+
+/* ---------------------------------------------------------------- tensors of a checkpoint */
+
+static const struct checkpoint_tensor *beside(const struct checkpoint *c, const char *name, const char *suffix) {
+    char whole[MAX_NAME];
+    snprintf(whole, sizeof whole, "%s%s", name, suffix);
+    return checkpoint_find(c, whole);
+}
+
+static const struct checkpoint_tensor *state_of(const struct checkpoint *c, const char *name, bool *is_nf4) {
+    const struct checkpoint_tensor *t = beside(c, name, ".quant_state.bitsandbytes__nf4");
+    *is_nf4 = t != NULL;
+    return t ? t : beside(c, name, ".quant_state.bitsandbytes__fp4");
+}
+
+/* X.SCB of X.weight */
+static const struct checkpoint_tensor *beside_module(const struct checkpoint *c, const char *name, const char *suffix) {
+    char module[MAX_NAME];
+    size_t n = strlen(name), tail = strlen(".weight");
+    if (n <= tail || n >= sizeof module || strcmp(name + n - tail, ".weight") != 0) return NULL;
+    snprintf(module, sizeof module, "%.*s", (int)(n - tail), name);
+    return beside(c, module, suffix);
+}
+
+enum quant_kind quantized_kind(const struct checkpoint *c, const char *name) {
+    bool is_nf4;
+    const struct checkpoint_tensor *t = checkpoint_find(c, name);
+    if (!t) return QUANT_NONE;
+    if (state_of(c, name, &is_nf4))
+        return !is_nf4 ? QUANT_FP4 : beside(c, name, ".nested_absmax") ? QUANT_NF4_DQ : QUANT_NF4;
+    return strcmp(t->dtype_text, "I8") == 0 ? QUANT_INT8 : QUANT_NONE;
+}
+
+/* A copy of n finite floats: the file's own are not aligned. */
+static int copy_floats(float **out, const struct checkpoint_tensor *t, const char *name, const char *suffix, int64_t n,
+                       struct err *err) {
+    if (!t) return err_set(err, E_PARSE, "%s is quantized, but there is no tensor %s%s", name, name, suffix);
+    if (strcmp(t->dtype_text, "F32") != 0 || t->bytes != (size_t)n * sizeof(float))
+        return err_set(err, E_PARSE, "tensor %s has %zu bytes of %s, expected %" PRId64 " numbers of F32", t->name,
+                       t->bytes, t->dtype_text, n);
+    *out = mem_dup(t->data, t->bytes);
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite((*out)[i])) return err_set(err, E_PARSE, "tensor %s: number %" PRId64 " is not finite", t->name, i);
+    return 0;
+}
+
+static int floats_of(float **out, struct quantized_tensor *t, const struct checkpoint *c, const char *name,
+                     const char *suffix, int64_t n, struct err *err) {
+    t->n_tensors++;
+    return copy_floats(out, beside(c, name, suffix), name, suffix, n, err);
+}
+
+/* ---------------------------------------------------------------- 8 bits */
+
+static int read_8bit(struct quantized_tensor *out, const struct checkpoint *c, const struct checkpoint_tensor *t,
+                     int64_t rows, int64_t k, struct err *err) {
+    const struct checkpoint_tensor *format = beside_module(c, t->name, ".weight_format");
+    if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != k)
+        return err_set(err, E_PARSE, "%s does not have the shape [%" PRId64 ", %" PRId64 "]", t->name, rows, k);
+    if (format && (format->bytes != 1 || *(const uint8_t *)format->data != 0))
+        return err_set(err, E_UNSUPPORTED, "tensor %s: only rows as they come (0) are supported", format->name);
+    out->n_tensors += 2;
+    out->q = (struct quantized){.n_rows = rows, .codes = t->data};
+    int r = copy_floats(&out->scale, beside_module(c, t->name, ".SCB"), t->name, ", its module's .SCB", rows, err);
+    out->q.scale = out->scale;
+    return r;
+}
+
+/* ---------------------------------------------------------------- 4 bits */
+
+static int check_shape(const json_t *shape, const char *name, int64_t rows, int64_t k, struct err *err) {
+    if (!shape || json_is_null(shape)) return 0;
+    if (json_array_size(shape) == 2 && json_integer_value(json_array_get(shape, 0)) == rows &&
+        json_integer_value(json_array_get(shape, 1)) == k)
+        return 0;
+    return err_set(err, E_PARSE, "%s: the quantized shape is not [%" PRId64 ", %" PRId64 "]", name, rows, k);
+}
+
+static int read_state(struct quantized *q, const struct checkpoint_tensor *t, int64_t k, bool is_nested,
+                      struct err *err) {
+    json_t *state = json_loadb(t->data, t->bytes, 0, NULL);
+    const json_t *offset = json_object_get(state, "nested_offset");
+    int64_t nested = json_integer_value(json_object_get(state, "nested_blocksize"));
+    int r = 0;
+    q->block = json_integer_value(json_object_get(state, "blocksize"));
+    q->mean = (float)json_number_value(offset);
+    if (!json_is_object(state)) r = err_set(err, E_PARSE, "tensor %s is not a JSON object", t->name);
+    else if (!quant_block_is_valid(q->block))
+        r = err_set(err, E_UNSUPPORTED, "tensor %s: blocksize %" PRId64 " is not a power of two from 32 to 4096",
+                    t->name, q->block);
+    else if (is_nested && nested != QUANT_NESTED_BLOCK)
+        r = err_set(err, E_UNSUPPORTED, "tensor %s: nested_blocksize %" PRId64 " is not %d", t->name, nested,
+                    QUANT_NESTED_BLOCK);
+    else if (is_nested && (!json_is_number(offset) || !isfinite(q->mean)))
+        r = err_set(err, E_PARSE, "tensor %s: no number nested_offset", t->name);
+    else r = check_shape(json_object_get(state, "shape"), t->name, q->n_rows, k, err);
+    json_decref(state);
+    return r;
+}
+
+static int read_nested(struct quantized_tensor *out, const struct checkpoint *c, const char *name, int64_t blocks,
+                       struct err *err) {
+    const struct checkpoint_tensor *codes = beside(c, name, ".absmax");
+    out->n_tensors++;
+    if (!codes) return err_set(err, E_PARSE, "%s is quantized, but there is no tensor %s.absmax", name, name);
+    if (strcmp(codes->dtype_text, "U8") != 0 || codes->bytes != (size_t)blocks)
+        return err_set(err, E_PARSE, "tensor %s has %zu bytes of %s, expected %" PRId64 " of U8", codes->name,
+                       codes->bytes, codes->dtype_text, blocks);
+    out->q.absmax_codes = codes->data;
+    int r = floats_of(&out->absmax2, out, c, name, ".nested_absmax", quant_blocks(blocks, QUANT_NESTED_BLOCK), err);
+    if (r == 0) r = floats_of(&out->map, out, c, name, ".nested_quant_map", 256, err);
+    return r;
+}
+
+static int read_4bit(struct quantized_tensor *out, const struct checkpoint *c, const struct checkpoint_tensor *t,
+                     int64_t rows, int64_t k, struct err *err) {
+    bool is_nf4, is_nested = beside(c, t->name, ".nested_absmax") != NULL;
+    const struct checkpoint_tensor *state = state_of(c, t->name, &is_nf4);
+    int64_t n = rows * k;
+    out->n_tensors += 2;
+    out->q = (struct quantized){.n_rows = rows, .codes = t->data};
+    int r = read_state(&out->q, state, k, is_nested, err);
+    if (r == 0 && t->bytes != (size_t)(n + 1) / 2)
+        r = err_set(err, E_PARSE, "tensor %s has %zu bytes, expected %" PRId64 " for 4 bits a number of [%" PRId64
+                    ", %" PRId64 "]", t->name, t->bytes, (n + 1) / 2, rows, k);
+    if (r == 0) r = floats_of(&out->values, out, c, t->name, ".quant_map", 16, err);
+    if (r < 0) return r;
+    int64_t blocks = quant_blocks(n, out->q.block);
+    r = is_nested ? read_nested(out, c, t->name, blocks, err)
+                  : floats_of(&out->absmax, out, c, t->name, ".absmax", blocks, err);
+    out->q.values = out->values;
+    out->q.absmax = out->absmax;
+    out->q.absmax2 = out->absmax2;
+    out->q.map = out->map;
+    return r;
+}
+
+int quantized_tensor_read(struct quantized_tensor *out, const struct checkpoint *c, const char *name, int64_t rows,
+                          int64_t k, struct err *err) {
+    const struct checkpoint_tensor *t = checkpoint_find(c, name);
+    *out = (struct quantized_tensor){0};
+    int r = quantized_kind(c, name) == QUANT_INT8 ? read_8bit(out, c, t, rows, k, err)
+                                                  : read_4bit(out, c, t, rows, k, err);
+    if (r < 0) quantized_tensor_clear(out);
+    return r;
+}
+
+void quantized_tensor_clear(struct quantized_tensor *t) {
+    free(t->scale);
+    free(t->values);
+    free(t->absmax);
+    free(t->absmax2);
+    free(t->map);
+    *t = (struct quantized_tensor){0};
+}
+
+/* ---------------------------------------------------------------- float tensors */
+
+int quantization_check_finite(const struct tensor *t, const char *name, struct err *err) {
+    int64_t n = t->shape[0] * t->shape[1];
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t word = 0;
+        uint16_t half;
+        if (t->dtype == DTYPE_F32) memcpy(&word, (const char *)t->data + 4 * i, 4);
+        else {
+            memcpy(&half, (const char *)t->data + 2 * i, 2);
+            /* The exponent is all ones; fp16 has five bits of it, bf16 eight as f32 does. */
+            if (t->dtype == DTYPE_F16) word = (half & 0x7c00) == 0x7c00 ? 0x7f800000 : 0;
+            else word = (uint32_t)half << 16;
+        }
+        if ((word & 0x7f800000) == 0x7f800000)
+            return err_set(err, E_PARSE, "tensor %s: the number at [%" PRId64 ", %" PRId64 "] is not finite", name,
+                           i / t->shape[1], i % t->shape[1]);
+    }
+    return 0;
+}

@@ -1,0 +1,73 @@
+"""Save tiny-llama3 as bitsandbytes quantizes it, and what transformers computes with that.
+
+    python tests/models/make_quantized.py   # torch, transformers, bitsandbytes, accelerate;
+                                            # 5.23.0 and 0.50.2 were used, on a CPU
+
+Makes tiny-nf4, tiny-nf4-dq, tiny-fp4 and tiny-int8. Each line of reference.jsonl holds
+prompt_ids, the ids that followed greedily, and the logits of every position of the prompt,
+in float32. bitsandbytes' own int8 product rounds to fp16 and lets rows share their outliers;
+so of int8 the ids are its own, and the logits come from the rule of kernels/ops.h."""
+import json
+import pathlib
+import shutil
+
+import torch
+from bitsandbytes.nn import Linear8bitLt
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+HERE = pathlib.Path(__file__).parent
+PROMPTS = [[1], [5, 9, 33, 60, 12], [1, 40, 41, 42, 43, 7, 7, 7, 30, 2, 58, 16, 61], list(range(3, 60, 2))]
+KINDS = {
+    "nf4": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    "nf4-dq": dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
+    "fp4": dict(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
+    "int8": dict(load_in_8bit=True),
+}
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids]), use_cache=False).logits[0].float()
+
+
+def int8_by_row(layer, x):
+    """Linear8bitLt.forward with each row's own outliers, in float32."""
+    codes, scale = layer.state.CB.float(), layer.state.SCB.float()  # where a first call has put them
+    is_outlier = x.abs() >= 6
+    rest = x.masked_fill(is_outlier, 0)
+    most = rest.abs().amax(-1, keepdim=True)
+    q = torch.round(rest * (1 / most * 127))
+    y = (q @ codes.T) * (most * scale) / (127 * 127) + (x - rest) @ (codes * scale[:, None] / 127).T
+    return y + layer.bias
+
+
+def line(model, prompt, is_int8):
+    ids, n = list(prompt), 12
+    for _ in range(n):
+        top = logits_of(model, ids)[-1].topk(2)
+        if top.values[0] - top.values[1] < (0.3 if is_int8 else 0.05):
+            break  # too close to call in another order of summation
+        ids.append(top.indices[0].item())
+    if is_int8:
+        plain, Linear8bitLt.forward = Linear8bitLt.forward, int8_by_row
+    logits = [[round(x, 5) for x in row] for row in logits_of(model, prompt).tolist()]
+    if is_int8:
+        Linear8bitLt.forward = plain
+    return {"prompt_ids": prompt, "greedy_ids": ids[len(prompt):], "logits": logits}
+
+
+for kind, settings in KINDS.items():
+    folder = HERE / f"tiny-{kind}"
+    shutil.rmtree(folder, ignore_errors=True)
+    config = BitsAndBytesConfig(**settings)
+    source = HERE / "tiny-llama3"
+    AutoModelForCausalLM.from_pretrained(source, quantization_config=config, dtype=torch.bfloat16,
+                                         device_map="cpu").save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cpu",
+                                                 attn_implementation="eager").eval()
+    for p in model.parameters():  # what is not quantized comes as it was saved, in bfloat16
+        if p.dtype == torch.bfloat16:
+            p.data = p.data.float()
+    with open(folder / "reference.jsonl", "w") as f:
+        for prompt in PROMPTS:
+            f.write(json.dumps(line(model, prompt, kind == "int8"), separators=(",", ":")) + "\n")
