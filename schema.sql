@@ -1,4 +1,4 @@
--- schema.sql - the tables and views of a batchd database, version 1.
+-- schema.sql - the tables and views of a batchd database, version 2.
 --
 -- One file holds the queue and the results. Times that end in _at or _us next to
 -- "wall" are microseconds since 1970 UTC, for people; durations (*_us) come from a
@@ -102,6 +102,7 @@ CREATE TABLE result (                  -- a request's outcome; its absence means
   epoch INTEGER NOT NULL,              -- of the daemon that wrote it
   finished_at INTEGER NOT NULL,        -- wall
   error_code TEXT, error TEXT,
+  logprobs ANY, prompt_logprobs ANY,   -- JSON, as TEXT or as a zstd frame; NULL = not asked for
   CHECK ((codec = 0) = (typeof(completion) IN ('text', 'null')))
 ) STRICT;
 CREATE INDEX result_failed ON result(id) WHERE status <> 0;

@@ -69,6 +69,7 @@ static void row_free(struct row_work *row) {
     free(row->row.input);
     free(row->row.params);
     buf_clear(&row->text);
+    buf_clear(&row->logprobs);
     free(row);
 }
 

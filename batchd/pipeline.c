@@ -4,6 +4,7 @@
 #include "base/hash.h"
 #include "base/mailbox.h"
 #include "base/mem.h"
+#include "batchd/logprobs_json.h"
 
 #include <assert.h>
 #include <pthread.h>
@@ -100,6 +101,14 @@ static int32_t *narrow_ids(const int64_t *ids, size_t n) {
     return out;
 }
 
+/* Chat's "logprobs": true counts its alternatives in a key of its own. */
+static int32_t n_logprobs(const struct params *p) {
+    int64_t n = p->set & PARAM_LOGPROBS ? p->logprobs : -1;
+    if (!(p->set & PARAM_TOP_LOGPROBS) || ((p->set & PARAM_LOGPROBS) && n < 0)) return (int32_t)n;
+    if (p->top_logprobs > n && (n >= 0 || p->top_logprobs > 0)) n = p->top_logprobs;
+    return (int32_t)n;
+}
+
 static void set_adjustments(struct sampling *s, const struct params *p) {
     if (p->set & PARAM_REPETITION_PENALTY) s->repetition_penalty = (float)p->repetition_penalty;
     if (p->set & PARAM_PRESENCE_PENALTY) s->presence_penalty = (float)p->presence_penalty;
@@ -124,6 +133,7 @@ static void set_sampling(struct sampling *s, const struct model_info *model, con
     if (p->set & PARAM_MIN_P) s->min_p = (float)p->min_p;
     if (p->set & PARAM_IGNORE_EOS) s->ignore_eos = p->ignore_eos;
     s->seed = prompt->seed;
+    s->logprobs = n_logprobs(p);
     if (p->n_stop) s->stop = mem_zalloc(p->n_stop, sizeof *s->stop);
     for (; s->n_stop < p->n_stop; s->n_stop++) s->stop[s->n_stop] = mem_strdup(p->stop[s->n_stop]);
     s->stop_token_ids = narrow_ids(p->stop_token_ids, s->n_stop_token_ids = p->n_stop_token_ids);
@@ -207,6 +217,15 @@ static void set_text(struct pipeline *p, struct row_work *row, const struct engi
     buf_clear(&text);
 }
 
+static void set_logprobs(struct pipeline *p, struct row_work *row, const struct engine_completion *c) {
+    struct buf json = BUF_INIT(0);
+    logprobs_json(&json, engine_tokenizer(p->engine), c);
+    text_compress(&row->logprobs, &row->result.logprobs.codec, json.data, json.n);
+    row->result.logprobs.data = row->logprobs.data;
+    row->result.logprobs.bytes = row->logprobs.n;
+    buf_clear(&json);
+}
+
 static void finish_row(struct pipeline *p, struct row_work *row, const struct engine_completion *c) {
     struct result_row *r = &row->result;
     r->prompt_tokens = c->n_prompt_tokens;
@@ -220,6 +239,7 @@ static void finish_row(struct pipeline *p, struct row_work *row, const struct en
         r->status = ROW_OK;
         r->finish_reason = c->finish == FINISH_STOP ? "stop" : "length";
         set_text(p, row, c);
+        if (c->logprobs.token) set_logprobs(p, row, c);
     }
 }
 

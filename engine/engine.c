@@ -282,7 +282,7 @@ static int run_steps(struct engine *e, struct err *err) {
     int r = step_collect(e->runner, &result, err);
     if (r < 0) return r;
     e->n_under_way--;
-    scheduler_apply(e->scheduler, result.drawn, clock_mono_ns());
+    scheduler_apply(e->scheduler, result.drawn, result.logprobs, clock_mono_ns());
     log_step(e);
     return 0;
 }

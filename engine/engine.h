@@ -72,6 +72,10 @@ void detokenizer_push(struct detokenizer *d, int32_t id);
 void detokenizer_finish(struct detokenizer *d);
 void detokenizer_clear(struct detokenizer *d);
 
+/* Append the bytes that one id stands for, special tokens as they are written. A character
+ * may be cut into several tokens, so they need not be UTF-8. */
+void tokenizer_token_bytes(const struct tokenizer *tok, struct buf *out, int32_t id);
+
 struct chat_message {
     const char *role;    /* "system", "user", "assistant" ... */
     const char *content; /* UTF-8, borrowed for the call */
@@ -165,6 +169,7 @@ struct sampling {
     size_t n_logit_bias;
     int32_t *allowed_token_ids, *banned_token_ids; /* allowed: none = all are */
     size_t n_allowed_token_ids, n_banned_token_ids;
+    int32_t logprobs;         /* of each sampled token and of so many highest, 0 .. 20; -1 = none */
 };
 extern const struct sampling SAMPLING_DEFAULT; /* 256 tokens, greedy */
 
@@ -177,6 +182,18 @@ struct engine_request { /* from engine_request_new; the engine frees it */
 struct engine_request *engine_request_new(void); /* SAMPLING_DEFAULT, no tokens */
 void engine_request_free(struct engine_request *r);
 
+enum { ENGINE_MAX_LOGPROBS = 20 };
+
+/* log_softmax of the raw logits (before penalties, bias and temperature), in f32, of n
+ * tokens one after another and of the n_top highest at each of their places. */
+struct logprobs { /* all zero = none */
+    int32_t n, n_top;
+    float *token;     /* [n] */
+    int32_t *rank;    /* [n]: 1 = no token is likelier */
+    int32_t *top_ids; /* [n][n_top], highest first, ties in order of id; -1 beyond the vocabulary */
+    float *top;       /* [n][n_top] */
+};
+
 enum finish_reason { FINISH_STOP, FINISH_LENGTH, FINISH_ERROR, FINISH_ABORTED };
 
 struct engine_completion { /* give back with engine_completion_free */
@@ -184,6 +201,7 @@ struct engine_completion { /* give back with engine_completion_free */
     enum finish_reason finish;
     int32_t *tokens;     /* sampled ids; a stop id that ended the text is not among them */
     size_t n_tokens;
+    struct logprobs logprobs; /* of tokens, where asked for; none where the request failed */
     size_t text_bytes;   /* cut the decoded text here (a stop string), SIZE_MAX = nowhere */
     int32_t n_prompt_tokens, n_cached_tokens;
     int32_t n_completion_tokens; /* sampled, the stop id included */

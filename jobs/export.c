@@ -102,7 +102,9 @@ static void write_jsonl(struct exporter *e, const struct result_view *v) {
     json_object_set_new(o, "usage", usage_json(v));
     json_object_set_new(o, "metrics", metrics_json(v));
     char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
-    fprintf(e->f, "%.*s,\"input\":", (int)strlen(text) - 1, text); /* the object is still open */
+    fprintf(e->f, "%.*s", (int)strlen(text) - 1, text); /* the object is still open */
+    if (v->logprobs) fprintf(e->f, ",\"logprobs\":%s", v->logprobs);
+    fputs(",\"input\":", e->f);
     write_input(e, v->input);
     fputs("}\n", e->f);
     free(text);

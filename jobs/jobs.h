@@ -63,11 +63,14 @@ enum param_bit {
     PARAM_LOGIT_BIAS = 1 << 13,
     PARAM_ALLOWED_TOKEN_IDS = 1 << 14,
     PARAM_BANNED_TOKEN_IDS = 1 << 15,
+    PARAM_LOGPROBS = 1 << 16,
+    PARAM_TOP_LOGPROBS = 1 << 17,
 };
 
 struct params { /* all zero = nothing set; give back with params_clear */
     uint32_t set; /* param_bit */
     int64_t max_tokens, min_tokens, top_k;
+    int64_t logprobs, top_logprobs; /* logprobs: -1 = none, though the job has some */
     double temperature, top_p, min_p;
     double presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
@@ -216,6 +219,12 @@ int worker_lease(struct worker *w, int64_t job_id, struct lease *out, bool *foun
 enum row_status { ROW_OK = 0, ROW_FAILED = 1 };
 enum text_codec { CODEC_RAW = 0, CODEC_ZSTD = 1, CODEC_ZSTD_DICT = 2 };
 
+struct packed_text { /* as text_compress leaves it; data NULL = none */
+    const void *data;
+    size_t bytes;
+    enum text_codec codec;
+};
+
 struct result_row {
     int64_t job_id, row;
     enum row_status status;
@@ -227,6 +236,7 @@ struct result_row {
     int64_t wait_us, queue_us, prefill_us, ttft_us, decode_us, e2e_us; /* -1 = did not happen */
     uint64_t seed;
     const char *error_code, *error; /* NULL where status is OK */
+    struct packed_text logprobs;    /* JSON, where the row asked for them */
 };
 
 /* One transaction: results, counters, and leases that are complete now; a job whose
@@ -293,6 +303,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
     const char *finish_reason, *completion, *error_code, *error; /* NULL where there is none */
     size_t completion_bytes; /* a model may well write a NUL byte */
     const char *input;     /* JSON as in request_row */
+    const char *logprobs;  /* JSON, NULL where the row asked for none */
     int32_t prompt_tokens, cached_tokens, completion_tokens, preemptions, attempt;
     double wait_ms, queue_ms, prefill_ms, ttft_ms, decode_ms, tpot_ms, e2e_ms; /* < 0 = NULL */
 };

@@ -11,9 +11,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64, MAX_IDS = 1024, MOST_ID = (1 << 24) - 1, MOST_BIAS = 100 };
+enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64, MAX_IDS = 1024, MOST_ID = (1 << 24) - 1, MOST_BIAS = 100, MOST_LOGPROBS = 20 };
 
-enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS, KIND_BIAS };
+enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS, KIND_BIAS, KIND_LOGPROBS };
 
 static const struct spec {
     const char *name;
@@ -45,6 +45,8 @@ static const struct spec {
      offsetof(struct params, n_allowed_token_ids), MAX_IDS},
     {"banned_token_ids", PARAM_BANNED_TOKEN_IDS, KIND_IDS, offsetof(struct params, banned_token_ids), 0, MOST_ID, false,
      offsetof(struct params, n_banned_token_ids), MAX_IDS},
+    {"logprobs", PARAM_LOGPROBS, KIND_LOGPROBS, offsetof(struct params, logprobs), 0, MOST_LOGPROBS, false, 0, 0},
+    {"top_logprobs", PARAM_TOP_LOGPROBS, KIND_INT, offsetof(struct params, top_logprobs), 0, MOST_LOGPROBS, false, 0, 0},
 };
 
 /* Keys of the OpenAI and vLLM interfaces that are not built, and the value that changes nothing. */
@@ -52,10 +54,10 @@ static const struct neutral {
     const char *name;
     double number; /* this number, or null, false, {} or []; tool_choice and response_format have a word, too */
 } neutrals[] = {
-    {"n", 1},           {"best_of", 1},     {"logprobs", 0},        {"top_logprobs", 0}, {"prompt_logprobs", 0},
-    {"tools", 0},       {"tool_choice", 0}, {"response_format", 0}, {"stream", 0},       {"functions", 0},
-    {"guided_json", NAN}, {"echo", 0},      {"bad_words", 0},       {"length_penalty", 1}, {"use_beam_search", 0},
-    {"max_completion_tokens", NAN},
+    {"n", 1},           {"best_of", 1},           {"prompt_logprobs", 0}, {"tools", 0},
+    {"tool_choice", 0}, {"response_format", 0},   {"stream", 0},          {"functions", 0},
+    {"echo", 0},        {"guided_json", NAN},     {"bad_words", 0},       {"length_penalty", 1},
+    {"use_beam_search", 0}, {"max_completion_tokens", NAN},
 };
 
 static const struct spec *find_spec(const char *key) {
@@ -117,10 +119,20 @@ static int set_number(struct params *p, const struct spec *s, const json_t *v, s
     double x = json_number_value(v);
     bool whole = json_is_integer(v) || (json_is_real(v) && x == floor(x) && fabs(x) < 1e15);
     if (!json_is_number(v)) return err_set(err, E_PARSE, "%s: not a number", s->name);
-    if (s->kind == KIND_INT && !whole) return err_set(err, E_PARSE, "%s: %g is not a whole number", s->name, x);
+    if (s->kind != KIND_REAL && !whole) return err_set(err, E_PARSE, "%s: %g is not a whole number", s->name, x);
     if (!(x <= s->most) || !(s->above ? x > s->least : x >= s->least)) return range_error(s, x, err);
-    if (s->kind == KIND_INT) *(int64_t *)((char *)p + s->offset) = (int64_t)x;
+    if (s->kind != KIND_REAL) *(int64_t *)((char *)p + s->offset) = (int64_t)x;
     else *(double *)((char *)p + s->offset) = x;
+    return 0;
+}
+
+/* How many alternatives; or, in chat's form, whether: then top_logprobs has the number. */
+static int set_logprobs(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
+    if (!json_is_boolean(v)) {
+        if (json_is_number(v)) return set_number(p, s, v, err);
+        return err_set(err, E_PARSE, "%s: neither a number nor true or false", s->name);
+    }
+    p->logprobs = json_is_true(v) ? 0 : -1;
     return 0;
 }
 
@@ -229,6 +241,7 @@ static int set_value(struct params *p, const char *key, const json_t *v, struct 
     switch (s->kind) {
     case KIND_INT:
     case KIND_REAL: r = set_number(p, s, v, err); break;
+    case KIND_LOGPROBS: r = set_logprobs(p, s, v, err); break;
     case KIND_SEED: r = set_seed(p, v, err); break;
     case KIND_STOP: r = set_stop(p, v, err); break;
     case KIND_IDS: r = set_ids(p, s, v, err); break;
@@ -281,6 +294,7 @@ char *params_to_json(const struct params *p) {
         const char *at = (const char *)p + s->offset;
         json_t *v = NULL;
         if (s->kind == KIND_INT) v = json_integer(*(const int64_t *)at);
+        else if (s->kind == KIND_LOGPROBS) v = p->logprobs < 0 ? json_false() : json_integer(p->logprobs);
         else if (s->kind == KIND_REAL) v = json_real(*(const double *)at);
         else if (s->kind == KIND_SEED) v = json_integer((json_int_t)p->seed);
         else if (s->kind == KIND_BOOL) v = json_boolean(p->ignore_eos);

@@ -15,6 +15,12 @@ static int finish_code(const char *reason) {
     return strcmp(reason, "stop") == 0 ? 0 : strcmp(reason, "length") == 0 ? 1 : 2;
 }
 
+static void bind_packed(sqlite3_stmt *st, int i, const struct packed_text *t) {
+    if (!t->data) sqlite3_bind_null(st, i);
+    else if (t->codec == CODEC_RAW) sqlite3_bind_text64(st, i, t->data, t->bytes, SQLITE_STATIC, SQLITE_UTF8);
+    else sqlite3_bind_blob64(st, i, t->data, t->bytes, SQLITE_STATIC);
+}
+
 static void bind_result(sqlite3_stmt *st, const struct result_row *r, int64_t epoch) {
     sql_bind_int(st, 1, row_id(r->job_id, r->row));
     sql_bind_int(st, 2, r->status);
@@ -34,13 +40,14 @@ static void bind_result(sqlite3_stmt *st, const struct result_row *r, int64_t ep
     sql_bind_int(st, 19, clock_wall_us());
     sql_bind_text(st, 20, r->error_code);
     sql_bind_text(st, 21, r->error);
+    bind_packed(st, 22, &r->logprobs);
 }
 
 /* 1 = went in; 0 = has a result already, or its job takes none any more. */
 static int insert_result(struct worker *w, const struct result_row *r, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "INSERT INTO result SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,"
-                                   " ?15, ?16, ?17, ?18, ?19, ?20, ?21"
+                                   " ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, NULL"
                                    " WHERE EXISTS (SELECT 1 FROM job WHERE job_id = ?1 >> 32 AND state = 'running')"
                                    " ON CONFLICT(id) DO NOTHING",
                                    err);

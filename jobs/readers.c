@@ -134,6 +134,7 @@ static void view_of(sqlite3_stmt *st, int64_t job_id, struct result_view *v) {
         .completion = (const char *)sqlite3_column_text(st, 17),
         .completion_bytes = (size_t)sqlite3_column_bytes(st, 17),
         .input = (const char *)sqlite3_column_text(st, 18),
+        .logprobs = (const char *)sqlite3_column_text(st, 19),
     };
     v->tpot_ms = tokens >= 2 && v->decode_ms >= 0 ? v->decode_ms / (double)(tokens - 1) : -1.0;
 }
@@ -163,27 +164,30 @@ static void page_add(struct page *p, const struct result_view *borrowed) {
     v->error = copied_text(v->error, p);
     v->input = copied_text(v->input, p);
     v->completion = copied(v->completion, v->completion_bytes, p);
+    v->logprobs = copied_text(v->logprobs, p);
 }
 
 static void page_clear(struct page *p) {
     for (size_t i = 0; i < p->n; i++) {
         const char *texts[] = {p->rows[i].custom_id, p->rows[i].error_code, p->rows[i].error, p->rows[i].input,
-                               p->rows[i].completion};
+                               p->rows[i].completion, p->rows[i].logprobs};
         for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) free((char *)texts[k]);
     }
     p->n = p->bytes = 0;
 }
 
+/* A database of version 1 has no logprobs. */
+#define PAGE_OF(logprobs)                                                                        \
+    "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"            \
+    " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"         \
+    " r.e2e_us, r.preemptions, r.attempt, r.error_code, r.error,"                                \
+    " batchd_text(r.completion), batchd_text(q.input), " logprobs                                \
+    " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"                  \
+    " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4"
+
 static int read_page(struct store *s, int64_t job_id, const struct result_filter *f, int64_t from, int64_t limit,
                      struct page *page, struct err *err) {
-    sqlite3_stmt *st = sql_prepare(s,
-                                   "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"
-                                   " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"
-                                   " r.e2e_us, r.preemptions, r.attempt, r.error_code, r.error,"
-                                   " batchd_text(r.completion), batchd_text(q.input)"
-                                   " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"
-                                   " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4",
-                                   err);
+    sqlite3_stmt *st = sql_prepare(s, s->version == 1 ? PAGE_OF("NULL") : PAGE_OF("batchd_text(r.logprobs)"), err);
     if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, row_id(job_id, from));
     sql_bind_int(st, 2, row_id(job_id, f->end_row > 0 ? f->end_row - 1 : UINT32_MAX));

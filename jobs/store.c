@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { APPLICATION_ID = 0x42544348, SCHEMA_VERSION = 1, BUSY_MS = 10000 };
+enum { APPLICATION_ID = 0x42544348, SCHEMA_VERSION = 2, BUSY_MS = 10000 };
 
 /* schema.sql travels inside the program. */
 __asm__(".section .rodata\n"
@@ -170,6 +170,25 @@ static int create_schema(struct store *s, struct err *err) {
     return r;
 }
 
+/* From version 1: logprobs. A daemon of that version would write rows that no longer fit. */
+static const char from_version_1[] = "ALTER TABLE result ADD COLUMN logprobs ANY;"
+                                     "ALTER TABLE result ADD COLUMN prompt_logprobs ANY;"
+                                     "UPDATE meta SET value = 2 WHERE key = 'schema_version';"
+                                     "PRAGMA user_version = 2;";
+
+static int migrate(struct store *s, struct err *err) {
+    int pid = 0;
+    if (worker_is_alive(s->path, &pid))
+        return err_set(err, E_BUSY, "%s is served by an older batchd (pid %d); end that first, then the database is brought"
+                                    " up to date", s->path, pid);
+    int r = sql_exec(s, "BEGIN IMMEDIATE", err);
+    if (r < 0) return r;
+    if (pragma_int(s, "PRAGMA user_version") == 1) r = sql_exec(s, from_version_1, err); /* nobody else was first */
+    if (r == 0) r = sql_exec(s, "COMMIT", err);
+    if (r < 0) sql_rollback(s);
+    return r;
+}
+
 struct identity {
     int64_t id, version, tables;
 };
@@ -190,6 +209,7 @@ static int check_ours(struct store *s, struct err *err) {
     struct identity is;
     int r = read_identity(s, &is, err);
     if (r < 0) return r;
+    s->version = SCHEMA_VERSION;
     if (is.id == 0 && is.version == 0 && is.tables == 0) {
         if (s->mode == STORE_CREATE) return create_schema(s, err);
         return err_set(err, E_NOT_FOUND, "%s is an empty database; submit a job to make it batchd's", s->path);
@@ -199,6 +219,8 @@ static int check_ours(struct store *s, struct err *err) {
     if (is.version > SCHEMA_VERSION)
         return err_set(err, E_CONFIG, "%s is from a newer batchd (schema %lld, this is %d); upgrade batchd", s->path,
                        (long long)is.version, SCHEMA_VERSION);
+    if (is.version < SCHEMA_VERSION && s->mode != STORE_READ) return migrate(s, err);
+    s->version = is.version;
     return 0;
 }
 

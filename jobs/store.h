@@ -13,6 +13,7 @@ struct store {
     sqlite3 *db;
     char *path;
     enum store_mode mode;
+    int64_t version;   /* of the schema; an older one is met where the store is only read */
     struct kept *kept; /* prepared statements */
     size_t n_kept;
 };

@@ -185,7 +185,8 @@ struct logit_bias { /* added to one id's logit; -inf bans it */
 
 struct sample_logprobs { /* log_softmax of the raw logits, in f32 */
     float token;               /* of the token drawn, or of the target */
-    int32_t top_id[MAX_LOGPROBS]; /* n_top of them, highest first, ties in order of id */
+    int32_t rank;              /* of that token: 1 = no logit is higher */
+    int32_t top_id[MAX_LOGPROBS]; /* n_top of them, highest first, ties in order of id; -1 behind the last */
     float top[MAX_LOGPROBS];
 };
 

@@ -5,6 +5,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/engine.h"
+#include "engine/sample/logprobs.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -26,6 +27,7 @@ struct outcome {
     enum finish_reason finish;
     int32_t *tokens;
     size_t n_tokens;
+    struct logprobs logprobs;
     int32_t preemptions, order; /* how many finished before it */
     int64_t scheduled_ns, last_token_ns;
 };
@@ -36,7 +38,10 @@ struct outcomes {
 };
 
 static void outcomes_clear(struct outcomes *o) {
-    for (int i = 0; i < count; i++) free(o->at[i].tokens);
+    for (int i = 0; i < count; i++) {
+        free(o->at[i].tokens);
+        logprobs_clear(&o->at[i].logprobs);
+    }
     *o = (struct outcomes){0};
 }
 
@@ -62,6 +67,7 @@ static struct engine_request *make_request(int i, int32_t vocab) {
     if (i % 8 == 1) s->min_p = 0.02f;
     if (i % 6 == 2) s->repetition_penalty = 1.3f;
     if (i % 7 == 4) s->presence_penalty = 0.8f, s->frequency_penalty = 0.3f;
+    if (i % 9 < 3) s->logprobs = i % 9 * 3;
     if (i % 10 == 8) {
         s->n_logit_bias = s->n_banned_token_ids = 3;
         s->logit_bias_ids = mem_zalloc(3, sizeof(int32_t));
@@ -116,9 +122,11 @@ static void take(struct engine *e, struct outcomes *out, int order) {
     if (c->finish == FINISH_ERROR) fail_msg("request %d: %s: %s", (int)c->tag, c->error_code, c->error);
     assert_int_equal(c->text_bytes, SIZE_MAX);
     assert_true(c->scheduled_ns > 0 && c->first_token_ns >= c->scheduled_ns && c->last_token_ns >= c->first_token_ns);
-    *o = (struct outcome){c->finish, c->tokens, c->n_tokens, c->preemptions, order, c->scheduled_ns, c->last_token_ns};
+    *o = (struct outcome){c->finish,      c->tokens, c->n_tokens,     c->logprobs,
+                          c->preemptions, order,     c->scheduled_ns, c->last_token_ns};
     out->preemptions += c->preemptions;
     c->tokens = NULL;
+    c->logprobs = (struct logprobs){0};
     engine_completion_free(c);
 }
 
@@ -155,11 +163,21 @@ static void run_all(struct outcomes *out, const struct run *run) {
     engine_close(e);
 }
 
+/* Bit for bit. */
+static bool is_same_logprobs(const struct logprobs *a, const struct logprobs *b) {
+    size_t n = (size_t)a->n, tops = n * (size_t)a->n_top;
+    if (a->n != b->n || a->n_top != b->n_top || n == 0) return a->n == b->n;
+    return memcmp(a->token, b->token, n * sizeof(float)) == 0 && memcmp(a->rank, b->rank, n * sizeof(int32_t)) == 0 &&
+           (tops == 0 || memcmp(a->top_ids, b->top_ids, tops * sizeof(int32_t)) == 0) &&
+           (tops == 0 || memcmp(a->top, b->top, tops * sizeof(float)) == 0);
+}
+
 static void assert_same(const struct outcomes *got, const struct outcomes *want, const struct run *run) {
     for (int i = 0; i < count; i++) {
         const struct outcome *a = &got->at[i], *b = &want->at[i];
         if (a->n_tokens != b->n_tokens || a->finish != b->finish ||
-            memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0)
+            memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0 ||
+            !is_same_logprobs(&a->logprobs, &b->logprobs))
             fail_msg("request %d differs: %s, %d threads, T %d, look-ahead %d, order %d", i, run->dtype, run->threads,
                      run->rows, run->lookahead, run->order);
     }

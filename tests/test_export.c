@@ -491,6 +491,43 @@ static void long_texts_are_frames_and_come_back(void **state) {
     store_close(s);
 }
 
+/* As text or as a frame, and only where there are some. */
+static void logprobs_are_part_of_a_line_where_there_are_some(void **state) {
+    struct err err = ERR_INIT;
+    struct store *s = fresh("logprobs.db");
+    struct buf json = BUF_INIT(0), packed = BUF_INIT(0);
+    struct submit_report report;
+    struct worker *w;
+    struct lease l;
+    bool found;
+    enum text_codec codec;
+    buf_puts(&json, "{\"tokens\":[\"a\"");
+    for (int i = 0; i < 300; i++) buf_puts(&json, ",\"\xc3\xa9\"");
+    buf_puts(&json, "],\"token_logprobs\":[-0.25,null]}");
+    text_compress(&packed, &codec, json.data, json.n);
+    assert_int_equal(codec, CODEC_ZSTD);
+    assert_ok(submit_text(s, "in.csv", "prompt\na\nb\nc\n", (struct submit_options){0}, &report, &err), &err);
+    assert_ok(worker_open(&w, s, &(struct worker_options){.device = "cpu"}, &err), &err);
+    assert_ok(worker_lease(w, report.job_id, &l, &found, &err), &err);
+    struct result_row r[] = {ok_result(report.job_id, 0, "x"), ok_result(report.job_id, 1, "y"), ok_result(report.job_id, 2, "z")};
+    r[0].logprobs = (struct packed_text){packed.data, packed.n, codec};
+    r[2].logprobs = (struct packed_text){"{\"tokens\":[]}", 13, CODEC_RAW};
+    assert_ok(worker_publish(w, r, 3, &err), &err);
+    json_t *rows = lines_of(exported(s, report.job_id, "logprobs.jsonl", (struct export_options){0}, 3));
+    json_t *want = json_loads(json.data, 0, NULL);
+    assert_true(json_equal(json_object_get(json_array_get(rows, 0), "logprobs"), want));
+    assert_null(json_object_get(json_array_get(rows, 1), "logprobs"));
+    assert_int_equal(json_array_size(json_object_get(json_object_get(json_array_get(rows, 2), "logprobs"), "tokens")), 0);
+    assert_non_null(json_object_get(json_array_get(rows, 0), "input"));
+    json_decref(want);
+    json_decref(rows);
+    lease_clear(&l);
+    worker_close(w);
+    buf_clear(&json);
+    buf_clear(&packed);
+    store_close(s);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(jsonl_says_all_of_a_row),
     cmocka_unit_test(an_input_line_comes_back_as_written),
@@ -505,6 +542,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(places_that_cannot_hold_it),
     cmocka_unit_test(a_folder_without_rights_is_named),
     cmocka_unit_test(long_texts_are_frames_and_come_back),
+    cmocka_unit_test(logprobs_are_part_of_a_line_where_there_are_some),
 };
 
 UNIT_MAIN(tests)

@@ -93,7 +93,8 @@ static void bad_lines_are_refused_by_name(void **state) {
         {"{\"prompt\": \"x\", \"max_tokens\": 0}", "out_of_range", "max_tokens: 0 is not in 1 .. 1048576"},
         {"{\"prompt\": \"x\", \"@max_tokens\": 0}", "out_of_range", "max_tokens: 0 is not in 1 .. 1048576"},
         {"{\"prompt\": \"x\", \"n\": 2}", "unsupported_parameter", "n: 2 is not built yet; only 1 is"},
-        {"{\"prompt\": \"x\", \"logprobs\": 5}", "unsupported_parameter", "logprobs: 5 is not built yet"},
+        {"{\"prompt\": \"x\", \"echo\": true}", "unsupported_parameter", "echo: true is not built yet"},
+        {"{\"prompt\": \"x\", \"logprobs\": 21}", "out_of_range", "logprobs: 21 is not in 0 .. 20"},
         {"{\"prompt\": \"x\", \"@temprature\": 1}", "bad_value", "no sampling parameter \"temprature\""},
         {"{\"prompt\": \"caf\xe9\"}", "utf8", "not UTF-8 at byte 31; convert the file, for instance with iconv"},
     };

@@ -290,6 +290,7 @@ static void torch_line(struct bed *b, const json_t *line) {
     for (int i = 0; i < vocab; i++) {
         assert_int_equal(d.drawn[i], i);
         assert_logprob(b, (double)d.logprobs[i].token, number_at(line, "logprobs", i));
+        assert_int_equal(number_at(line, "top", d.logprobs[i].rank - 1), i);
         for (int k = 0; k < d.sample[i].n_top; k++) {
             int id = (int)number_at(line, "top", k);
             assert_int_equal(d.logprobs[i].top_id[k], id);
@@ -348,6 +349,9 @@ static void check_logprobs(struct bed *b, int vocab, float range, int n_levels) 
         double less = log_sum(row, vocab);
         assert_true(d.drawn[i] >= 0);
         assert_logprob(b, (double)got->token, (double)row[d.drawn[i]] - less);
+        int rank = 1;
+        for (int k = 0; k < vocab; k++) rank += row[k] > row[d.drawn[i]];
+        assert_int_equal(got->rank, rank);
         for (int k = 0; k < i * 4; k++) {
             int32_t id = k < vocab ? next_highest(row, vocab, got->top_id, k) : -1;
             assert_int_equal(got->top_id[k], id);

@@ -20,7 +20,8 @@ static void every_key_takes_the_ends_of_its_range(void **state) {
         {"presence_penalty", "-2"},   {"presence_penalty", "2"},  {"frequency_penalty", "-2"}, {"frequency_penalty", "2.0"},
         {"repetition_penalty", "1e-9"}, {"repetition_penalty", "10"}, {"logit_bias", "{}"},
         {"logit_bias", "{\"0\": -100, \"16777215\": 100, \"007\": 0.5}"},
-        {"allowed_token_ids", "[0, 16777215]"}, {"banned_token_ids", "[]"}, {"banned_token_ids", "[3, 3]"}};
+        {"allowed_token_ids", "[0, 16777215]"}, {"banned_token_ids", "[]"}, {"banned_token_ids", "[3, 3]"},
+        {"logprobs", "0"}, {"logprobs", "20"}, {"logprobs", "true"}, {"logprobs", "false"}, {"top_logprobs", "20"}};
     struct err err = ERR_INIT;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct params p = {0};
@@ -75,6 +76,25 @@ static void penalties_and_lists_arrive(void **state) {
     assert_int_equal(p.n_banned_token_ids, 3);
     assert_int_equal(p.banned_token_ids[0], 8);
     params_clear(&p);
+}
+
+/* A number as in completions; true as in chat, where top_logprobs says how many. */
+static void logprobs_come_in_two_forms(void **state) {
+    static const struct {
+        const char *json;
+        int64_t n;
+        const char *again;
+    } cases[] = {{"5", 5, "{\"logprobs\":5}"}, {"true", 0, "{\"logprobs\":0}"}, {"false", -1, "{\"logprobs\":false}"}};
+    struct err err = ERR_INIT;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct params p = {0};
+        assert_ok(params_set_json(&p, "logprobs", cases[i].json, &err), &err);
+        assert_int_equal(p.logprobs, cases[i].n);
+        char *text = params_to_json(&p);
+        assert_string_equal(text, cases[i].again);
+        free(text);
+        params_clear(&p);
+    }
 }
 
 static void text_is_json_where_it_can_be(void **state) {
@@ -144,6 +164,10 @@ static const struct refused {
     {"stop_token_ids", "[1.5]", E_PARSE, "stop_token_ids: holds something that is not a token id"},
     {"stop_token_ids", "[-4]", E_RANGE, "stop_token_ids: -4 is not in"},
     {"stop_token_ids", "[16777216]", E_RANGE, "stop_token_ids: 16777216 is not in 0 .. 16777215"},
+    {"logprobs", "21", E_RANGE, "logprobs: 21 is not in 0 .. 20"},
+    {"logprobs", "1.5", E_PARSE, "logprobs: 1.5 is not a whole number"},
+    {"logprobs", "\"all\"", E_PARSE, "logprobs: neither a number nor true or false"},
+    {"top_logprobs", "-1", E_RANGE, "top_logprobs: -1 is not in 0 .. 20"},
     {"presence_penalty", "2.1", E_RANGE, "presence_penalty: 2.1 is not in -2 .. 2"},
     {"frequency_penalty", "-3", E_RANGE, "frequency_penalty: -3 is not in -2 .. 2"},
     {"frequency_penalty", "\"x\"", E_PARSE, "frequency_penalty: not a number"},
@@ -230,7 +254,7 @@ static void lists_of_ids_have_a_ceiling(void **state) {
 static void keys_that_are_not_built_are_refused_by_name(void **state) {
     static const char *const harmless[][2] = {
         {"n", "1"},      {"n", "1.0"},          {"best_of", "1"},    {"length_penalty", "1"},
-        {"tools", "[]"}, {"logprobs", "false"}, {"stream", "false"}, {"bad_words", "[]"},
+        {"tools", "[]"}, {"prompt_logprobs", "false"}, {"stream", "false"}, {"bad_words", "[]"},
         {"tool_choice", "\"none\""},             {"response_format", "{\"type\": \"text\"}"}};
     static const char *const refused[][3] = {
         {"n", "2", "n: 2 is not built yet; only 1 is"},
@@ -238,8 +262,7 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
         {"n", "\"1\"", "n: \"1\" is not built yet"},
         {"best_of", "3", "best_of: 3 is not built yet"},
         {"bad_words", "[\"x\"]", "bad_words: [\"x\"] is not built yet"},
-        {"logprobs", "true", "logprobs: true is not built yet"},
-        {"logprobs", "5", "logprobs: 5 is not built yet"},
+        {"prompt_logprobs", "5", "prompt_logprobs: 5 is not built yet"},
         {"tools", "[{}]", "tools: [{}] is not built yet"},
         {"tool_choice", "\"auto\"", "tool_choice: \"auto\" is not built yet"},
         {"response_format", "{\"type\": \"json_object\"}", "response_format: "},
@@ -278,7 +301,7 @@ static void json_goes_around(void **state) {
         "{\"max_tokens\":5,\"min_tokens\":2,\"temperature\":0.30000000000000004,\"top_p\":0.9,\"top_k\":40,\"min_p\":0.05,"
         "\"seed\":9223372036854775807,\"stop\":[\"\\n\",\"\\u00e9\"],\"stop_token_ids\":[1,2],\"ignore_eos\":false,"
         "\"presence_penalty\":0.5,\"frequency_penalty\":-2.0,\"repetition_penalty\":1.1,\"logit_bias\":{\"5\":-1.5,\"3\":2.0},"
-        "\"allowed_token_ids\":[9,1],\"banned_token_ids\":[]}";
+        "\"allowed_token_ids\":[9,1],\"banned_token_ids\":[],\"logprobs\":3,\"top_logprobs\":7}";
     struct err err = ERR_INIT;
     struct params p = {0}, q = {0};
     assert_ok(params_from_json(&p, text, &err), &err);
@@ -339,6 +362,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_key_takes_the_ends_of_its_range),
     cmocka_unit_test(values_arrive),
     cmocka_unit_test(penalties_and_lists_arrive),
+    cmocka_unit_test(logprobs_come_in_two_forms),
     cmocka_unit_test(text_is_json_where_it_can_be),
     cmocka_unit_test(a_stop_text_is_taken_as_it_stands),
     cmocka_unit_test(null_sets_nothing),

@@ -1,13 +1,14 @@
 /* test_sampling.c - sampling parameters through the whole engine: the demo model's greedy
- * texts under penalties, bias and bans are those that transformers generates
- * (tests/data/sampling/make_generated.py), whatever else runs and however often it is
- * preempted. */
+ * texts under penalties, bias and bans are those that transformers generates, and so are
+ * their logprobs (tests/data/sampling/make_generated.py), whatever else runs and however
+ * often it is preempted. */
 #include "tests/unit.h"
 
 #include "base/mem.h"
 #include "engine/engine.h"
 
 #include <jansson.h>
+#include <math.h>
 
 static const char demo[] = "tests/models/demo";
 
@@ -65,12 +66,44 @@ static struct engine_request *request_of(int i) {
     r->tokens = ids_of(json_object_get(line, "prompt_ids"), &r->n_tokens);
     s->max_tokens = (int32_t)json_array_size(json_object_get(line, "ids"));
     s->ignore_eos = true;
+    s->logprobs = (i + 2) % 4; /* the fixture has the 3 highest */
     s->repetition_penalty = number(params, "repetition_penalty", 1);
     s->presence_penalty = number(params, "presence_penalty", 0);
     s->frequency_penalty = number(params, "frequency_penalty", 0);
     s->banned_token_ids = ids_of(json_object_get(params, "banned_token_ids"), &s->n_banned_token_ids);
     if (json_object_get(params, "logit_bias")) set_bias(s, json_object_get(params, "logit_bias"));
     return r;
+}
+
+static void assert_logprob(double got, const json_t *want) {
+    if (fabs(got - json_number_value(want)) > 1e-3) fail_msg("logprob %g, not %g", got, json_number_value(want));
+}
+
+static double number_at(const json_t *pair, int i) {
+    return json_number_value(json_array_get(pair, (size_t)i));
+}
+
+/* The k-th of the highest; alternatives that nearly tie may change places. */
+static void check_top(const struct logprobs *l, int32_t i, int32_t k, const json_t *tops) {
+    const json_t *want = json_array_get(tops, (size_t)k);
+    int32_t at = i * l->n_top + k;
+    assert_logprob((double)l->top[at], json_array_get(want, 1));
+    if (l->top_ids[at] == (int32_t)number_at(want, 0)) return;
+    double above = k > 0 ? (double)(l->top[at - 1] - l->top[at]) : 1;
+    double below = k + 1 < l->n_top ? (double)(l->top[at] - l->top[at + 1]) : 0;
+    assert_true(above < 1e-3 || below < 1e-3);
+}
+
+/* Against lists of numbers and of [id, number] pairs. */
+static void check_logprobs(const struct logprobs *l, const json_t *of_tokens, const json_t *tops) {
+    assert_int_equal(l->n, json_array_size(of_tokens));
+    for (int32_t i = 0; i < l->n; i++) {
+        assert_logprob((double)l->token[i], json_array_get(of_tokens, (size_t)i));
+        for (int32_t k = 0; k < l->n_top; k++) check_top(l, i, k, json_array_get(tops, (size_t)i));
+        assert_true(l->rank[i] >= 1);
+        if (l->rank[i] <= l->n_top) assert_true(l->top[i * l->n_top + l->rank[i] - 1] == l->token[i]);
+        else if (l->n_top > 0) assert_true(l->token[i] < l->top[(i + 1) * l->n_top - 1]);
+    }
 }
 
 static void check_completion(const struct engine_completion *c) {
@@ -81,6 +114,7 @@ static void check_completion(const struct engine_completion *c) {
         if (c->tokens[k] != json_integer_value(json_array_get(want, k)))
             fail_msg("line %d: token %zu is %d, not %d", (int)c->tag, k, c->tokens[k],
                      (int)json_integer_value(json_array_get(want, k)));
+    check_logprobs(&c->logprobs, json_object_get(lines.at[c->tag], "logprobs"), json_object_get(lines.at[c->tag], "top"));
 }
 
 /* ---------------------------------------------------------------- cases */

@@ -21,8 +21,18 @@ struct device {
     int32_t kv[MAX_BLOCKS][KV_BLOCK];
     int32_t last_sample[MAX_SLOTS];
     int32_t drawn[DEPTH][MAX_SLOTS];
+    struct sample_logprobs logprobs[DEPTH][MAX_SLOTS];
+    bool has_logprobs[DEPTH];
     int first, n;
 };
+
+/* Made up, but of the right token at the right place. */
+static struct sample_logprobs logprobs_for(int32_t id, int32_t position, int32_t n_top) {
+    struct sample_logprobs l = {.token = -(float)(id + 1000 * position), .rank = id + 1};
+    for (int32_t k = 0; k < MAX_LOGPROBS; k++) l.top_id[k] = k < n_top ? (id + k) % VOCAB : -7;
+    for (int32_t k = 0; k < n_top; k++) l.top[k] = -(float)(k + 1000 * position);
+    return l;
+}
 
 /* What else is to change a draw, as one number. */
 static uint64_t hash_adjust(const struct step_sample *s, const struct logit_bias *bias, const int32_t *allowed) {
@@ -67,7 +77,9 @@ static void device_run(struct device *d, const struct step *step) {
         if (token < 0) token = d->last_sample[~token];
         d->kv[table_row(step, step->slot[r])[p / KV_BLOCK]][p % KV_BLOCK] = token;
     }
-    int32_t *drawn = d->drawn[(d->first + d->n++) % DEPTH];
+    int at_ring = (d->first + d->n++) % DEPTH;
+    int32_t *drawn = d->drawn[at_ring];
+    d->has_logprobs[at_ring] = step->has_logprobs;
     for (int32_t i = 0; i < step->n_samples; i++) {
         const struct step_sample *s = &step->samples[i];
         int32_t tokens[MAX_LEN], n = step->position[s->row] + 1;
@@ -79,15 +91,17 @@ static void device_run(struct device *d, const struct step *step) {
                                       s->n_allowed ? step->allowed + s->first_allowed : NULL);
         drawn[i] = draw_token(tokens, n, s->seed, adjust, step->banned + s->first_banned, s->n_banned);
         d->last_sample[s->slot] = drawn[i];
+        assert_true(!s->wants_logprob || step->has_logprobs);
+        if (s->wants_logprob) d->logprobs[at_ring][i] = logprobs_for(drawn[i], n, s->n_top);
     }
 }
 
-static const int32_t *device_collect(struct device *d) {
+static int device_collect(struct device *d) {
     assert_true(d->n > 0);
-    const int32_t *drawn = d->drawn[d->first];
+    int at = d->first;
     d->first = (d->first + 1) % DEPTH;
     d->n--;
-    return drawn;
+    return at;
 }
 
 /* ---------------------------------------------------------------- a run */
@@ -122,7 +136,9 @@ static void run_free(struct run *r) {
 }
 
 static void collect_one(struct run *r) {
-    scheduler_apply(r->scheduler, device_collect(&r->device), ++r->now);
+    int at = device_collect(&r->device);
+    const struct sample_logprobs *logprobs = r->device.has_logprobs[at] ? r->device.logprobs[at] : NULL;
+    scheduler_apply(r->scheduler, r->device.drawn[at], logprobs, ++r->now);
     const struct step_report *report = scheduler_report(r->scheduler);
     assert_int_equal(report->n_rows, report->n_prefill + report->n_decode);
     r->n_mixed += report->n_prefill > 0 && report->n_decode > 0;
@@ -226,6 +242,7 @@ static struct engine_request *numbered_request(uint64_t tag) {
     if (tag % 6 == 2) q->sampling.presence_penalty = 0.5f;
     if (tag % 9 == 2) q->sampling.frequency_penalty = 0.25f;
     if (tag % 4 == 3) add_lists(&q->sampling, tag);
+    if (tag % 10 < 3) q->sampling.logprobs = (int32_t)(tag % 10) * 4;
     return q;
 }
 
@@ -255,6 +272,23 @@ static struct expected answer(const struct engine_request *q) {
     return e;
 }
 
+static void check_logprobs(const struct engine_completion *c, const struct engine_request *q) {
+    const struct logprobs *l = &c->logprobs;
+    int32_t n_top = q->sampling.logprobs;
+    if (n_top < 0) {
+        assert_true(l->n == 0 && !l->token);
+        return;
+    }
+    assert_int_equal(l->n, c->n_tokens);
+    assert_int_equal(l->n_top, n_top);
+    for (int32_t i = 0; i < l->n; i++) {
+        struct sample_logprobs want = logprobs_for(c->tokens[i], (int32_t)q->n_tokens + i, n_top);
+        assert_true(l->token[i] == want.token && l->rank[i] == want.rank);
+        assert_memory_equal(l->top_ids + i * n_top, want.top_id, (size_t)n_top * sizeof(int32_t));
+        assert_memory_equal(l->top + i * n_top, want.top, (size_t)n_top * sizeof(float));
+    }
+}
+
 static void check_answer(const struct engine_completion *c) {
     struct engine_request *q = numbered_request(c->tag);
     struct expected e = answer(q);
@@ -267,6 +301,7 @@ static void check_answer(const struct engine_completion *c) {
     assert_true(0 < c->scheduled_ns && c->scheduled_ns < c->first_token_ns && c->first_token_ns <= c->last_token_ns);
     assert_true((c->last_token_ns > c->first_token_ns) == (c->n_completion_tokens > 1));
     assert_true(c->text_bytes == SIZE_MAX);
+    check_logprobs(c, q);
     engine_request_free(q);
 }
 

@@ -6,6 +6,7 @@
 #include "base/file.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -38,8 +39,8 @@ static void a_new_database_is_private_and_ours(void **state) {
     assert_int_equal(stat(folder, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0700);
     assert_int_equal(look_int(path, "PRAGMA application_id"), 0x42544348);
-    assert_int_equal(look_int(path, "PRAGMA user_version"), 1);
-    assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 1);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
+    assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 2);
     assert_int_equal(look_int(path, "SELECT count(*) FROM daemon WHERE epoch = 0"), 1);
     char *mode = look_text(path, "PRAGMA journal_mode");
     assert_string_equal(mode, "wal");
@@ -136,17 +137,94 @@ static void an_empty_file_becomes_ours_only_when_submitting(void **state) {
     assert_refused(path, STORE_READ, E_NOT_FOUND, "is an empty database; submit a job");
     assert_refused(path, STORE_WRITE, E_NOT_FOUND, "is an empty database; submit a job");
     create(path);
-    assert_int_equal(look_int(path, "PRAGMA user_version"), 1);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
     free(path);
 }
 
 static void a_newer_schema_is_refused(void **state) {
     char *path = temp_path("newer.db");
     create(path);
-    look_exec(path, "PRAGMA user_version = 2");
+    look_exec(path, "PRAGMA user_version = 3");
     for (int mode = STORE_READ; mode <= STORE_CREATE; mode++)
-        assert_refused(path, (enum store_mode)mode, E_CONFIG, "is from a newer batchd (schema 2, this is 1); upgrade batchd");
+        assert_refused(path, (enum store_mode)mode, E_CONFIG, "is from a newer batchd (schema 3, this is 2); upgrade batchd");
     free(path);
+}
+
+/* ---------------------------------------------------------------- older schemas */
+
+/* A copy of what a batchd of version 1 left behind (tests/data/database/make.sh). */
+static char *version_1(const char *name) {
+    char *path = temp_path(name), *data;
+    size_t n;
+    struct err err = ERR_INIT;
+    assert_ok(file_read("tests/data/database/version1.db", 16 << 20, &data, &n, &err), &err);
+    temp_write(path, data, n);
+    free(data);
+    return path;
+}
+
+static int count_view(void *arg, const struct result_view *v, struct err *err) {
+    assert_null(v->logprobs);
+    assert_true(!v->completion || strlen(v->completion) == v->completion_bytes);
+    ++*(int *)arg;
+    return 0;
+}
+
+static void a_reader_leaves_version_1_as_it_is(void **state) {
+    char *path = version_1("old_read.db");
+    struct store *s;
+    struct err err = ERR_INIT;
+    int n = 0;
+    assert_ok(store_open(&s, path, STORE_READ, &err), &err);
+    assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
+    store_close(s);
+    assert_int_equal(n, 4);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 1);
+    free(path);
+}
+
+/* Same columns in the same order as a new database, same rows as before. */
+static void a_writer_brings_version_1_up_to_date(void **state) {
+    static const char rows[] = "SELECT group_concat(id || status || codec || coalesce(hex(completion), '-') || e2e_us, ' ')"
+                               " FROM (SELECT * FROM result ORDER BY id)";
+    static const char columns[] = "SELECT group_concat(name || ' ' || type, ',') FROM pragma_table_info('result')";
+    for (int mode = STORE_WRITE; mode <= STORE_CREATE; mode++) {
+        char *path = version_1(mode == STORE_WRITE ? "old_write.db" : "old_create.db"), *fresh = temp_path("fresh2.db");
+        char *before = look_text(path, rows);
+        struct store *s;
+        struct err err = ERR_INIT;
+        int n = 0;
+        for (int again = 0; again < 2; again++) {
+            assert_ok(store_open(&s, path, (enum store_mode)mode, &err), &err);
+            assert_ok(store_check(s, &err), &err);
+            assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
+            store_close(s);
+        }
+        assert_int_equal(n, 8);
+        assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
+        assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 2);
+        create(fresh);
+        char *after = look_text(path, rows), *old = look_text(path, columns), *new = look_text(fresh, columns);
+        assert_string_equal(after, before);
+        assert_string_equal(old, new);
+        free(before);
+        free(after);
+        free(old);
+        free(new);
+        free(path);
+        free(fresh);
+    }
+}
+
+static void version_1_is_left_to_its_daemon(void **state) {
+    char *path = version_1("old_served.db"), *lock = temp_path("old_served.db.lock");
+    int fd = open(lock, O_CREAT | O_RDWR, 0600);
+    assert_int_equal(flock(fd, LOCK_EX), 0);
+    assert_refused(path, STORE_WRITE, E_BUSY, "is served by an older batchd");
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 1);
+    close(fd);
+    free(path);
+    free(lock);
 }
 
 /* ---------------------------------------------------------------- damage, permissions */
@@ -283,6 +361,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(another_programs_database_is_left_alone),
     cmocka_unit_test(an_empty_file_becomes_ours_only_when_submitting),
     cmocka_unit_test(a_newer_schema_is_refused),
+    cmocka_unit_test(a_reader_leaves_version_1_as_it_is),
+    cmocka_unit_test(a_writer_brings_version_1_up_to_date),
+    cmocka_unit_test(version_1_is_left_to_its_daemon),
     cmocka_unit_test(damage_is_found),
     cmocka_unit_test(a_reader_does_not_write),
     cmocka_unit_test(commits_of_others_show),

@@ -3,10 +3,11 @@
  * The rule by which tokens are drawn is the device's (op_sample in kernels/ops.h). */
 #include "base/mem.h"
 #include "engine/engine.h"
+#include "engine/sample/logprobs.h"
 
 #include <stdlib.h>
 
-const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f, .repetition_penalty = 1.0f};
+const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
 
 struct engine_request *engine_request_new(void) {
     struct engine_request *r = mem_zalloc(1, sizeof *r);
@@ -30,5 +31,6 @@ void engine_request_free(struct engine_request *r) {
 void engine_completion_free(struct engine_completion *c) {
     if (!c) return;
     free(c->tokens);
+    logprobs_clear(&c->logprobs);
     free(c);
 }

@@ -299,7 +299,8 @@ static void finish(struct scheduler *s, struct plan *p, struct sequence *q, stru
     end(s, q, c);
 }
 
-static void take_draw(struct scheduler *s, struct plan *p, struct sequence *q, int32_t id, int64_t now_ns) {
+static void take_draw(struct scheduler *s, struct plan *p, struct sequence *q, int32_t id,
+                      const struct sample_logprobs *logprobs, int64_t now_ns) {
     enum finish_reason why;
     if (id < 0) {
         finish(s, p, q, sequence_completion(q, FINISH_ERROR, "numeric",
@@ -308,11 +309,11 @@ static void take_draw(struct scheduler *s, struct plan *p, struct sequence *q, i
         return;
     }
     s->sums.n_completion_tokens++;
-    if (sequence_accept(q, id, now_ns, &why)) finish(s, p, q, sequence_completion(q, why, NULL, NULL));
+    if (sequence_accept(q, id, logprobs, now_ns, &why)) finish(s, p, q, sequence_completion(q, why, NULL, NULL));
     else blocks_publish(s->blocks, &q->table, q->tokens, q->n_tokens - 1); /* the new one may not be computed */
 }
 
-void scheduler_apply(struct scheduler *s, const int32_t *drawn, int64_t now_ns) {
+void scheduler_apply(struct scheduler *s, const int32_t *drawn, const struct sample_logprobs *logprobs, int64_t now_ns) {
     assert(s->n_plans > 0);
     struct plan *p = &s->plans[s->first_plan];
     s->first_plan = (s->first_plan + 1) % (s->options.depth + 1);
@@ -320,7 +321,7 @@ void scheduler_apply(struct scheduler *s, const int32_t *drawn, int64_t now_ns) 
     for (int32_t i = 0; i < p->n_draws; i++) {
         struct sequence *q = p->draws[i].sequence;
         q->n_under_way--;
-        if (q->epoch == p->draws[i].epoch) take_draw(s, p, q, drawn[i], now_ns);
+        if (q->epoch == p->draws[i].epoch) take_draw(s, p, q, drawn[i], logprobs ? &logprobs[i] : NULL, now_ns);
         else if (q->state == SEQUENCE_DONE && q->n_under_way == 0) sequence_free(q);
     }
     s->applied = &p->report;

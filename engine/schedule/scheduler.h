@@ -52,8 +52,9 @@ void scheduler_add(struct scheduler *s, struct engine_request *request);
  * to do, or all waits for results). A step that is returned must be submitted. */
 const struct step *scheduler_plan(struct scheduler *s, int64_t now_ns);
 
-/* What the oldest plan not yet applied has drawn, in the order of its samples. */
-void scheduler_apply(struct scheduler *s, const int32_t *drawn, int64_t now_ns);
+/* What the oldest plan not yet applied has drawn, in the order of its samples, and the
+ * logprobs of it, NULL where its step has none. */
+void scheduler_apply(struct scheduler *s, const int32_t *drawn, const struct sample_logprobs *logprobs, int64_t now_ns);
 
 /* End sequences whose tag is in [first, last], FINISH_ABORTED. */
 void scheduler_abort(struct scheduler *s, uint64_t first, uint64_t last);

@@ -1,6 +1,7 @@
 /* sequence.c - see sequence.h. */
 #include "engine/schedule/sequence.h"
 #include "base/mem.h"
+#include "engine/sample/logprobs.h"
 #include "engine/sample/stops.h"
 
 #include <assert.h>
@@ -57,7 +58,7 @@ static int32_t least(int32_t a, int32_t b) {
 
 struct sequence *sequence_new(struct engine_request *request, const struct sequence_limits *limits,
                               struct engine_completion **error) {
-    assert(request->sampling.max_tokens >= 1);
+    assert(request->sampling.max_tokens >= 1 && request->sampling.logprobs <= ENGINE_MAX_LOGPROBS);
     char text[sizeof (*error)->error];
     const char *code = refuse(text, sizeof text, request, limits);
     int32_t n = (int32_t)request->n_tokens, max_new = 0;
@@ -84,6 +85,7 @@ struct sequence *sequence_new(struct engine_request *request, const struct seque
     s->text_bytes = SIZE_MAX;
     collect_stop_ids(s, limits->model);
     adjust_init(&s->adjust, &request->sampling);
+    if (request->sampling.logprobs >= 0) logprobs_init(&s->logprobs, max_new, request->sampling.logprobs);
     if (request->sampling.n_stop > 0 && limits->tokenizer) detokenizer_init(&s->text, limits->tokenizer, true);
     return s;
 }
@@ -95,6 +97,7 @@ void sequence_free(struct sequence *s) {
     free(s->tokens);
     free(s->stop_ids);
     adjust_clear(&s->adjust);
+    logprobs_clear(&s->logprobs);
     free(s);
 }
 
@@ -142,10 +145,12 @@ static bool last_bytes_meet_stop_string(struct sequence *s) {
     return meets_stop_string(s);
 }
 
-bool sequence_accept(struct sequence *s, int32_t id, int64_t now_ns, enum finish_reason *finish) {
+bool sequence_accept(struct sequence *s, int32_t id, const struct sample_logprobs *logprobs, int64_t now_ns,
+                     enum finish_reason *finish) {
     assert(s->n_pending > 0 && s->n_tokens < s->n_prompt + s->max_new);
     s->n_pending--;
     s->tokens[s->n_tokens++] = id;
+    if (s->request->sampling.logprobs >= 0) logprobs_push(&s->logprobs, logprobs);
     s->last_token_ns = now_ns;
     if (s->first_token_ns == 0) s->first_token_ns = now_ns;
     *finish = FINISH_STOP;
@@ -170,6 +175,7 @@ struct engine_completion *sequence_completion(const struct sequence *s, enum fin
     c->n_completion_tokens = n_new;
     c->n_tokens = (size_t)(n_new - s->stopped_by_id);
     c->tokens = mem_dup(s->tokens + s->n_prompt, c->n_tokens * sizeof *c->tokens);
+    if (s->logprobs.token && !error_code) c->logprobs = logprobs_copy(&s->logprobs, (int32_t)c->n_tokens);
     c->finish = finish;
     c->text_bytes = s->text_bytes;
     c->n_cached_tokens = s->n_cached;

@@ -36,6 +36,7 @@ struct sequence {
     int32_t *stop_ids;              /* the model's, unless ignored, and the request's */
     int32_t n_stop_ids;
     struct adjust adjust;           /* penalties and the like */
+    struct logprobs logprobs;       /* of the samples that were seen, where asked for */
     struct detokenizer text;        /* of the samples, where there are stop strings */
     size_t searched;                /* bytes of text without a stop string, or too early for one */
     size_t text_bytes;              /* SIZE_MAX = no stop string met */
@@ -70,8 +71,10 @@ int32_t sequence_n_new(const struct sequence *s);
 /* Positions whose keys and values can be needed at all: the last sample's are not. */
 int32_t sequence_longest(const struct sequence *s);
 
-/* Take a sample that was pending; true when it was the last, *finish saying why. */
-bool sequence_accept(struct sequence *s, int32_t id, int64_t now_ns, enum finish_reason *finish);
+/* Take a sample that was pending; true when it was the last, *finish saying why.
+ * logprobs: of it, read where the request asks for them. */
+bool sequence_accept(struct sequence *s, int32_t id, const struct sample_logprobs *logprobs, int64_t now_ns,
+                     enum finish_reason *finish);
 
 /* What goes back to the caller. error_code (static) and text where it failed, else NULL. */
 struct engine_completion *sequence_completion(const struct sequence *s, enum finish_reason finish,

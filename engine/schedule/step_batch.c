@@ -123,6 +123,10 @@ static void add_sample(struct step_batch *b, struct sequence *s) {
         ban(b, s->stop_ids, s->n_stop_ids);
     }
     add_adjust(b, out, s);
+    if (p->logprobs >= 0) {
+        b->step.has_logprobs = out->wants_logprob = true;
+        out->n_top = p->logprobs;
+    }
     s->n_pending++;
 }
 

@@ -91,3 +91,12 @@ void tokenizer_decode(const struct tokenizer *tok, struct buf *out, const int32_
     buf_append(out, d.text.data, d.text.n);
     detokenizer_clear(&d);
 }
+
+void tokenizer_token_bytes(const struct tokenizer *tok, struct buf *out, int32_t id) {
+    const struct bpe *b = &tok->bpe;
+    if (id < 0 || (size_t)id >= b->n_ids || !b->pieces[id].bytes) return;
+    const struct piece *p = &b->pieces[id];
+    if (p->byte >= 0 && tok->decode_fallback) buf_putc(out, (char)p->byte);
+    else if (p->text && !tok->decode_bytes) buf_append(out, p->text, p->text_n);
+    else buf_append(out, p->bytes, p->n);
+}

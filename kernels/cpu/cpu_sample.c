@@ -212,6 +212,14 @@ static float find_highest(const struct simd *simd, struct candidates *c, int64_t
     return less;
 }
 
+static void describe_token(struct sample_logprobs *out, const float *logits, const float *bias, int64_t n, int32_t id,
+                           float less) {
+    float l = bias ? logits[id] + bias[id] : logits[id];
+    out->token = l - less;
+    out->rank = 1;
+    for (int64_t i = 0; i < n; i++) out->rank += (bias ? logits[i] + bias[i] : logits[i]) > l;
+}
+
 /* ---------------------------------------------------------------- a row */
 
 /* From the copy in c->l. */
@@ -250,7 +258,7 @@ static void sample_one(struct candidates *c, int64_t n, const struct sampler *a,
     a->cpu->simd->logits(c->l, logits, bias, 1.0f, n);
     if (s->wants_logprob) less = find_highest(a->cpu->simd, c, n, s, &a->logprobs[i]);
     int32_t id = s->has_target ? target_of(c, n, a, s) : sample_row(c, n, a, s);
-    if (s->wants_logprob && id >= 0) a->logprobs[i].token = (bias ? logits[id] + bias[id] : logits[id]) - less;
+    if (s->wants_logprob && id >= 0) describe_token(&a->logprobs[i], logits, bias, n, id, less);
     a->drawn[i] = id;
 }
 

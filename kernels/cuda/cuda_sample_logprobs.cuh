@@ -62,24 +62,40 @@ __device__ float list_highest(const struct source *s, int32_t n_top, float top, 
     return top + logf((float)((double)listing.mass * 0x1p-40));
 }
 
+/* How many logits are higher. */
+__device__ uint64_t n_higher(const struct source *s, float x) {
+    uint64_t higher = 0;
+    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
+        float4 v[AHEAD];
+        groups_of_turns(v, s, turn);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++)
+            for (int j = 0; j < 4; j++) higher += pick(v[a], j) > x;
+    }
+    return block_sum(higher);
+}
+
 /* For one row, whose token is *id; -1 instead where the logits are not finite. */
 __device__ void row_logprobs(struct sample_logprobs *out, const struct source *s, int32_t n_top,
                              int32_t *id) {
     struct ruler guessed = ruler_by_glance(s, 1.0f);
     float top = ranked_float(highest<true>(s, &guessed));
+    int32_t token = *id;
     bool is_listed = true;
+    __syncthreads(); /* everybody has the token */
+    if (threadIdx.x == 0) out->token = NAN;
     if (!is_number(top)) {
-        if (threadIdx.x == 0) {
-            out->token = NAN;
-            *id = -1;
-        }
+        if (threadIdx.x == 0) *id = -1;
         return;
     }
     float less = list_highest(s, n_top, top, &guessed, &is_listed);
     write_highest(out, s, n_top, is_listed, less);
+    if (token < 0 || token >= s->n) return;
+    float x = s->bias ? s->x[token] + s->bias[token] : s->x[token];
+    uint64_t higher = n_higher(s, x);
     if (threadIdx.x != 0) return;
-    float x = *id >= 0 && *id < s->n ? s->x[*id] : NAN;
-    out->token = (s->bias ? x + s->bias[*id >= 0 ? *id : 0] : x) - less;
+    out->token = x - less;
+    out->rank = 1 + (int32_t)higher;
 }
 
 #endif

@@ -130,12 +130,12 @@ kept() {
 @test "sampling values out of range, of a wrong type, not built" {
     for bad in '"temperature": 11' '"temperature": "hot"' '"temperature": -0.1' '"top_p": 0' '"top_p": 1.5' '"top_k": -1' \
         '"max_tokens": 0' '"max_tokens": 1.5' '"min_p": 2' '"seed": -1' '"stop": [""]' '"stop": 3' '"stop_token_ids": [-4]' \
-        '"ignore_eos": 1' '"presence_penalty": 3' '"repetition_penalty": 0' '"logit_bias": {"x": 1}' '"banned_token_ids": 4'; do
+        '"ignore_eos": 1' '"presence_penalty": 3' '"repetition_penalty": 0' '"logit_bias": {"x": 1}' '"banned_token_ids": 4' '"logprobs": 21'; do
         printf '{"prompt": "x", %s}\n' "$bad" >"$DIR/bad.jsonl"
         key=${bad%%:*}
         refused 65 bad.jsonl "${key//\"/}" -- "$DIR/bad.jsonl"
     done
-    for bad in '"n": 2' '"logprobs": 5' '"bad_words": ["x"]' '"tools": [{}]'; do
+    for bad in '"n": 2' '"echo": true' '"bad_words": ["x"]' '"tools": [{}]'; do
         printf '{"prompt": "x", %s}\n' "$bad" >"$DIR/bad.jsonl"
         key=${bad%%:*}
         refused 65 bad.jsonl "${key//\"/}" "not built" -- "$DIR/bad.jsonl"

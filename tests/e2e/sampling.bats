@@ -53,3 +53,45 @@ bad, good = map(json.loads, open(sys.argv[1]))
 assert bad["error"]["code"] == "bad_token" and "logit_bias: id 999999" in bad["error"]["message"], bad
 assert good["status"] == "ok", good' "$DIR/out.jsonl"
 }
+
+@test "logprobs: OpenAI's form in exports, the same JSON in SQL, nothing where not asked" {
+    cat >"$DIR/in.jsonl" <<'X'
+{"prompt": "Sort these words: raven, acorn", "logprobs": 4}
+{"prompt": "Sort these words: raven, acorn", "logprobs": true, "top_logprobs": 4}
+{"prompt": "Sort these words: raven, acorn", "logprobs": 0}
+{"prompt": "Sort these words: raven, acorn", "logprobs": false}
+{"prompt": "Reverse: Grüße 日本 \u0001 \"x\" 😀", "temperature": 3, "seed": 4, "ignore_eos": true}
+X
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 200 --logprobs 20
+    sqlite3 -cmd ".load $BUILD/batchd_sqlite" "$BATCHD_DB" \
+        "SELECT batchd_text(logprobs) FROM result WHERE logprobs IS NOT NULL ORDER BY id" >"$DIR/sql"
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT typeof(logprobs) FROM result ORDER BY id DESC LIMIT 1")" = blob ]
+    python3 - "$DIR/out.jsonl" "$DIR/sql" <<'X'
+import json, math, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+assert [json.loads(line) for line in open(sys.argv[2])] == [r["logprobs"] for r in rows if "logprobs" in r]
+assert "logprobs" not in rows[3] and rows[0]["logprobs"] == rows[1]["logprobs"]
+assert all(len(t) == 1 for t in rows[2]["logprobs"]["top_logprobs"])
+for row, n in (rows[0], 4), (rows[2], 0), (rows[4], 20):
+    l = row["logprobs"]
+    length = len(l["tokens"])
+    assert length > 3 and all(len(v) == length for v in l.values()), row
+    assert row["usage"]["completion_tokens"] - length in (0, 1), row
+    for token, x, top in zip(l["tokens"], l["token_logprobs"], l["top_logprobs"]):
+        values = list(top.values())
+        assert top[token] == x and n <= len(values) <= n + 1 and x <= 0, (token, x, top)
+        assert values[:n] == sorted(values[:n], reverse=True)
+        assert sum(map(math.exp, values)) < 1.0001
+def piece(token):
+    return eval("b'" + token[6:] + "'") if token.startswith("bytes:") else token.encode()
+def skipped(token):
+    return token.startswith("<|") and token.endswith("|>")
+for row in rows[0], rows[2], rows[4]:
+    l = row["logprobs"]
+    text = b"".join(piece(t) for t in l["tokens"] if not skipped(t))
+    assert text.decode(errors="replace") == row["completion"], row
+    if "\ufffd" not in row["completion"]:
+        for token, at in zip(l["tokens"], l["text_offset"]):
+            assert skipped(token) or row["completion"].startswith(token, at), (token, at)
+X
+}

@@ -39,3 +39,17 @@ assert all(r["completion"] for r in rows if r["status"] == "ok"), rows' "$output
     run -0 "$FAKE" wait --key night
     [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
 }
+
+@test "reading leaves it as it is; the first writer adds what version 2 has, and logprobs can be asked for" {
+    run -0 "$FAKE" status
+    run -0 "$FAKE" results 1 --json
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 1 ]
+    sqlite3 "$BATCHD_DB" "SELECT id, codec, hex(completion) FROM result" >"$DIR/before"
+    echo '{"prompt": "Sort these words: raven, acorn", "logprobs": 2}' >"$DIR/in.jsonl"
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -m tests/models/demo -o "$DIR/out.jsonl" --max-tokens 5
+    python3 -c 'import json, sys; assert json.load(open(sys.argv[1]))["logprobs"]["token_logprobs"]' "$DIR/out.jsonl"
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 2 ]
+    sqlite3 "$BATCHD_DB" "SELECT id, codec, hex(completion) FROM result" >"$DIR/after"
+    [ -z "$(sort "$DIR/after" | comm -13 - <(sort "$DIR/before"))" ]
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
+}

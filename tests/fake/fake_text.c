@@ -95,6 +95,10 @@ void detokenizer_clear(struct detokenizer *d) {
     buf_clear(&d->held);
 }
 
+void tokenizer_token_bytes(const struct tokenizer *tok, struct buf *out, int32_t id) {
+    if (id >= 0 && id <= 255) buf_putc(out, (char)id);
+}
+
 void tokenizer_decode(const struct tokenizer *tok, struct buf *out, const int32_t *ids, size_t n,
                       bool skip_special) {
     struct detokenizer d;
