@@ -20,11 +20,14 @@ struct plan {
     int64_t n_prompts;
 };
 
+enum { PROFILE_EVERY = 32 }; /* steps */
+
 struct figures {
     double seconds, products_before, products_after; /* token rows per second */
     struct engine_roof roof;
     double roof_tokens_per_s;
     struct engine_stats stats;
+    struct engine_profile profile;
 };
 
 /* Unique ids: no two prompts begin alike, so nothing comes from the prefix cache. */
@@ -100,6 +103,7 @@ static int measure(struct engine *e, const struct plan *p, const struct args *ar
     if (r == 0) r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_before, err);
     if (r == 0) r = run(e, p, args, &out->seconds, err);
     if (r == 0) r = engine_matmul_rate(e, p->n_seqs, 1.0, &out->products_after, err);
+    if (r == 0) r = engine_profile(e, &out->profile, err);
     if (r < 0) return r;
     engine_work(e, &work);
     engine_stats(e, &out->stats);
@@ -123,6 +127,13 @@ static void add_device_time(json_t *o, const struct engine_stats *s) {
     json_object_set_new(o, "idle_share_large", large->n_steps ? json_real(idle_share(large)) : json_null());
 }
 
+static json_t *profile_json(const struct engine_profile *p) {
+    json_t *share = json_object();
+    for (int32_t i = 0; i < p->n_classes && p->n_steps > 0; i++)
+        json_object_set_new(share, p->classes[i].name, json_real((double)p->classes[i].ns / (double)p->busy_ns));
+    return json_pack("{s:I, s:i, s:o}", "steps", (json_int_t)p->n_steps, "every", PROFILE_EVERY, "share", share);
+}
+
 static json_t *figures_json(struct engine *e, const struct plan *p, const struct figures *f) {
     const struct engine_stats *s = &f->stats;
     double products = (f->products_before + f->products_after) / 2, rows = (double)s->n_step_rows / f->seconds;
@@ -141,6 +152,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
     json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));
     json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
     add_device_time(o, s);
+    json_object_set_new(o, "profile", profile_json(&f->profile));
     return o;
 }
 
@@ -154,6 +166,15 @@ static void print_idle(const json_t *o) {
         printf("; %.2f %% at the %.0f steps of %d rows or more", 100 * real(o, "idle_share_large"),
                real(o, "large_steps"), ENGINE_LARGE_STEP);
     putchar('\n');
+}
+
+static void print_profile(const struct engine_profile *p) {
+    printf("time on the device  ");
+    if (p->n_steps == 0) printf("too few steps: one in %d is profiled\n", PROFILE_EVERY);
+    if (p->n_steps == 0) return;
+    for (int32_t i = 0; i < p->n_classes; i++)
+        printf("%s%s %.1f %%", i ? ", " : "", p->classes[i].name, 100 * (double)p->classes[i].ns / (double)p->busy_ns);
+    printf("; of %" PRId64 " steps, one in %d\n", p->n_steps, PROFILE_EVERY);
 }
 
 static void print_figures(const json_t *o, const struct plan *p, const struct figures *f) {
@@ -171,6 +192,7 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     printf("steps               %.0f, %.1f rows each\n", real(o, "steps"),
            real(o, "rows_per_s") * real(o, "seconds") / real(o, "steps"));
     print_idle(o);
+    print_profile(&f->profile);
     printf("cached tokens       %.0f\n", real(o, "cached_tokens"));
     printf("preemptions         %.0f\n", real(o, "preemptions"));
     printf("finite logits       yes, of all tokens\n");
@@ -190,6 +212,7 @@ int bench_throughput(const struct args *args, const char *folder) {
     int code = engine_flags_read(&flags, args);
     if (code != EXIT_DONE) return code;
     flags.options.model_dir = folder;
+    flags.options.profile_every = PROFILE_EVERY;
     signals_listen();
     if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
     else p.n_seqs = engine_max_num_seqs(e);

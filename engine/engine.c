@@ -180,6 +180,7 @@ static int open_parts(struct engine *e, const struct engine_options *o, struct e
     int r = open_tokenizer(e, o, dummy, err);
     if (r == 0) r = dev_open(&e->dev, &device, err);
     if (r < 0) return r;
+    dev_profile(e->dev, o->profile_every);
     e->is_gpu = strcmp(dev_kind(e->dev), "cpu") != 0;
     struct runner_options runner = runner_defaults(e, o);
     r = open_model(e, o, dummy, &dtype, err);
@@ -219,39 +220,6 @@ static void deliver(struct engine *e) {
     }
 }
 
-static void answer_call(struct engine *e, struct call *c) {
-    assert(scheduler_is_idle(e->scheduler) && e->n_under_way == 0);
-    c->result = c->fn(e->model, e->runner, c->arg, &c->err);
-    mailbox_put(c->answered, c, -1);
-}
-
-static void read_message(struct engine *e, struct message *m) {
-    switch (m->kind) {
-    case MESSAGE_REQUEST: scheduler_add(e->scheduler, m->request); break;
-    case MESSAGE_ABORT:
-        scheduler_abort(e->scheduler, m->first, m->last);
-        e->n_aborts--;
-        break;
-    case MESSAGE_CALL: answer_call(e, m->call); break;
-    }
-    free(m);
-}
-
-/* As many requests as can be scheduled soon; the rest waits in the inbox, which makes
- * the caller wait. With nothing to do, wait for a message. */
-static void read_inbox(struct engine *e) {
-    bool idle = scheduler_is_idle(e->scheduler) && e->n_under_way == 0;
-    struct message *m;
-    if (idle) deliver(e);
-    if (idle) runner_rest(e->runner);
-    while (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0) {
-        m = mailbox_take(e->inbox, idle ? -1 : 0);
-        if (!m) return;
-        read_message(e, m);
-        idle = false;
-    }
-}
-
 static void log_tags(FILE *out, const char *name, const uint64_t *tags, int32_t n) {
     fprintf(out, ",\"%s\":[", name);
     for (int32_t i = 0; i < n; i++) fprintf(out, "%s%" PRIu64, i ? "," : "", tags[i]);
@@ -285,6 +253,41 @@ static int run_steps(struct engine *e, struct err *err) {
     scheduler_apply(e->scheduler, result.drawn, result.logprobs, clock_mono_ns());
     log_step(e);
     return 0;
+}
+
+/* All requests may be finished while a step that was submitted ahead is still under way. */
+static void answer_call(struct engine *e, struct call *c) {
+    while (c->result == 0 && e->n_under_way > 0) c->result = run_steps(e, &c->err);
+    assert(c->result < 0 || (scheduler_is_idle(e->scheduler) && e->n_under_way == 0));
+    if (c->result == 0) c->result = c->fn(e->model, e->runner, c->arg, &c->err);
+    mailbox_put(c->answered, c, -1);
+}
+
+static void read_message(struct engine *e, struct message *m) {
+    switch (m->kind) {
+    case MESSAGE_REQUEST: scheduler_add(e->scheduler, m->request); break;
+    case MESSAGE_ABORT:
+        scheduler_abort(e->scheduler, m->first, m->last);
+        e->n_aborts--;
+        break;
+    case MESSAGE_CALL: answer_call(e, m->call); break;
+    }
+    free(m);
+}
+
+/* As many requests as can be scheduled soon; the rest waits in the inbox, which makes
+ * the caller wait. With nothing to do, wait for a message. */
+static void read_inbox(struct engine *e) {
+    bool idle = scheduler_is_idle(e->scheduler) && e->n_under_way == 0;
+    struct message *m;
+    if (idle) deliver(e);
+    if (idle) runner_rest(e->runner);
+    while (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0) {
+        m = mailbox_take(e->inbox, idle ? -1 : 0);
+        if (!m) return;
+        read_message(e, m);
+        idle = false;
+    }
 }
 
 /* What is finished is still delivered; then collectors learn that nothing more comes. */

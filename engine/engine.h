@@ -141,6 +141,7 @@ struct engine_options {
     int32_t threads;                /* 0 = all cores */
     int32_t lookahead;              /* steps submitted before the oldest is collected: 0, 1, 2; -1 = what
                                        suits the device: 0 on the CPU, where a step is over when it is submitted, else 1 */
+    int32_t profile_every;          /* profile one step in so many: see engine_profile; 0 = none */
     FILE *step_log;                 /* NULL, or one line a step: see docs/engine.md */
 };
 extern const struct engine_options ENGINE_OPTIONS_DEFAULT;
@@ -291,6 +292,19 @@ struct engine_work { /* what the model asks of a device */
     int32_t sliding_window;       /* 0 = none */
 };
 void engine_work(const struct engine *e, struct engine_work *out);
+
+enum { ENGINE_CLASSES = 8 };
+struct engine_profile { /* where the device's time went in the steps that were profiled */
+    int64_t n_steps, busy_ns;
+    int32_t n_classes;
+    struct engine_class {
+        const char *name; /* "linear", "attention", ...; static */
+        int64_t ns, n_ops;
+    } classes[ENGINE_CLASSES];
+};
+
+/* Needs profile_every. Only while no request is in flight. */
+int engine_profile(struct engine *e, struct engine_profile *out, struct err *err);
 
 /* Time each operation alone, on a device of its own and without a model: `bench kernels`. */
 struct engine_kernel_options {

@@ -19,6 +19,15 @@ int engine_matmul_rate(struct engine *e, int32_t n_rows, double seconds, double 
     return r;
 }
 
+static int profile(struct model *m, struct runner *r, void *arg, struct err *err) {
+    measure_profile(arg, m);
+    return 0;
+}
+
+int engine_profile(struct engine *e, struct engine_profile *out, struct err *err) {
+    return engine_call(e, profile, out, err);
+}
+
 static int roof(struct model *m, struct runner *r, void *arg, struct err *err) {
     runner_note_tokens(r, false); /* what is measured brings tokens of its own to the device */
     int e = measure_roof(arg, m, err);

@@ -12,7 +12,21 @@
 extern "C" {
 #endif
 
-enum { STEP_STAMPS = 2 * 16, N_STAMPS = DEV_STAMPS + STEP_STAMPS }; /* profile.c divides them */
+/* profile.c divides them */
+enum { STEP_STAMPS = 2 * 16, PROFILE_STAMPS = 2048, N_STAMPS = DEV_STAMPS + STEP_STAMPS + PROFILE_STAMPS };
+
+struct profile {
+    int32_t every;    /* 0 = off */
+    int64_t step;     /* whose operations were noted last */
+    bool is_noting;   /* between its begin and end */
+    bool is_noted;    /* its end has come, its times were not read yet */
+    int32_t n;        /* operations */
+    uint8_t classes[PROFILE_STAMPS];
+    struct dev_profile sums;
+};
+
+/* An operation of this class comes next. */
+void profile_op(struct dev *dev, enum op_class c);
 
 struct backend {
     const char *kind;
@@ -67,6 +81,7 @@ struct dev { /* the beginning of every backend's own device struct */
     int32_t *last_sample; /* see step_set_last_sample */
     int32_t *history;     /* see step_set_history */
     int64_t n_steps;      /* begun */
+    struct profile profile;
 };
 
 /* Where the token of a position is, see step_set_history. */

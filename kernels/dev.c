@@ -88,7 +88,7 @@ int dev_wait(struct dev *dev, int64_t mark, struct err *err) {
 }
 
 bool dev_can_record(const struct dev *dev) {
-    return dev->backend->replay != NULL;
+    return dev->backend->replay != NULL && !dev->profile.is_noting; /* what is noted is queued one by one */
 }
 
 bool dev_replay(struct dev *dev, uint64_t key) {

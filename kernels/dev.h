@@ -57,7 +57,8 @@ int dev_wait(struct dev *dev, int64_t mark, struct err *err); /* as dev_sync, up
 /* Small steps of one kind over and over: what was queued between dev_record and
  * dev_record_end is queued again by dev_replay in one go, where the device can. The key
  * stands for all that the host decided in between; what lies in memory may change, the
- * addresses may not. False: not recorded, or the device has no such thing; queue it as usual. */
+ * addresses may not. False: not recorded, or the device has no such thing; queue it as usual.
+ * Nothing can be recorded in a step that is profiled. */
 bool dev_can_record(const struct dev *dev);
 bool dev_replay(struct dev *dev, uint64_t key);
 void dev_record(struct dev *dev);
@@ -82,6 +83,21 @@ struct dev_step_time {
 int64_t dev_step_begin(struct dev *dev); /* returns the step's number, from 0 */
 void dev_step_end(struct dev *dev);
 struct dev_step_time dev_step_time(struct dev *dev, int64_t step);
+
+/* What the operations of a step are for; which class an operation is of stands in ops.c. */
+enum op_class { CLASS_LINEAR, CLASS_ATTENTION, CLASS_NORM, CLASS_QKV, CLASS_ACTIVATION, CLASS_EMBED, CLASS_SAMPLE, N_OP_CLASSES };
+const char *op_class_name(enum op_class c); /* "linear", ... */
+
+/* Profile one step in `every`, chosen by a hash of its number so that no rhythm of the steps
+ * is hit or missed: the time is noted before each operation. 0 = none (when opened). A step's
+ * part comes in when dev_step_time asks about it. */
+struct dev_profile {
+    int64_t n_steps;
+    int64_t busy_ns; /* of these steps */
+    int64_t ns[N_OP_CLASSES], n_ops[N_OP_CLASSES]; /* until the next operation begins */
+};
+void dev_profile(struct dev *dev, int32_t every);
+void dev_profile_read(const struct dev *dev, struct dev_profile *out);
 
 #ifdef __cplusplus
 }

@@ -75,19 +75,22 @@ void rope_close(struct dev *dev, struct rope *rope) {
 
 /* ---------------------------------------------------------------- operations */
 
-static bool dev_is_ok(const struct dev *dev) {
-    return dev->failed.code == 0;
+/* False: the device has failed, and the operation does nothing. */
+static bool op_begins(struct dev *dev, enum op_class c) {
+    if (dev->failed.code) return false;
+    profile_op(dev, c);
+    return true;
 }
 
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
     assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
     y->weight = w;
-    if (dev_is_ok(dev) && x->x.shape[0] > 0) dev->backend->linear(dev, y, x, w);
+    if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
 }
 
 void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step) {
     assert(residual->shape[0] == step->n_rows && residual->shape[1] == table->k);
-    if (dev_is_ok(dev)) dev->backend->embed(dev, residual, table, step);
+    if (op_begins(dev, CLASS_EMBED)) dev->backend->embed(dev, residual, table, step);
 }
 
 void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
@@ -95,38 +98,38 @@ void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *re
     assert(out->x.shape[0] == residual->shape[0] && out->x.shape[1] == residual->shape[1]);
     assert(w->dtype == DTYPE_F32 && w->shape[0] == residual->shape[1]);
     assert(!y || (y->y.shape[0] == residual->shape[0] && y->y.shape[1] == residual->shape[1]));
-    if (dev_is_ok(dev)) dev->backend->residual_norm(dev, out, residual, y, w, eps);
+    if (op_begins(dev, CLASS_NORM)) dev->backend->residual_norm(dev, out, residual, y, w, eps);
 }
 
 void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer, const struct product *qkv,
                    const struct attention_shape *shape, const struct rope *rope, const struct step *step) {
     assert(qkv->y.shape[1] == (int64_t)(shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
     assert(q->shape[0] == step->n_rows && q->shape[1] == (int64_t)shape->n_heads * shape->head_dim);
-    if (dev_is_ok(dev)) dev->backend->qkv_finish(dev, q, kv, layer, qkv, shape, rope, step);
+    if (op_begins(dev, CLASS_QKV)) dev->backend->qkv_finish(dev, q, kv, layer, qkv, shape, rope, step);
 }
 
 void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                   int32_t layer, const struct attention_shape *shape, const struct step *step) {
     assert(out->x.shape[0] == step->n_rows && out->x.shape[1] == q->shape[1]);
     assert(shape->n_heads % shape->n_kv_heads == 0);
-    if (dev_is_ok(dev)) dev->backend->attention(dev, out, q, kv, layer, shape, step);
+    if (op_begins(dev, CLASS_ATTENTION)) dev->backend->attention(dev, out, q, kv, layer, shape, step);
 }
 
 void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
     assert(gate_up->y.shape[1] == 2 * out->x.shape[1] && gate_up->y.shape[0] == out->x.shape[0]);
-    if (dev_is_ok(dev)) dev->backend->glu(dev, out, gate_up);
+    if (op_begins(dev, CLASS_ACTIVATION)) dev->backend->glu(dev, out, gate_up);
 }
 
 void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {
     assert(out->x.shape[0] == step->n_samples && out->x.shape[1] == x->x.shape[1]);
-    if (dev_is_ok(dev)) dev->backend->gather(dev, out, x, step);
+    if (op_begins(dev, CLASS_EMBED)) dev->backend->gather(dev, out, x, step);
 }
 
 void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                const struct product *logits, const struct step *step) {
     assert(logits->y.dtype == DTYPE_F32 && logits->y.shape[0] == step->n_samples);
     assert(logprobs || !step->has_logprobs);
-    if (dev_is_ok(dev) && step->n_samples > 0)
+    if (step->n_samples > 0 && op_begins(dev, CLASS_SAMPLE))
         dev->backend->sample(dev, drawn, last_sample, logprobs, logits, step);
 }
 

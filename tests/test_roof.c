@@ -117,33 +117,6 @@ static void a_copy_is_a_copy(void **state) {
     dev_close(dev);
 }
 
-/* Stamps lie on one clock: a step's time and the gap before it add up to the whole. */
-static void steps_and_gaps_add_up(void **state) {
-    enum { STEPS = 40, BYTES = 1 << 22 };
-    struct dev *dev = open_device();
-    struct err err = ERR_INIT;
-    char *p = dev_alloc(dev, 2 * BYTES);
-    double total = 0, all = 0;
-    dev_stamp(dev, 5);
-    for (int i = 0; i < STEPS; i++) {
-        assert_int_equal(dev_step_begin(dev), i);
-        dev_copy(dev, p, p + BYTES, BYTES);
-        dev_step_end(dev);
-        dev_copy(dev, p, p + BYTES, BYTES); /* between steps */
-        dev_stamp(dev, 6);
-        all = dev_stamp_ns(dev, 5, 6); /* waits */
-        struct dev_step_time t = dev_step_time(dev, i);
-        assert_true(t.busy_ns > 0);
-        assert_true(i == 0 ? t.gap_ns == 0 : t.gap_ns > 0);
-        total += (double)(t.busy_ns + t.gap_ns);
-        assert_true(total <= all * 1.001 + 2000);
-    }
-    assert_true(total > all / 4);
-    assert_ok(dev_sync(dev, &err), &err);
-    dev_free(dev, p);
-    dev_close(dev);
-}
-
 static void random_numbers_have_the_deviation_asked_for(void **state) {
     enum { ROWS = 5000, COLS = 24 }; /* more rows than one fill brings */
     struct dev *dev = open_device();
@@ -181,7 +154,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(engines_know_their_work),
     cmocka_unit_test(a_slow_h200_is_void),
     cmocka_unit_test(a_copy_is_a_copy),
-    cmocka_unit_test(steps_and_gaps_add_up),
     cmocka_unit_test(random_numbers_have_the_deviation_asked_for),
     cmocka_unit_test(devices_have_rates),
 };

@@ -145,6 +145,7 @@ void bench_step_clear(struct bench_step *s) {
 
 enum { ROUNDS = 3, LEAST_RUNS = 3, MOST_RUNS = 2000 };
 static const double round_ns = 20e6; /* long enough that starting the first run counts little */
+static const double settling_ns = 2e9; /* at most */
 
 static double time_runs(struct kernel_bench *b, bench_fn *fn, void *arg, int32_t n) {
     dev_stamp(b->dev, 0);
@@ -153,11 +154,17 @@ static double time_runs(struct kernel_bench *b, bench_fn *fn, void *arg, int32_t
     return dev_stamp_ns(b->dev, 0, 1) / n;
 }
 
+/* The time of one run, roughly, when the device has settled on how to do it. */
+static double warm_up(struct kernel_bench *b, bench_fn *fn, void *arg) {
+    double ns = time_runs(b, fn, arg, LEAST_RUNS);
+    if (!b->is_cpu && ns * MEASURE_SETTLING_RUNS < settling_ns) time_runs(b, fn, arg, MEASURE_SETTLING_RUNS);
+    return time_runs(b, fn, arg, LEAST_RUNS);
+}
+
 void bench_time(struct kernel_bench *b, const char *kernel, const char *what, double bytes, double flop, bench_fn *fn,
                 void *arg, int32_t n_sets) {
     if (b->error) return;
-    time_runs(b, fn, arg, LEAST_RUNS); /* warm-up; a matrix product is chosen here */
-    double best = time_runs(b, fn, arg, LEAST_RUNS);
+    double best = warm_up(b, fn, arg);
     int32_t n = best > 0 && round_ns / best < MOST_RUNS ? (int32_t)(round_ns / best) : MOST_RUNS;
     if (n < n_sets) n = n_sets; /* each set is cold when its turn comes */
     if (n < LEAST_RUNS) n = LEAST_RUNS;

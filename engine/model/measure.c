@@ -3,6 +3,7 @@
 #include "base/mem.h"
 #include "engine/model/model_private.h"
 
+#include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,16 +15,24 @@ enum { RUNS = 5, TRIES = 4, LONG_NS = 200000000 };
 typedef void run_fn(struct dev *dev, void *arg);
 
 /* Nanoseconds of one run. */
+static double time_runs(struct dev *dev, run_fn *run, void *arg, int n) {
+    dev_stamp(dev, 0);
+    for (int i = 0; i < n; i++) run(dev, arg);
+    dev_stamp(dev, 1);
+    return dev_stamp_ns(dev, 0, 1) / n;
+}
+
+static bool is_cpu(const struct dev *dev) {
+    return strcmp(dev_kind(dev), "cpu") == 0;
+}
+
 static double best_ns(struct dev *dev, run_fn *run, void *arg) {
-    int runs = 1, tries = 1;
-    double best = 0;
-    for (int t = -1; t < tries; t++) { /* before the first: pages, caches and clocks warm up, a product is chosen */
-        dev_stamp(dev, 0);
-        for (int i = 0; i < runs; i++) run(dev, arg);
-        dev_stamp(dev, 1);
-        double ns = dev_stamp_ns(dev, 0, 1) / runs;
-        if (t <= 0 || ns < best) best = ns;
-        if (t < 0 && ns < LONG_NS) runs = RUNS, tries = TRIES;
+    double best = time_runs(dev, run, arg, 1); /* pages, caches and clocks warm up */
+    bool is_long = best > LONG_NS;
+    if (!is_long && !is_cpu(dev)) time_runs(dev, run, arg, MEASURE_SETTLING_RUNS);
+    for (int t = 0; t < (is_long ? 1 : TRIES); t++) {
+        double ns = time_runs(dev, run, arg, is_long ? 1 : RUNS);
+        if (t == 0 || ns < best) best = ns;
     }
     return best;
 }
@@ -60,10 +69,6 @@ int measure_fill(struct dev *dev, struct tensor *t, uint64_t seed, float deviati
 }
 
 /* ---------------------------------------------------------------- the device at its best */
-
-static bool is_cpu(const struct dev *dev) {
-    return strcmp(dev_kind(dev), "cpu") == 0;
-}
 
 static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
@@ -172,4 +177,15 @@ void measure_work(struct engine_work *out, const struct model *m) {
     w.kv_bytes = (double)kv_cache_block_bytes(m->dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;
     w.pair_flop = 4.0 * info->n_layers * info->n_heads * info->head_dim;
     *out = w;
+}
+
+/* ---------------------------------------------------------------- where time went */
+
+void measure_profile(struct engine_profile *out, const struct model *m) {
+    static_assert((int)N_OP_CLASSES <= (int)ENGINE_CLASSES, "engine.h has room for all classes");
+    struct dev_profile p;
+    dev_profile_read(m->dev, &p);
+    *out = (struct engine_profile){.n_steps = p.n_steps, .busy_ns = p.busy_ns, .n_classes = N_OP_CLASSES};
+    for (int c = 0; c < N_OP_CLASSES; c++)
+        out->classes[c] = (struct engine_class){op_class_name((enum op_class)c), p.ns[c], p.n_ops[c]};
 }

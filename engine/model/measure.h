@@ -6,6 +6,9 @@
 #include "engine/engine.h"
 #include "engine/model/model.h"
 
+/* A GPU settles on the quickest way to multiply when it has met a shape about so many times. */
+enum { MEASURE_SETTLING_RUNS = 40 };
+
 /* See engine_measure_roof. */
 int measure_roof(struct engine_roof *out, struct model *m, struct err *err);
 
@@ -14,6 +17,9 @@ int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, s
 
 /* From the weights as they lie on the device. */
 void measure_work(struct engine_work *out, const struct model *m);
+
+/* The device's profile so far. */
+void measure_profile(struct engine_profile *out, const struct model *m);
 
 /* t = random normal numbers of this deviation. t is F32 or BF16, [rows, cols]. E_NO_MEMORY. */
 int measure_fill(struct dev *dev, struct tensor *t, uint64_t seed, float deviation, struct err *err);

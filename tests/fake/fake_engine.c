@@ -421,6 +421,10 @@ int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *e
     return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
 }
 
+int engine_profile(struct engine *e, struct engine_profile *out, struct err *err) {
+    return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
+}
+
 int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_kernel_device *device,
                          engine_kernel_fn *each, void *arg, struct err *err) {
     return err_set(err, E_UNSUPPORTED, "the fake engine has no kernels");
