@@ -67,31 +67,29 @@ static void fail_row(struct row_work *row, const char *code, const char *message
     row->result.error = row->error;
 }
 
-static int encode_chat(const struct tokenizer *tok, const struct prompt *prompt, struct token_list *out, struct err *err) {
+/* The date that a template writes is the job's, so that a row says the same whenever it runs. */
+static int encode_chat(const struct tokenizer *tok, const struct job_work *job, const struct prompt *prompt,
+                       struct token_list *out, struct err *err) {
     struct chat_text chat = {0};
-    struct chat_message *messages = mem_zalloc(prompt->n_messages + 2, sizeof *messages);
-    size_t n = 0;
-    for (; n < prompt->n_messages; n++) messages[n] = (struct chat_message){prompt->roles[n], prompt->contents[n]};
-    if (prompt->kind != PROMPT_MESSAGES) messages[n++] = (struct chat_message){"user", prompt->text};
-    int r = tokenizer_render_chat(tok, &chat, messages, n, true, err);
+    struct chat_options options = {.add_generation_prompt = true, .now = job->submitted_us / 1000000};
+    int r = tokenizer_render_chat(tok, &chat, prompt->variables, &options, err);
     struct encode_options o = {.parse_special = true, .plain = chat.plain, .n_plain = chat.n_plain};
     if (r == 0) r = tokenizer_encode(tok, out, chat.text.data ? chat.text.data : "", chat.text.n, &o, err);
-    free(messages);
     chat_text_clear(&chat);
     return r;
 }
 
 /* Rows of columns become a user message where the model speaks in messages. */
 static bool wants_chat(const struct tokenizer *tok, const struct job_settings *set, const struct prompt *prompt) {
-    if (prompt->kind == PROMPT_MESSAGES) return true;
+    if (prompt->kind != PROMPT_TEXT) return prompt->kind == PROMPT_MESSAGES;
     if (set->chat && strcmp(set->chat, "always") == 0) return true;
     if (set->chat && strcmp(set->chat, "never") == 0) return false;
-    return prompt->kind == PROMPT_TEXT && tokenizer_has_chat_template(tok);
+    return tokenizer_has_chat_template(tok);
 }
 
-static int encode_prompt(const struct tokenizer *tok, const struct job_settings *set, const struct prompt *prompt,
+static int encode_prompt(const struct tokenizer *tok, const struct job_work *job, const struct prompt *prompt,
                          struct token_list *out, struct err *err) {
-    if (wants_chat(tok, set, prompt)) return encode_chat(tok, prompt, out, err);
+    if (wants_chat(tok, &job->settings, prompt)) return encode_chat(tok, job, prompt, out, err);
     return tokenizer_encode(tok, out, prompt->text, strlen(prompt->text), &(struct encode_options){.add_special = true}, err);
 }
 
@@ -150,7 +148,7 @@ static struct engine_request *make_request(struct pipeline *p, struct row_work *
         return NULL;
     }
     row->result.seed = prompt.seed;
-    if (encode_prompt(engine_tokenizer(p->engine), &row->job->work.settings, &prompt, &ids, &err) < 0)
+    if (encode_prompt(engine_tokenizer(p->engine), &row->job->work, &prompt, &ids, &err) < 0)
         fail_row(row, "bad_prompt", err.text);
     else {
         r = engine_request_new();

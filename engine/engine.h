@@ -76,11 +76,6 @@ void detokenizer_clear(struct detokenizer *d);
  * may be cut into several tokens, so they need not be UTF-8. */
 void tokenizer_token_bytes(const struct tokenizer *tok, struct buf *out, int32_t id);
 
-struct chat_message {
-    const char *role;    /* "system", "user", "assistant" ... */
-    const char *content; /* UTF-8, borrowed for the call */
-};
-
 struct chat_text {           /* all zero = empty; give back with chat_text_clear */
     struct buf text;         /* the rendered conversation */
     struct text_span *plain; /* the parts that came from messages, ascending */
@@ -90,11 +85,26 @@ void chat_text_clear(struct chat_text *t);
 
 bool tokenizer_has_chat_template(const struct tokenizer *tok);
 
-/* Render with the model's template. E_UNSUPPORTED names the construct that the
- * interpreter does not have; E_RANGE: a limit on steps, depth or output;
- * E_PARSE: the template's own raise_exception, with its text. */
-int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const struct chat_message *messages,
-                          size_t n, bool add_generation_prompt, struct err *err);
+/* A template of the user's own. Immutable. E_UNSUPPORTED names the construct that the
+ * interpreter does not have; E_RANGE: it is too large or nested too deeply. */
+struct chat_template;
+int chat_template_new(struct chat_template **out, const char *source, size_t n, struct err *err);
+void chat_template_free(struct chat_template *t); /* NULL is fine */
+
+struct chat_options {
+    const struct chat_template *chat_template; /* in place of the model's; NULL = the model's */
+    bool add_generation_prompt;
+    int64_t now; /* for templates that write the date: seconds since 1970; 0 = the clock */
+};
+
+/* Render a conversation. `variables` is a JSON object: "messages", an array of objects with
+ * a role, a content (a string, or parts of which the texts are taken) and whatever else the
+ * template reads; "tools", "documents" and further variables where they are there.
+ * E_UNSUPPORTED names the construct that the interpreter does not have; E_RANGE: a limit
+ * on steps, depth, memory or output; E_PARSE: the template's own raise_exception, with its
+ * text, or an operation that makes no sense. */
+int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const char *variables,
+                          const struct chat_options *options, struct err *err);
 
 /* ------------------------------------------------------------------ model */
 

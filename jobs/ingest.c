@@ -10,6 +10,7 @@
 #include "base/suggest.h"
 #include "base/utf8.h"
 #include "jobs/locks.h"
+#include "jobs/messages.h"
 #include "jobs/row_reader.h"
 #include "jobs/store.h"
 #include "jobs/submit.h"
@@ -295,22 +296,10 @@ static bool json_id(struct loader *l, const struct input_row *row, struct reques
     return true;
 }
 
-static bool check_message(const json_t *m) {
-    const json_t *role = json_object_get(m, "role"), *content = json_object_get(m, "content");
-    return json_is_string(role) && json_string_length(role) > 0 && json_string_length(role) <= 64 && json_is_string(content);
-}
-
 static bool check_messages(const struct input_row *row, const json_t *messages, struct reject *reject) {
-    size_t i, n = json_array_size(messages);
-    json_t *m;
-    if (!json_is_array(messages) || n == 0) return bad(reject, row, "bad_value", "messages: not a list of messages");
-    json_array_foreach(messages, i, m) {
-        if (check_message(m)) continue;
-        if (json_is_array(json_object_get(m, "content")))
-            return bad(reject, row, "unsupported_content", "messages: content in parts is not built yet; give one string");
-        return bad(reject, row, "bad_value", "messages: each needs \"role\" and \"content\", both strings");
-    }
-    return true;
+    const char *code, *problem = messages_problem(messages, &code);
+    if (!problem) problem = messages_extras_problem(row->json, &code);
+    return !problem || bad(reject, row, code, problem);
 }
 
 static bool json_prompt(struct loader *l, const struct input_row *row, struct reject *reject) {
@@ -333,7 +322,8 @@ static bool is_listed(const char *list, const char *name) {
 
 /* A line with a prompt or messages is a request: its sampling keys count by their names. A
  * line that a template is filled from is data, as in a CSV file. */
-static bool is_param(const struct loader *l, const char *key) {
+static bool is_param(const struct loader *l, const struct input_row *row, const char *key) {
+    if (messages_is_extra(key) && json_object_get(row->json, "messages")) return false;
     if (*key == '@' || is_listed(l->o->param_cols, key)) return true;
     return params_is_key(key) && !l->o->settings->template_text && strcmp(key, l->prompt_name) != 0;
 }
@@ -366,7 +356,7 @@ static bool json_request(struct loader *l, const struct input_row *row, struct r
     buf_clear(&nothing);
     if (!whole) return bad(reject, row, "missing_key", err.text);
     json_object_foreach((json_t *)row->json, key, v) {
-        if (!is_param(l, key)) continue;
+        if (!is_param(l, row, key)) continue;
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
         int r = params_set_json(&q->params, key + (*key == '@'), text, &err); /* key itself is the loop's */
         free(text);

@@ -265,13 +265,13 @@ void text_compress(struct buf *out, enum text_codec *codec, const char *text, si
 enum prompt_kind {
     PROMPT_RAW,      /* `text` as it stands (JSONL prompt of a job without system_text and chat "always") */
     PROMPT_TEXT,     /* `text`, to be one user message, behind settings.system_text, where the chat mode says so */
-    PROMPT_MESSAGES, /* roles and contents */
+    PROMPT_MESSAGES, /* a conversation, in `variables` */
 };
 struct prompt { /* all zero = empty; give back with prompt_clear */
     enum prompt_kind kind;
     char *text;
-    char **roles, **contents; /* system_text, or a JSONL row's own "system", comes first */
-    size_t n_messages;
+    char *variables;          /* what the chat template reads, a JSON object: "messages" (system_text, or a
+                                 JSONL row's own "system", first), and what else the row gives it; NULL for RAW */
     struct params params;     /* the job's, with the row's own over them */
     uint64_t seed;            /* the row's, else hash(job seed, row) */
 };

@@ -2,6 +2,7 @@
 #include "base/hash.h"
 #include "base/mem.h"
 #include "jobs/jobs.h"
+#include "jobs/messages.h"
 #include "jobs/template.h"
 
 #include <inttypes.h>
@@ -13,12 +14,7 @@ enum { MAX_PROMPT = 64 << 20 };
 
 void prompt_clear(struct prompt *p) {
     free(p->text);
-    for (size_t i = 0; i < p->n_messages; i++) {
-        free(p->roles[i]);
-        free(p->contents[i]);
-    }
-    free(p->roles);
-    free(p->contents);
+    free(p->variables);
     params_clear(&p->params);
     *p = (struct prompt){0};
 }
@@ -66,42 +62,51 @@ static int from_template(struct prompt *p, const struct job_work *job, const jso
     return r;
 }
 
-static void add_message(struct prompt *p, const char *role, const char *content) {
-    p->roles = mem_realloc(p->roles, p->n_messages + 1, sizeof *p->roles);
-    p->contents = mem_realloc(p->contents, p->n_messages + 1, sizeof *p->contents);
-    p->roles[p->n_messages] = mem_strdup(role);
-    p->contents[p->n_messages++] = mem_strdup(content);
+/* ---------------------------------------------------------------- what a chat template reads */
+
+static void add_message(json_t *messages, const char *role, const char *content) {
+    if (content) json_array_append_new(messages, json_pack("{s:s, s:s}", "role", role, "content", content));
 }
 
-static int from_messages(struct prompt *p, const struct job_work *job, const json_t *messages, struct err *err) {
-    size_t i;
-    json_t *m;
+/* Takes `messages`; `input` is a JSONL row, or NULL. */
+static void set_variables(struct prompt *p, json_t *messages, const json_t *input) {
+    static const char *const keys[] = {"tools", "documents"};
+    json_t *all = json_object(), *kwargs = json_object_get(input, "chat_template_kwargs");
+    if (json_is_object(kwargs)) json_object_update(all, kwargs);
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (json_object_get(input, keys[i])) json_object_set(all, keys[i], json_object_get(input, keys[i]));
+    json_object_set_new(all, "messages", messages);
+    p->variables = json_dumps(all, JSON_COMPACT);
+    json_decref(all);
+}
+
+static void set_user_message(struct prompt *p, const char *system, const json_t *input) {
+    json_t *messages = json_array();
+    add_message(messages, "system", system);
+    add_message(messages, "user", p->text);
+    set_variables(p, messages, input);
+}
+
+static int from_messages(struct prompt *p, const struct job_work *job, const json_t *input, struct err *err) {
+    const char *code, *problem = messages_problem(json_object_get(input, "messages"), &code);
+    if (problem) return err_set(err, E_PARSE, "%s", problem);
+    json_t *messages = json_array();
     p->kind = PROMPT_MESSAGES;
-    if (job->settings.system_text) add_message(p, "system", job->settings.system_text);
-    json_array_foreach(messages, i, m) {
-        const char *role = json_string_value(json_object_get(m, "role"));
-        const char *content = json_string_value(json_object_get(m, "content"));
-        if (!role || !content) return err_set(err, E_PARSE, "message %zu has no role or content", i);
-        add_message(p, role, content);
-    }
+    add_message(messages, "system", job->settings.system_text);
+    json_array_extend(messages, json_object_get(input, "messages"));
+    set_variables(p, messages, input);
     return 0;
 }
 
 static int from_object(struct prompt *p, const struct job_work *job, const json_t *input, struct err *err) {
-    const json_t *messages = json_object_get(input, "messages");
     const char *text = json_string_value(json_object_get(input, job->prompt_key ? job->prompt_key : "prompt"));
-    if (messages && !text) return from_messages(p, job, messages, err);
+    if (json_object_get(input, "messages") && !text) return from_messages(p, job, input, err);
     if (!text) return err_set(err, E_PARSE, "the row has no prompt");
     const char *system = json_string_value(json_object_get(input, "system"));
     bool always = job->settings.chat && strcmp(job->settings.chat, "always") == 0;
-    if (system) { /* the row's own takes the place of the job's */
-        p->kind = PROMPT_MESSAGES;
-        add_message(p, "system", system);
-        add_message(p, "user", text);
-        return 0;
-    }
-    p->kind = always || job->settings.system_text ? PROMPT_TEXT : PROMPT_RAW;
+    p->kind = system ? PROMPT_MESSAGES : always || job->settings.system_text ? PROMPT_TEXT : PROMPT_RAW;
     p->text = mem_strdup(text);
+    if (p->kind != PROMPT_RAW) set_user_message(p, system ? system : job->settings.system_text, input); /* the row's own first */
     return 0;
 }
 
@@ -135,6 +140,7 @@ int prompt_build(struct prompt *out, const struct job_work *job, const struct re
     else if (job->settings.template_text) r = from_template(&p, job, input, err);
     else if (json_is_object(input)) r = from_object(&p, job, input, err);
     else r = from_cells(&p, job, input, err);
+    if (r == 0 && p.kind == PROMPT_TEXT && !p.variables) set_user_message(&p, job->settings.system_text, NULL);
     if (r == 0) r = add_params(&p, job, row, err);
     json_decref(input);
     if (r < 0) prompt_clear(&p);

@@ -85,7 +85,7 @@ static void bad_lines_are_refused_by_name(void **state) {
         {"{\"messages\": []}", "bad_value", "messages: not a list of messages"},
         {"{\"messages\": [{\"role\": \"user\"}]}", "bad_value", "messages: each needs \"role\" and \"content\""},
         {"{\"messages\": [{\"role\": \"\", \"content\": \"x\"}]}", "bad_value", "messages: each needs"},
-        {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]}", "unsupported_content", "content in parts is not built yet"},
+        {"{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"text\"}]}]}", "unsupported_content", "a part of a content that is no text"},
         {"{\"prompt\": \"x\", \"id\": [1]}", "bad_value", "the id is neither a string nor a whole number"},
         {"{\"prompt\": \"x\", \"temperature\": 11}", "out_of_range", "temperature: 11 is not in 0 .. 10"},
         {"{\"prompt\": \"x\", \"temperature\": \"hot\"}", "bad_value", "temperature: not a number"},

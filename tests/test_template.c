@@ -168,16 +168,13 @@ static void objects_become_prompts(void **state) {
     p = build((struct job_settings){.system_text = (char *)"Be brief."}, NULL, 0, -1,
               "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}, {\"role\": \"assistant\", \"content\": \"yes\"}]}", NULL);
     assert_int_equal(p.kind, PROMPT_MESSAGES);
-    assert_int_equal(p.n_messages, 3);
-    assert_string_equal(p.roles[0], "system");
-    assert_string_equal(p.contents[0], "Be brief.");
-    assert_string_equal(p.contents[2], "yes");
+    assert_string_equal(p.variables, "{\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
+                                     "{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"yes\"}]}");
     prompt_clear(&p);
     p = build((struct job_settings){.system_text = (char *)"Be brief."}, NULL, 0, -1, "{\"prompt\": \"x\", \"system\": \"Own.\"}", NULL);
     assert_int_equal(p.kind, PROMPT_MESSAGES);
-    assert_int_equal(p.n_messages, 2);
-    assert_string_equal(p.contents[0], "Own.");
-    assert_string_equal(p.roles[1], "user");
+    assert_string_equal(p.variables, "{\"messages\":[{\"role\":\"system\",\"content\":\"Own.\"},"
+                                     "{\"role\":\"user\",\"content\":\"x\"}]}");
     prompt_clear(&p);
 }
 
@@ -215,7 +212,7 @@ static void rows_without_a_prompt_fail(void **state) {
         struct prompt p = {0};
         assert_int_equal(prompt_build(&p, &job, &row, &err), E_PARSE);
         assert_null(p.text);
-        assert_int_equal(p.n_messages, 0);
+        assert_null(p.variables);
     }
 }
 

@@ -1,69 +1,49 @@
-/* chat.h - chat templates from inside: a small part of Jinja, parsed once into a
- * tree (chat_parse.c) and walked for each conversation (chat_render.c).
+/* chat.h - chat templates from inside.
  *
- * Templates come with models from strangers. The interpreter has no attributes of
- * the host, no imports and no files, and is bounded in template size, depth, steps
- * and output. A construct that it does not have is refused by name when the
- * template is parsed. Settings are transformers': trim_blocks and lstrip_blocks. */
+ * The Jinja that model folders bring, with transformers' settings: trim_blocks,
+ * lstrip_blocks, loop controls, {% generation %}, tojson without HTML escapes,
+ * raise_exception, strftime_now. Parsed once (chat_lex.c, chat_parse.c, chat_operators.c,
+ * chat_statements.c) into a tree (chat_tree.h) that is walked for each conversation
+ * (chat_variables.c, chat_render.c, chat_eval.c) over values like Python's (chat_value.h).
+ *
+ * Templates come from strangers. There are no attributes of the host, no imports and
+ * no files to reach, nothing can be changed but a namespace, and all of it is bounded
+ * by the limits below. A tag, filter or test that is not built is refused by name when
+ * the template is parsed; a method or function, when it is called. */
 #ifndef BATCHD_ENGINE_TEXT_CHAT_H
 #define BATCHD_ENGINE_TEXT_CHAT_H
 
+#include "engine/text/arena.h"
 #include "engine/text/tokenizer_private.h"
 
-enum { CHAT_MAX_TEMPLATE = 65536, CHAT_MAX_STEPS = 1000000, CHAT_MAX_DEPTH = 32, CHAT_MAX_OUTPUT = 8 << 20 };
-
-/* Memory that lives as long as a template, or as one rendering. */
-struct arena {
-    struct arena_chunk *chunks;
-    size_t bytes; /* handed out */
-};
-void *arena_alloc(struct arena *a, size_t bytes); /* cleared */
-char *arena_text(struct arena *a, const char *s, size_t n);
-void arena_clear(struct arena *a);
-
-enum expr_kind {
-    EXPR_STRING, EXPR_INT, EXPR_BOOL, EXPR_NONE, EXPR_NAME,
-    EXPR_INDEX,  /* a[b], a.b */
-    EXPR_SLICE,  /* a[b:c] */
-    EXPR_NOT, EXPR_MINUS,
-    EXPR_AND, EXPR_OR, EXPR_ADD, EXPR_SUB, EXPR_MUL, EXPR_MOD, EXPR_CONCAT,
-    EXPR_EQ, EXPR_NE, EXPR_LT, EXPR_LE, EXPR_GT, EXPR_GE, EXPR_IN, EXPR_NOT_IN,
-    EXPR_IF,     /* a if b else c */
-    EXPR_FILTER, /* a | text */
-    EXPR_TEST,   /* a is text */
-    EXPR_CALL,   /* text(a): raise_exception */
-    EXPR_METHOD, /* a.text() */
+enum {
+    CHAT_MAX_TEMPLATE = 65536, /* bytes */
+    CHAT_MAX_NESTING = 64,     /* of blocks, brackets and unary operators, as written */
+    CHAT_MAX_HEIGHT = 400,     /* of an expression's tree: a + b + c ... */
+    CHAT_MAX_DEPTH = 1000,     /* of the walk: calls of macros in macros */
+    CHAT_MAX_STEPS = 1000000,  /* of the walk; an operation on n bytes counts n / 256 more */
+    CHAT_MAX_MEMORY = 64 << 20,
+    CHAT_MAX_OUTPUT = 8 << 20,
+    CHAT_MAX_RANGE = 100000,   /* range(), as in Jinja's sandbox */
 };
 
-struct expr {
-    enum expr_kind kind;
-    const char *text; /* string literal, name, filter, test, method */
+struct chat_name { /* a name as the template writes it; one struct for each, compared by address */
+    struct chat_name *next;
     size_t n;
-    int64_t number;
-    struct expr *a, *b, *c;
+    char text[];
 };
 
-enum node_kind { NODE_TEXT, NODE_OUTPUT, NODE_IF, NODE_FOR, NODE_SET };
-
-struct node {
-    enum node_kind kind;
-    const char *text;   /* TEXT: the text; FOR and SET: the variable */
-    size_t n;
-    struct expr *expr;  /* OUTPUT, IF's condition, FOR's list, SET's value */
-    struct expr *filter; /* FOR: `if` behind the list, or NULL */
-    struct node *body, *orelse; /* IF: elif is an IF alone in orelse */
-    struct node *next;
-};
+enum { CHAT_NAME_BUCKETS = 256 };
 
 struct chat_template {
     struct arena arena;
+    struct chat_name *names[CHAT_NAME_BUCKETS];
     struct node *root;
+    bool reads_parts; /* something named "text" is read: content may be a list of parts */
 };
 
-/* Tables of what there is, for the parser to refuse the rest by name. */
-bool chat_has_filter(const char *name);
-bool chat_has_test(const char *name);
-bool chat_has_method(const char *name);
+/* The name, NULL where the template does not know it and `add` is not set. */
+const struct chat_name *chat_name(struct chat_template *t, const char *text, size_t n, bool add);
 
 int chat_parse(struct chat_template *t, const char *source, size_t n, struct err *err);
 

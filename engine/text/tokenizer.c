@@ -49,8 +49,7 @@ void tokenizer_close(struct tokenizer *tok) {
     token_list_clear(&tok->after);
     free(tok->decode_from);
     free(tok->decode_to);
-    free(tok->bos_text);
-    free(tok->eos_text);
+    for (size_t i = 0; i < CHAT_TOKENS; i++) free(tok->chat_tokens.text[i]);
     chat_template_free(tok->chat);
     free(tok);
 }
@@ -163,10 +162,11 @@ bool tokenizer_has_chat_template(const struct tokenizer *tok) {
     return tok->chat || tok->chat_refused.code;
 }
 
-int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const struct chat_message *messages,
-                          size_t n, bool add_generation_prompt, struct err *err) {
-    if (tok->chat_refused.code)
+int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const char *variables,
+                          const struct chat_options *options, struct err *err) {
+    const struct chat_template *t = options->chat_template ? options->chat_template : tok->chat;
+    if (!t && tok->chat_refused.code)
         return err_set(err, tok->chat_refused.code, "chat template: %s", tok->chat_refused.text);
-    if (!tok->chat) return err_set(err, E_NOT_FOUND, "the model has no chat template");
-    return chat_template_render(tok->chat, out, messages, n, add_generation_prompt, tok->bos_text, tok->eos_text, err);
+    if (!t) return err_set(err, E_NOT_FOUND, "the model has no chat template");
+    return chat_template_render(t, out, variables, options, &tok->chat_tokens, err);
 }

@@ -453,8 +453,7 @@ static int load_companions(struct tokenizer *tok, const char *dir, struct err *e
         /* model_max_length is often 10^30 */
         json_t *root = json_loadb(text, n, JSON_DECODE_INT_AS_REAL, &why);
         if (!root) r = err_set(err, E_PARSE, "%s:%d: %s", config_path, why.line, why.text);
-        tok->bos_text = token_text(json_object_get(root, "bos_token"));
-        tok->eos_text = token_text(json_object_get(root, "eos_token"));
+        for (size_t i = 0; i < CHAT_TOKENS; i++) tok->chat_tokens.text[i] = token_text(json_object_get(root, chat_token_names[i]));
         take_config_template(tok, json_object_get(root, "chat_template"));
         json_decref(root);
         free(text);

@@ -131,7 +131,13 @@ int split_spans(const struct split_step *step, struct span_list *out, const stru
 
 /* ---------------------------------------------------------------- tokenizer */
 
-struct chat_template;
+/* Tokens that a chat template reads as variables. */
+enum { CHAT_TOKENS = 4 };
+extern const char *const chat_token_names[CHAT_TOKENS]; /* "bos_token" ... */
+
+struct chat_tokens {
+    char *text[CHAT_TOKENS]; /* in the order of the names; NULL = none */
+};
 
 struct tokenizer {
     struct bpe bpe;
@@ -149,7 +155,7 @@ struct tokenizer {
     char *decode_from, *decode_to;       /* Replace decoder, NULL = none */
     char strip_char;                     /* Strip decoder: at most strip_start of them at the start */
     int32_t strip_start;
-    char *bos_text, *eos_text;           /* tokenizer_config.json, NULL = none */
+    struct chat_tokens chat_tokens;      /* tokenizer_config.json */
     struct chat_template *chat;          /* NULL = none, or one that was refused: */
     struct err chat_refused;             /* why, to be told when it is used */
 };
@@ -157,10 +163,8 @@ struct tokenizer {
 /* Fill an all-zero tokenizer from the folder's files. */
 int tokenizer_load(struct tokenizer *tok, const char *model_dir, struct err *err);
 
-/* chat.c */
-int chat_template_new(struct chat_template **out, const char *source, size_t n, struct err *err);
-void chat_template_free(struct chat_template *t);
-int chat_template_render(const struct chat_template *t, struct chat_text *out, const struct chat_message *messages,
-                         size_t n, bool add_generation_prompt, const char *bos, const char *eos, struct err *err);
+/* Render `variables`, a JSON object (chat_variables.c). */
+int chat_template_render(const struct chat_template *t, struct chat_text *out, const char *variables,
+                         const struct chat_options *options, const struct chat_tokens *tokens, struct err *err);
 
 #endif

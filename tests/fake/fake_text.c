@@ -8,6 +8,8 @@
 #include "engine/engine.h"
 #include "tests/fake/fake.h"
 
+#include <assert.h>
+#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -119,17 +121,33 @@ bool tokenizer_has_chat_template(const struct tokenizer *tok) {
     return true;
 }
 
-int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const struct chat_message *messages,
-                          size_t n, bool add_generation_prompt, struct err *err) {
-    for (size_t i = 0; i < n; i++) {
-        buf_printf(&out->text, "%s: ", messages[i].role);
-        size_t begin = out->text.n;
-        buf_puts(&out->text, messages[i].content);
-        out->plain = mem_realloc(out->plain, out->n_plain + 1, sizeof *out->plain);
-        out->plain[out->n_plain++] = (struct text_span){begin, out->text.n};
-        out->cap_plain = out->n_plain;
-        buf_putc(&out->text, '\n');
-    }
-    if (add_generation_prompt) buf_puts(&out->text, "assistant: ");
+int chat_template_new(struct chat_template **out, const char *source, size_t n, struct err *err) {
+    *out = NULL; /* templates are not looked at: a conversation is rendered as said above */
+    return 0;
+}
+
+void chat_template_free(struct chat_template *t) {
+    assert(!t);
+}
+
+static void add_message(struct chat_text *out, const json_t *message) {
+    const char *role = json_string_value(json_object_get(message, "role"));
+    const char *content = json_string_value(json_object_get(message, "content"));
+    buf_printf(&out->text, "%s: ", role ? role : "");
+    size_t begin = out->text.n;
+    buf_puts(&out->text, content ? content : "");
+    out->plain = mem_realloc(out->plain, out->n_plain + 1, sizeof *out->plain);
+    out->plain[out->n_plain++] = (struct text_span){begin, out->text.n};
+    out->cap_plain = out->n_plain;
+    buf_putc(&out->text, '\n');
+}
+
+int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const char *variables,
+                          const struct chat_options *options, struct err *err) {
+    json_t *json = json_loads(variables, 0, NULL), *messages = json_object_get(json, "messages"), *m;
+    size_t i;
+    json_array_foreach(messages, i, m) add_message(out, m);
+    if (options->add_generation_prompt) buf_puts(&out->text, "assistant: ");
+    json_decref(json);
     return 0;
 }
