@@ -16,6 +16,8 @@ extern "C" {
 enum { STEP_STAMPS = 2 * 16, PROFILE_STAMPS = 2048, N_STAMPS = DEV_STAMPS + STEP_STAMPS + PROFILE_STAMPS };
 
 struct profile {
+    bool in_step;     /* between a step's begin and end */
+    bool in_range;    /* an operation's range is open */
     int32_t every;    /* 0 = off */
     int64_t step;     /* whose operations were noted last */
     bool is_noting;   /* between its begin and end */
@@ -50,6 +52,8 @@ struct backend {
 
     void (*stamp)(struct dev *dev, int32_t i); /* note the time when the device gets here, i < N_STAMPS */
     double (*stamp_ns)(struct dev *dev, int32_t from, int32_t to); /* both were noted, and are over */
+    void (*range_push)(const char *name); /* for a profiler that listens, nested; NULL: none can */
+    void (*range_pop)(void);
 
     size_t (*weight_bytes)(int64_t n_pad, int64_t k_pad, enum dtype dtype);
     void (*weight_load)(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);

@@ -53,8 +53,23 @@ static bool is_chosen(const struct profile *p, int64_t step) {
     return p->every == 1 || (step >= p->every && hash64_mix(1, (uint64_t)step) % (uint64_t)p->every == 0);
 }
 
+/* For people who look at a step with a profiler: a range for the step, and in it one for each
+ * operation, closed when the next begins. */
+static void close_range(struct dev *dev) {
+    if (dev->profile.in_range) dev->backend->range_pop();
+    dev->profile.in_range = false;
+}
+
+static void open_range(struct dev *dev, enum op_class c) {
+    close_range(dev);
+    if (!dev->profile.in_step || !dev->backend->range_push) return;
+    dev->backend->range_push(op_class_name(c));
+    dev->profile.in_range = true;
+}
+
 void profile_op(struct dev *dev, enum op_class c) {
     struct profile *p = &dev->profile;
+    open_range(dev, c);
     if (!p->is_noting) return;
     if (p->n < PROFILE_STAMPS) {
         p->classes[p->n] = (uint8_t)c;
@@ -82,6 +97,9 @@ static void read_profile(struct dev *dev, int32_t end, int64_t busy_ns) {
 int64_t dev_step_begin(struct dev *dev) {
     struct profile *p = &dev->profile;
     int64_t step = dev->n_steps++;
+    assert(!p->in_step);
+    p->in_step = true;
+    if (dev->backend->range_push) dev->backend->range_push("step");
     dev->backend->stamp(dev, stamp_of_step(step));
     p->is_noting = is_chosen(p, step);
     if (p->is_noting) {
@@ -92,8 +110,11 @@ int64_t dev_step_begin(struct dev *dev) {
 }
 
 void dev_step_end(struct dev *dev) {
-    assert(dev->n_steps > 0);
+    assert(dev->profile.in_step);
     dev->backend->stamp(dev, stamp_of_step(dev->n_steps - 1) + 1);
+    close_range(dev);
+    if (dev->backend->range_pop) dev->backend->range_pop();
+    dev->profile.in_step = false;
     if (dev->profile.is_noting) dev->profile.is_noted = true;
     dev->profile.is_noting = false;
 }

@@ -1,6 +1,7 @@
 /* test_profile.c - the time of steps on the device, and of the operations in them. */
 #include "tests/unit.h"
 
+#include "kernels/backend.h"
 #include "kernels/dev.h"
 #include "kernels/ops.h"
 
@@ -160,6 +161,34 @@ static void steps_and_gaps_add_up(void **state) {
     close_rig(&r);
 }
 
+/* ---------------------------------------------------------------- ranges */
+
+static char ranges[400]; /* what a profiler would have seen */
+
+static void note_push(const char *name) {
+    strcat(strcat(ranges, name), "(");
+}
+
+static void note_pop(void) {
+    strcat(ranges, ")");
+}
+
+/* The device's own table with recorders in it. */
+static void steps_and_operations_are_ranges(void **state) {
+    struct rig r = open_rig();
+    struct backend listening = *r.dev->backend;
+    const struct backend *own = r.dev->backend;
+    listening.range_push = note_push;
+    listening.range_pop = note_pop;
+    r.dev->backend = &listening;
+    operate(&r); /* outside of steps: none */
+    run_step(&r, 1);
+    run_step(&r, 0);
+    assert_string_equal(ranges, "step(linear()linear()norm()activation()linear()norm())step()");
+    r.dev->backend = own;
+    close_rig(&r);
+}
+
 static void classes_have_names(void **state) {
     for (int a = 0; a < N_OP_CLASSES; a++)
         for (int b = 0; b < a; b++)
@@ -172,6 +201,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(steps_ahead_do_not_spoil_a_profile),
     cmocka_unit_test(a_step_of_too_many_operations_is_left_out),
     cmocka_unit_test(steps_and_gaps_add_up),
+    cmocka_unit_test(steps_and_operations_are_ranges),
     cmocka_unit_test(classes_have_names),
 };
 UNIT_MAIN(tests)

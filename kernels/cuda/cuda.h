@@ -90,6 +90,8 @@ void cuda_step_close(struct cuda_dev *cuda);
 /* cuda_profile.cu */
 void cuda_stamp(struct dev *dev, int32_t i);
 double cuda_stamp_ns(struct dev *dev, int32_t from, int32_t to);
+void cuda_range_push(const char *name);
+void cuda_range_pop(void);
 void cuda_profile_close(struct cuda_dev *cuda);
 
 /* cuda_graph.cu */

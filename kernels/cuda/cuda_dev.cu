@@ -154,6 +154,8 @@ static const struct backend *cuda_backend(void) {
     b.step_upload = cuda_step_upload;
     b.stamp = cuda_stamp;
     b.stamp_ns = cuda_stamp_ns;
+    b.range_push = cuda_range_push;
+    b.range_pop = cuda_range_pop;
     b.weight_bytes = cuda_weight_bytes;
     b.weight_load = cuda_weight_load;
     b.weight_random = cuda_weight_random;

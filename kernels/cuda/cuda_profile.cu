@@ -1,6 +1,10 @@
 /* cuda_profile.cu - the time on the device: events between kernels. An event is made when its
- * stamp is first noted, so that devices that measure nothing hold few. */
+ * stamp is first noted, so that devices that measure nothing hold few.
+ *
+ * Ranges go to NVTX, whose calls return at once unless the process was started by a profiler. */
 #include "kernels/cuda/cuda.h"
+
+#include <nvtx3/nvToolsExt.h>
 
 void cuda_stamp(struct dev *dev, int32_t i) {
     struct cuda_dev *cuda = cuda_of(dev);
@@ -22,3 +26,7 @@ void cuda_profile_close(struct cuda_dev *cuda) {
     for (int i = 0; i < N_STAMPS; i++)
         if (cuda->stamps[i]) cudaEventDestroy(cuda->stamps[i]);
 }
+
+void cuda_range_push(const char *name) { nvtxRangePushA(name); }
+
+void cuda_range_pop(void) { nvtxRangePop(); }
