@@ -80,7 +80,7 @@ LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all cuda test-gpu deps demo test all-tests check bench layers man install uninstall help clean
+.PHONY: all cuda test-gpu deps demo test all-tests check bench tokenizer-vectors layers man install uninstall help clean
 
 CUDA_LIBRARY := build/libbatchd_cuda.so
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
@@ -196,6 +196,11 @@ test: deps
 test-gpu:
 	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_sample op_adjust profile roof forward model engine sampling)
 
+# 100,000 texts a family against the Python package `tokenizers`, where it is installed.
+PYTHON ?= python3
+tokenizer-vectors: all
+	@$(PYTHON) tests/data/tokenizer/golden.py compare $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) $(BUILD)/batchd
+
 layers:
 	@tests/layers
 
@@ -243,6 +248,7 @@ help:
 	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="90a" ... for other GPUs than this one'
 	@echo 'make test-gpu     kernels and engine on the GPU'
 	@echo 'make bench        speed of the engine on this machine'
+	@echo 'make tokenizer-vectors  100,000 texts a tokenizer against the Python package tokenizers'
 	@echo 'make layers       check which folder includes which'
 	@echo 'make man          build/batchd.1, the manual page'
 	@echo 'make install      PREFIX=/usr/local, DESTDIR= ; make uninstall'

@@ -4,6 +4,7 @@
 #include "base/utf8.h"
 #include "engine/text/tokenizer_private.h"
 
+#include <string.h>
 #include <utf8proc.h>
 
 static int32_t new_node(struct added_tokens *a, unsigned char byte) {
@@ -21,21 +22,26 @@ static int32_t child_of(const struct added_tokens *a, int32_t node, unsigned cha
     return c;
 }
 
-void added_insert(struct added_tokens *a, int32_t token) {
-    const struct added_token *t = &a->tokens[token];
+void added_insert(struct added_tokens *a, int32_t token, const char *form, size_t n) {
     if (a->n_nodes == 0) new_node(a, 0);
     int32_t node = 0;
-    for (size_t i = 0; i < t->n; i++) {
-        unsigned char byte = (unsigned char)t->content[i];
-        int32_t c = child_of(a, node, byte);
+    if (n == 0) return;
+    for (size_t i = 0; i < n; i++) {
+        unsigned char byte = (unsigned char)form[i];
+        int32_t c = node ? child_of(a, node, byte) : a->first[byte];
         if (!c) {
             c = new_node(a, byte);
             a->nodes[c].next_sibling = a->nodes[node].first_child;
             a->nodes[node].first_child = c;
+            if (node == 0) {
+                a->first[byte] = c;
+                a->only = byte;
+                a->n_first++;
+            }
         }
         node = c;
     }
-    a->nodes[node].token = token;
+    if (a->nodes[node].token < 0) a->nodes[node].token = token;
 }
 
 static bool is_in_plain(const struct encode_options *o, size_t begin, size_t end) {
@@ -48,10 +54,25 @@ static bool is_in_plain(const struct encode_options *o, size_t begin, size_t end
     return low < o->n_plain && o->plain[low].begin < end;
 }
 
+/* \w of the library whose ids these must be: Alphabetic, marks, decimal digits,
+ * connectors and joiners. */
 static bool is_word(int32_t cp) {
-    if (cp == '_') return true;
-    utf8proc_category_t c = utf8proc_category(cp);
-    return (c >= UTF8PROC_CATEGORY_LU && c <= UTF8PROC_CATEGORY_NO);
+    switch (utf8proc_category(cp)) {
+    case UTF8PROC_CATEGORY_LU:
+    case UTF8PROC_CATEGORY_LL:
+    case UTF8PROC_CATEGORY_LT:
+    case UTF8PROC_CATEGORY_LM:
+    case UTF8PROC_CATEGORY_LO:
+    case UTF8PROC_CATEGORY_MN:
+    case UTF8PROC_CATEGORY_MC:
+    case UTF8PROC_CATEGORY_ME:
+    case UTF8PROC_CATEGORY_ND:
+    case UTF8PROC_CATEGORY_NL:
+    case UTF8PROC_CATEGORY_PC: return true;
+    default: break;
+    }
+    return cp == 0x200c || cp == 0x200d || (cp >= 0x24b6 && cp <= 0x24e9) || (cp >= 0x1f130 && cp <= 0x1f149) ||
+           (cp >= 0x1f150 && cp <= 0x1f169) || (cp >= 0x1f170 && cp <= 0x1f189);
 }
 
 static size_t char_before(const char *text, size_t at) {
@@ -62,53 +83,72 @@ static size_t char_before(const char *text, size_t at) {
 
 static bool stands_alone(const char *text, size_t n, size_t begin, size_t end) {
     size_t len;
-    if (begin > 0 && is_word(utf8_decode(text + char_before(text, begin), n, &len))) return false;
+    if (begin > 0 && is_word(utf8_decode(text + char_before(text, begin), 4, &len))) return false;
     return end == n || !is_word(utf8_decode(text + end, n - end, &len));
-}
-
-static bool is_space(int32_t cp) {
-    return cp == ' ' || (cp >= 9 && cp <= 13) || cp == 0x85 || cp == 0xa0 || cp == 0x1680 ||
-           (cp >= 0x2000 && cp <= 0x200a) || cp == 0x2028 || cp == 0x2029 || cp == 0x202f || cp == 0x205f ||
-           cp == 0x3000;
 }
 
 static void take_spaces(const struct added_token *t, const char *text, size_t n, size_t from, struct added_match *m) {
     size_t len;
     while (t->lstrip && m->begin > from) {
         size_t i = char_before(text, m->begin);
-        if (i < from || !is_space(utf8_decode(text + i, n - i, &len))) break;
+        if (i < from || !char_is_space(utf8_decode(text + i, n - i, &len))) break;
         m->begin = i;
     }
-    while (t->rstrip && m->end < n && is_space(utf8_decode(text + m->end, n - m->end, &len))) m->end += len;
+    while (t->rstrip && m->end < n && char_is_space(utf8_decode(text + m->end, n - m->end, &len))) m->end += len;
 }
 
-/* The longest token at text[at] that may be taken there; -1 = none. */
-static int32_t longest_at(const struct added_tokens *a, const char *text, size_t n, size_t at,
-                          const struct encode_options *o) {
-    int32_t node = 0, best = -1;
-    for (size_t i = at; i < n; i++) {
-        node = child_of(a, node, (unsigned char)text[i]);
-        if (!node) break;
-        int32_t token = a->nodes[node].token;
-        if (token < 0) continue;
-        const struct added_token *t = &a->tokens[token];
-        if (t->special && (!o->parse_special || is_in_plain(o, at, i + 1))) continue;
-        if (t->single_word && !stands_alone(text, n, at, i + 1)) continue;
-        best = token;
+/* The longest token that begins at text[at]; -1 = none. */
+static int32_t longest_at(const struct added_tokens *a, const char *text, size_t n, size_t at, size_t *end) {
+    int32_t node = a->first[(unsigned char)text[at]], best = -1;
+    for (size_t i = at + 1; node; i++) {
+        if (a->nodes[node].token >= 0) {
+            best = a->nodes[node].token;
+            *end = i;
+        }
+        node = i < n ? child_of(a, node, (unsigned char)text[i]) : 0;
     }
     return best;
 }
 
-bool added_next(const struct added_tokens *a, const char *text, size_t n, size_t from,
+/* Where a token may begin, at or behind `at`; n = nowhere. */
+static size_t next_candidate(const struct added_tokens *a, const char *text, size_t n, size_t at) {
+    if (at >= n || a->n_first == 0) return n;
+    if (a->n_first == 1) {
+        const char *hit = memchr(text + at, a->only, n - at);
+        return hit ? (size_t)(hit - text) : n;
+    }
+    while (at < n && !a->first[(unsigned char)text[at]]) at++;
+    return at;
+}
+
+/* A match that is not allowed is passed over as a whole; but one that only reaches into
+ * plain text must not hide a control token behind its first character. */
+static size_t behind_refused(const struct encode_options *o, size_t begin, size_t end) {
+    return o->parse_special && o->n_plain > 0 && is_in_plain(o, begin, end) ? begin + 1 : end;
+}
+
+bool added_next(const struct added_tokens *a, const char *text, size_t n, struct added_search *s,
                 const struct encode_options *options, struct added_match *out) {
-    if (a->n_nodes == 0) return false;
-    for (size_t i = from; i < n; i++) {
-        int32_t token = longest_at(a, text, n, i, options);
-        if (token < 0) continue;
+    size_t at = s->from, end = 0;
+    while ((at = next_candidate(a, text, n, at)) < n) {
+        int32_t token = longest_at(a, text, n, at, &end);
+        if (token < 0) {
+            at++;
+            continue;
+        }
         const struct added_token *t = &a->tokens[token];
-        *out = (struct added_match){i, i + t->n, t->id};
-        take_spaces(t, text, n, from, out);
-        return true;
+        bool refused = t->special && (!options->parse_special || is_in_plain(options, at, end));
+        if (refused || (t->single_word && !stands_alone(text, n, at, end))) {
+            at = refused ? behind_refused(options, at, end) : end;
+            continue;
+        }
+        *out = (struct added_match){at, end, t->id};
+        s->from = end;
+        take_spaces(t, text, n, s->done, out);
+        if (t->lstrip && out->begin < s->done) out->begin = s->done;
+        s->done = out->end;
+        if (out->begin < out->end) return true;
+        at = end; /* nothing but white space, which the match before has taken */
     }
     return false;
 }

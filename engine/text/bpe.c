@@ -9,47 +9,10 @@
 #include "base/utf8.h"
 #include "engine/text/tokenizer_private.h"
 
-#include <assert.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* ---------------------------------------------------------------- tables */
-
-static size_t power_of_two_above(size_t n) {
-    size_t p = 16;
-    while (p < n) p *= 2;
-    return p;
-}
-
-int32_t bpe_find(const struct bpe *b, const char *bytes, size_t n) {
-    size_t mask = b->table_size - 1;
-    for (size_t i = hash64(bytes, n, 0) & mask; b->by_bytes[i] >= 0; i = (i + 1) & mask) {
-        const struct piece *p = &b->pieces[b->by_bytes[i]];
-        if (p->n == n && memcmp(p->bytes, bytes, n) == 0) return b->by_bytes[i];
-    }
-    return -1;
-}
-
-void bpe_build_table(struct bpe *b) {
-    b->table_size = power_of_two_above(b->n_ids * 2);
-    b->by_bytes = mem_alloc(b->table_size * sizeof *b->by_bytes);
-    memset(b->by_bytes, 0xff, b->table_size * sizeof *b->by_bytes);
-    size_t mask = b->table_size - 1;
-    for (size_t id = 0; id < b->n_ids; id++) {
-        const struct piece *p = &b->pieces[id];
-        if (!p->bytes || bpe_find(b, p->bytes, p->n) >= 0) continue;
-        size_t i = hash64(p->bytes, p->n, 0) & mask;
-        while (b->by_bytes[i] >= 0) i = (i + 1) & mask;
-        b->by_bytes[i] = (int32_t)id;
-    }
-    for (int c = 0; c < 256; c++) b->byte_token[c] = -1;
-    for (size_t id = 0; id < b->n_ids; id++)
-        if (b->pieces[id].byte >= 0 && !b->byte_level) b->byte_token[b->pieces[id].byte] = (int32_t)id;
-    for (int c = 0; c < 256 && b->byte_level; c++) {
-        char one = (char)c;
-        b->byte_token[c] = bpe_find(b, &one, 1);
-    }
-}
+/* ---------------------------------------------------------------- merges */
 
 static size_t merge_place(const struct bpe *b, uint64_t pair) {
     size_t mask = b->merges_size - 1, i = hash64_mix(pair, 1) & mask;
@@ -58,7 +21,8 @@ static size_t merge_place(const struct bpe *b, uint64_t pair) {
 }
 
 void bpe_reserve_merges(struct bpe *b, size_t n) {
-    b->merges_size = power_of_two_above(n * 2 + 1);
+    b->merges_size = 16;
+    while (b->merges_size < n * 2 + 1) b->merges_size *= 2;
     b->merges = mem_alloc(b->merges_size * sizeof *b->merges);
     for (size_t i = 0; i < b->merges_size; i++) b->merges[i] = (struct merge){0, UINT32_MAX, -1};
 }
@@ -67,15 +31,18 @@ static uint64_t pair_of(int32_t left, int32_t right) {
     return (uint64_t)(uint32_t)left << 32 | (uint32_t)right;
 }
 
-bool bpe_add_merge(struct bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t result) {
+void bpe_add_merge(struct bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t result) {
     uint64_t pair = pair_of(left, right);
-    struct merge *m = &b->merges[merge_place(b, pair)];
-    bool is_new = m->rank == UINT32_MAX;
-    *m = (struct merge){pair, rank, result}; /* of two merges of a pair the later one holds */
-    return is_new;
+    b->merges[merge_place(b, pair)] = (struct merge){pair, rank, result}; /* the later of two holds */
+}
+
+static const struct merge *merge_of(const struct bpe *b, int32_t left, int32_t right) {
+    return &b->merges[merge_place(b, pair_of(left, right))];
 }
 
 /* ---------------------------------------------------------------- a word */
+
+enum { SHORT_WORD = 24 };
 
 struct symbol {
     int32_t id;         /* -1 = merged into its left neighbour */
@@ -140,7 +107,7 @@ static void consider(const struct bpe *b, struct bpe_scratch *s, int32_t at) {
     int32_t next = s->symbols[at].next;
     if (next < 0) return;
     int32_t left = s->symbols[at].id, right = s->symbols[next].id;
-    const struct merge *m = &b->merges[merge_place(b, pair_of(left, right))];
+    const struct merge *m = merge_of(b, left, right);
     if (m->rank == UINT32_MAX) return;
     heap_push(s, (struct candidate){m->rank, at, left, right, m->result});
 }
@@ -151,35 +118,67 @@ static int32_t push_symbol(struct bpe_scratch *s, int32_t n, int32_t id) {
 }
 
 /* Bytes of one character as <0xHH> tokens, if the vocabulary has them all. */
-static bool push_fallback(const struct bpe *b, struct bpe_scratch *s, int32_t *n, const char *c, size_t len) {
-    if (!b->byte_fallback) return false;
+static bool push_fallback(const struct vocab *v, struct bpe_scratch *s, int32_t *n, const char *c, size_t len) {
+    if (!v->byte_fallback) return false;
     for (size_t i = 0; i < len; i++)
-        if (b->byte_token[(unsigned char)c[i]] < 0) return false;
-    for (size_t i = 0; i < len; i++) *n = push_symbol(s, *n, b->byte_token[(unsigned char)c[i]]);
+        if (v->byte_token[(unsigned char)c[i]] < 0) return false;
+    for (size_t i = 0; i < len; i++) *n = push_symbol(s, *n, v->byte_token[(unsigned char)c[i]]);
     return true;
 }
 
-/* A word as symbols: bytes, or characters with fallback to bytes or to unk. */
-static int32_t first_symbols(const struct bpe *b, struct bpe_scratch *s, const char *word, size_t n) {
+/* A character that is not in the vocabulary waits as `pending` for the next one that is,
+ * so that a run of them can become one unk; bytes of fallback go past it, which the
+ * library whose ids these must be does too. */
+static int32_t symbols_of_chars(const struct vocab *v, struct bpe_scratch *s, const char *word, size_t n) {
     int32_t count = 0;
-    if (b->byte_level) {
-        for (size_t i = 0; i < n; i++) {
-            int32_t id = b->byte_token[(unsigned char)word[i]];
-            if (id < 0) id = b->unk_id;
-            if (id >= 0) count = push_symbol(s, count, id);
-        }
-        return count;
-    }
-    bool after_unk = false;
+    bool pending = false;
     for (size_t i = 0, len; i < n; i += len) {
         utf8_decode(word + i, n - i, &len);
-        int32_t id = bpe_find(b, word + i, len);
-        bool is_unk = id < 0 && !push_fallback(b, s, &count, word + i, len);
-        if (is_unk && b->unk_id >= 0 && !(after_unk && b->fuse_unk)) count = push_symbol(s, count, b->unk_id);
+        int32_t id = vocab_find(v, word + i, len);
+        if (id < 0 && push_fallback(v, s, &count, word + i, len)) continue;
+        if (pending && (id >= 0 || !v->fuse_unk)) count = push_symbol(s, count, v->unk_id);
+        if (id >= 0) count = push_symbol(s, count, id);
+        pending = id < 0 && v->unk_id >= 0;
+    }
+    if (pending) count = push_symbol(s, count, v->unk_id);
+    return count;
+}
+
+static int32_t symbols_of_bytes(const struct vocab *v, struct bpe_scratch *s, const char *word, size_t n) {
+    int32_t count = 0;
+    bool after_unk = false;
+    for (size_t i = 0; i < n; i++) {
+        int32_t id = v->byte_token[(unsigned char)word[i]];
+        bool is_unk = id < 0;
+        if (is_unk && v->unk_id >= 0 && !(after_unk && v->fuse_unk)) id = v->unk_id;
         if (id >= 0) count = push_symbol(s, count, id);
         after_unk = is_unk;
     }
     return count;
+}
+
+/* A short word needs no heap: look for the best pair until there is none. */
+static void merge_short(const struct bpe *b, struct token_list *out, const struct symbol *symbols, int32_t n) {
+    int32_t ids[SHORT_WORD];
+    const struct merge *merges[SHORT_WORD];
+    for (int32_t i = 0; i < n; i++) ids[i] = symbols[i].id;
+    for (int32_t i = 0; i + 1 < n; i++) merges[i] = merge_of(b, ids[i], ids[i + 1]);
+    for (;;) {
+        int32_t best = -1;
+        uint32_t rank = UINT32_MAX;
+        for (int32_t i = 0; i + 1 < n; i++)
+            if (merges[i]->rank < rank) rank = merges[best = i]->rank;
+        if (best < 0) break;
+        ids[best] = merges[best]->result;
+        n--;
+        memmove(ids + best + 1, ids + best + 2, (size_t)(n - best - 1) * sizeof *ids);
+        if (best + 1 < n) {
+            memmove(merges + best + 1, merges + best + 2, (size_t)(n - best - 2) * sizeof *merges);
+            merges[best] = merge_of(b, ids[best], ids[best + 1]);
+        }
+        if (best > 0) merges[best - 1] = merge_of(b, ids[best - 1], ids[best]);
+    }
+    for (int32_t i = 0; i < n; i++) token_list_push(out, ids[i]);
 }
 
 static void merge_all(const struct bpe *b, struct bpe_scratch *s, int32_t n) {
@@ -199,21 +198,23 @@ static void merge_all(const struct bpe *b, struct bpe_scratch *s, int32_t n) {
     }
 }
 
-void bpe_encode(const struct bpe *b, struct bpe_scratch *s, struct token_list *out, const char *word, size_t n) {
+void bpe_encode(const struct bpe *b, const struct vocab *v, struct bpe_scratch *s, struct token_list *out,
+                const char *word, size_t n) {
     if (n == 0) return;
-    if (b->ignore_merges) {
-        int32_t id = bpe_find(b, word, n);
-        if (id >= 0) {
-            token_list_push(out, id);
-            return;
-        }
+    int32_t whole = b->ignore_merges ? vocab_find(v, word, n) : -1;
+    if (whole >= 0) {
+        token_list_push(out, whole);
+        return;
     }
     if (n > s->symbols_cap) {
         s->symbols_cap = n < 256 ? 256 : n;
         s->symbols = mem_realloc(s->symbols, s->symbols_cap, sizeof *s->symbols);
     }
-    int32_t count = first_symbols(b, s, word, n);
-    if (count == 0) return;
+    int32_t count = v->byte_level ? symbols_of_bytes(v, s, word, n) : symbols_of_chars(v, s, word, n);
+    if (count <= SHORT_WORD) {
+        merge_short(b, out, s->symbols, count);
+        return;
+    }
     s->symbols[count - 1].next = -1;
     merge_all(b, s, count);
     for (int32_t i = 0; i >= 0; i = s->symbols[i].next) token_list_push(out, s->symbols[i].id);

@@ -3,7 +3,8 @@
  * Byte-level vocabularies: the tokens' bytes are joined, and what is not UTF-8
  * becomes U+FFFD, one for each longest ill-formed part. SentencePiece-style ones:
  * a run of byte-fallback tokens is decoded together, and if the run is not UTF-8
- * each of its bytes becomes U+FFFD; then leading spaces are stripped. */
+ * each of its bytes becomes U+FFFD; then leading spaces are stripped. Without a
+ * decoder tokens stand with a space between. */
 #include "base/utf8.h"
 #include "engine/text/tokenizer_private.h"
 
@@ -47,7 +48,8 @@ static void settle_bytes(struct detokenizer *d, bool at_end) {
 static void emit_text(struct detokenizer *d, const char *text, size_t n) {
     size_t skip = 0;
     if (!d->started) {
-        while (skip < n && skip < (size_t)d->tok->strip_start && text[skip] == d->tok->strip_char) skip++;
+        const struct decoder *r = &d->tok->decoder;
+        while (skip < n && skip < (size_t)r->strip_start && text[skip] == r->strip_char) skip++;
     }
     if (n > 0) d->started = true;
     buf_append(&d->text, text + skip, n - skip);
@@ -62,24 +64,41 @@ static void settle_run(struct detokenizer *d) {
     buf_reset(&d->held);
 }
 
+/* The first token of a text loses the marks that the pre-tokenizer had put in front. */
+static void emit_first(struct detokenizer *d, const struct piece *p) {
+    const char *drops = d->tok->decoder.first_drops, *at = p->bytes, *end = at + p->n;
+    size_t drops_n = strlen(drops);
+    for (const char *hit; (hit = memmem(at, (size_t)(end - at), drops, drops_n)); at = hit + drops_n)
+        emit_text(d, at, (size_t)(hit - at));
+    emit_text(d, at, (size_t)(end - at));
+    d->started = true;
+}
+
 void detokenizer_push(struct detokenizer *d, int32_t id) {
-    const struct bpe *b = &d->tok->bpe;
-    if (id < 0 || (size_t)id >= b->n_ids || !b->pieces[id].bytes) return;
-    const struct piece *p = &b->pieces[id];
+    const struct vocab *v = &d->tok->vocab;
+    const struct decoder *rules = &d->tok->decoder;
+    if (id < 0 || (size_t)id >= v->n_ids || !v->pieces[id].bytes) return;
+    const struct piece *p = &v->pieces[id];
     if (p->special && d->skip_special) return;
-    if (d->tok->decode_bytes) {
-        buf_append(&d->held, p->bytes, p->n);
+    const char *text = p->text ? p->text : p->bytes;
+    size_t n = p->text ? p->text_n : p->n;
+    if (rules->bytes) {
+        buf_append(&d->held, text, n);
         settle_bytes(d, false);
-    } else if (p->byte >= 0 && d->tok->decode_fallback) {
+    } else if (p->byte >= 0 && rules->fallback) {
         buf_putc(&d->held, (char)p->byte);
+    } else if (*rules->first_drops && !d->started && d->held.n == 0) {
+        emit_first(d, p);
     } else {
         settle_run(d);
-        emit_text(d, p->text ? p->text : p->bytes, p->text ? p->text_n : p->n);
+        if (rules->spaced && d->started) buf_putc(&d->text, ' ');
+        emit_text(d, text, n);
+        if (rules->spaced) d->started = true;
     }
 }
 
 void detokenizer_finish(struct detokenizer *d) {
-    if (d->tok->decode_bytes) settle_bytes(d, true);
+    if (d->tok->decoder.bytes) settle_bytes(d, true);
     else settle_run(d);
 }
 
@@ -93,10 +112,10 @@ void tokenizer_decode(const struct tokenizer *tok, struct buf *out, const int32_
 }
 
 void tokenizer_token_bytes(const struct tokenizer *tok, struct buf *out, int32_t id) {
-    const struct bpe *b = &tok->bpe;
-    if (id < 0 || (size_t)id >= b->n_ids || !b->pieces[id].bytes) return;
-    const struct piece *p = &b->pieces[id];
-    if (p->byte >= 0 && tok->decode_fallback) buf_putc(out, (char)p->byte);
-    else if (p->text && !tok->decode_bytes) buf_append(out, p->text, p->text_n);
+    const struct vocab *v = &tok->vocab;
+    if (id < 0 || (size_t)id >= v->n_ids || !v->pieces[id].bytes) return;
+    const struct piece *p = &v->pieces[id];
+    if (p->byte >= 0 && tok->decoder.fallback) buf_putc(out, (char)p->byte);
+    else if (p->text) buf_append(out, p->text, p->text_n);
     else buf_append(out, p->bytes, p->n);
 }

@@ -1,14 +1,15 @@
-/* pretokenize.c - cutting text into words by the patterns of tokenizer.json.
+/* pretokenize.c - cutting a text into words, as tokenizer.json's pre-tokenizers say.
  *
- * Patterns come with the model, so they run under PCRE2 with limits. PCRE2 keeps
- * its state on the heap or in JIT-compiled code with a stack of its own; nothing
- * here recurses with the length of a text. */
+ * Each step cuts the pieces that the one before has left; a piece is a text of its
+ * own, so look-behind and look-ahead end at its borders. Metaspace and ByteLevel may
+ * also put a space in front of a piece, which makes a new text. What ByteLevel does
+ * to the bytes is done by the vocabulary, which holds raw bytes; only a step behind
+ * it sees the letters that stand for bytes, and its cuts are carried back. */
 #include "base/mem.h"
 #include "engine/text/tokenizer_private.h"
 
 #include <stdlib.h>
-
-enum { MATCH_LIMIT = 50000000, HEAP_LIMIT_KIB = 262144 };
+#include <string.h>
 
 void span_list_push(struct span_list *l, size_t begin, size_t end) {
     if (l->n == l->cap) {
@@ -18,80 +19,156 @@ void span_list_push(struct span_list *l, size_t begin, size_t end) {
     l->spans[l->n++] = (struct text_span){begin, end};
 }
 
-int split_compile(struct split_step *out, const char *pattern, size_t n, struct err *err) {
-    int code;
-    PCRE2_SIZE at;
-    out->pattern = pcre2_compile((PCRE2_SPTR)pattern, n, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
-    if (!out->pattern) {
-        PCRE2_UCHAR text[200];
-        pcre2_get_error_message(code, text, sizeof text);
-        return err_set(err, E_PARSE, "pre_tokenizer pattern: %s at offset %zu", (const char *)text, (size_t)at);
-    }
-    pcre2_jit_compile(out->pattern, PCRE2_JIT_COMPLETE); /* slower without, but the same */
-    return 0;
+void words_clear(struct words *w) {
+    free(w->spans.spans);
+    free(w->spare.spans);
+    buf_clear(&w->text_of);
+    buf_clear(&w->spare_text);
+    buf_clear(&w->letters);
 }
 
-struct matcher {
-    pcre2_match_data *data;
-    pcre2_match_context *context;
+/* ---------------------------------------------------------------- Split */
+
+struct joiner { /* parts on their way to a list, neighbours joined as the behavior says */
+    const struct pre_step *step;
+    struct span_list *out;
+    size_t base, begin, end; /* the part that waits */
+    bool waits, last_match;
 };
 
-static int next_match(const struct split_step *step, const struct matcher *m, const char *text, size_t n, size_t from,
-                      struct text_span *out, bool *found, struct err *err) {
-    uint32_t flags = PCRE2_NO_UTF_CHECK;
-    int r = pcre2_match(step->pattern, (PCRE2_SPTR)text, n, from, flags, m->data, m->context);
-    if (r == PCRE2_ERROR_JIT_STACKLIMIT)
-        r = pcre2_match(step->pattern, (PCRE2_SPTR)text, n, from, flags | PCRE2_NO_JIT, m->data, m->context);
-    *found = r > 0;
-    if (r < 0 && r != PCRE2_ERROR_NOMATCH)
-        return err_set(err, E_RANGE, "a pattern of the tokenizer runs into its limits on this text (PCRE2 error %d)", r);
-    if (*found) {
-        const PCRE2_SIZE *at = pcre2_get_ovector_pointer(m->data);
-        *out = (struct text_span){at[0], at[1]};
+static bool are_joined(enum split_behavior behavior, bool before, bool now) {
+    switch (behavior) {
+    case SPLIT_CONTIGUOUS: return before == now;
+    case SPLIT_MERGED_PREVIOUS: return now && !before;
+    case SPLIT_MERGED_NEXT: return before && !now;
+    default: return false;
     }
-    return 0;
 }
 
-static void emit(const struct split_step *step, struct span_list *out, size_t base, size_t begin, size_t end,
-                 bool is_match) {
-    if (begin == end) return;
-    if (is_match != step->invert && step->removed) return;
-    span_list_push(out, base + begin, base + end);
+static void push_waiting(struct joiner *j) {
+    if (j->waits && j->begin < j->end) span_list_push(j->out, j->base + j->begin, j->base + j->end);
+    j->waits = false;
 }
 
-/* A span is matched as a text of its own: look-behind and look-ahead end at its borders. */
-static int split_one(const struct split_step *step, const struct matcher *m, struct span_list *out, const char *text,
-                     struct text_span span, struct err *err) {
-    const char *s = text + span.begin;
-    size_t n = span.end - span.begin, from = 0, done = 0;
-    while (from < n) {
-        struct text_span hit;
-        bool found;
-        int r = next_match(step, m, s, n, from, &hit, &found, err);
-        if (r < 0) return r;
-        if (!found) break;
-        if (hit.end == hit.begin) { /* an empty match cuts nothing; look behind the next character */
-            from = hit.end + 1;
-            while (from < n && ((unsigned char)s[from] & 0xc0) == 0x80) from++;
-            continue;
-        }
-        emit(step, out, span.begin, done, hit.begin, false);
-        emit(step, out, span.begin, hit.begin, hit.end, true);
-        from = done = hit.end;
+/* Parts come in order and without a gap; an empty match is a part too. */
+static void push_part(struct joiner *j, size_t begin, size_t end, bool is_match) {
+    is_match = is_match != j->step->invert;
+    if (j->waits && are_joined(j->step->behavior, j->last_match, is_match)) {
+        j->end = end;
+    } else {
+        push_waiting(j);
+        j->begin = begin;
+        j->end = end;
+        j->waits = !(is_match && j->step->behavior == SPLIT_REMOVED);
     }
-    emit(step, out, span.begin, done, n, false);
-    return 0;
+    j->last_match = is_match;
 }
 
-int split_spans(const struct split_step *step, struct span_list *out, const struct span_list *in, const char *text,
-                struct err *err) {
-    struct matcher m = {pcre2_match_data_create(1, NULL), pcre2_match_context_create(NULL)};
-    pcre2_set_match_limit(m.context, MATCH_LIMIT);
-    pcre2_set_heap_limit(m.context, HEAP_LIMIT_KIB);
-    out->n = 0;
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < in->n; i++) r = split_one(step, &m, out, text, in->spans[i], err);
-    pcre2_match_context_free(m.context);
-    pcre2_match_data_free(m.data);
+static int split_one(const struct pre_step *step, struct matcher *m, struct span_list *out, size_t base,
+                     const char *text, size_t n, struct err *err) {
+    struct joiner j = {.step = step, .out = out, .base = base};
+    struct pattern_search s = {0};
+    struct text_span hit;
+    size_t done = 0;
+    int r;
+    while ((r = pattern_next(step->pattern, m, &s, text, n, &hit, err)) > 0) {
+        if (done < hit.begin) push_part(&j, done, hit.begin, false);
+        push_part(&j, hit.begin, hit.end, true);
+        done = hit.end;
+    }
+    if (done < n) push_part(&j, done, n, false);
+    push_waiting(&j);
     return r;
+}
+
+/* Cut the letters of a piece's bytes, then count back: a letter is a byte. */
+static int split_letters(const struct pre_step *step, struct matcher *m, struct words *w, struct text_span piece,
+                         struct err *err) {
+    size_t first = w->spare.n, at = 0, byte = piece.begin;
+    char letter[2];
+    buf_reset(&w->letters);
+    for (size_t i = piece.begin; i < piece.end; i++)
+        buf_append(&w->letters, letter, byte_letter((unsigned char)w->text[i], letter));
+    int r = split_one(step, m, &w->spare, 0, w->letters.data ? w->letters.data : "", w->letters.n, err);
+    for (size_t i = first; r == 0 && i < w->spare.n; i++) {
+        struct text_span *s = &w->spare.spans[i];
+        size_t end = s->end;
+        for (; at < s->begin; byte++) at += byte_letter((unsigned char)w->text[byte], letter);
+        s->begin = byte;
+        for (; at < end; byte++) at += byte_letter((unsigned char)w->text[byte], letter);
+        s->end = byte;
+    }
+    return r;
+}
+
+static int split_all(const struct pre_step *step, struct matcher *m, struct words *w, struct err *err) {
+    int r = 0;
+    for (size_t i = 0; r == 0 && i < w->spans.n; i++) {
+        struct text_span s = w->spans.spans[i];
+        if (step->letters) r = split_letters(step, m, w, s, err);
+        else r = split_one(step, m, &w->spare, s.begin, w->text + s.begin, s.end - s.begin, err);
+    }
+    return r;
+}
+
+/* ---------------------------------------------------------------- spaces in front */
+
+static bool starts_with(const char *text, size_t n, const char *what, size_t what_n) {
+    return n >= what_n && memcmp(text, what, what_n) == 0;
+}
+
+static void put_piece(struct buf *out, const struct pre_step *step, const char *text, size_t n, bool is_first) {
+    bool to_front = step->prepend == PREPEND_ALWAYS || (step->prepend == PREPEND_FIRST && is_first);
+    if (step->kind == PRE_BYTE_LEVEL) {
+        if (to_front && !starts_with(text, n, " ", 1)) buf_putc(out, ' ');
+        buf_append(out, text, n);
+        return;
+    }
+    size_t space_n = strlen(step->space);
+    if (to_front && !starts_with(text, n, " ", 1) && !starts_with(text, n, step->space, space_n))
+        buf_append(out, step->space, space_n);
+    for (size_t i = 0, run; i < n; i += run) {
+        const char *hit = memchr(text + i, ' ', n - i);
+        run = hit ? (size_t)(hit - text) - i : n - i;
+        buf_append(out, text + i, run);
+        if (!hit) return;
+        buf_append(out, step->space, space_n);
+        run++;
+    }
+}
+
+/* The pieces, changed, as a new text. */
+static void put_all(const struct pre_step *step, struct words *w) {
+    buf_reset(&w->spare_text);
+    for (size_t i = 0; i < w->spans.n; i++) {
+        struct text_span s = w->spans.spans[i];
+        size_t begin = w->spare_text.n;
+        put_piece(&w->spare_text, step, w->text + s.begin, s.end - s.begin, w->at_start && s.begin == 0);
+        span_list_push(&w->spare, begin, w->spare_text.n);
+    }
+    struct buf spare = w->text_of;
+    w->text_of = w->spare_text;
+    w->spare_text = spare;
+    w->text = w->text_of.data ? w->text_of.data : "";
+}
+
+/* ---------------------------------------------------------------- all steps */
+
+int pre_tokenize(const struct pre_step *steps, size_t n_steps, struct matcher *m, struct words *w, const char *text,
+                 size_t n, struct err *err) {
+    w->text = text;
+    w->spans.n = 0;
+    if (n > 0) span_list_push(&w->spans, 0, n);
+    for (size_t i = 0; i < n_steps; i++) {
+        w->spare.n = 0;
+        if (steps[i].kind != PRE_SPLIT) put_all(&steps[i], w);
+        else {
+            int r = split_all(&steps[i], m, w, err);
+            if (r < 0) return r;
+        }
+        struct span_list spare = w->spans;
+        w->spans = w->spare;
+        w->spare = spare;
+    }
+    return w->text_of.full || w->spare_text.full ? err_set(err, E_RANGE, "the text is longer than 1 GiB") : 0;
 }

@@ -21,6 +21,7 @@ void token_list_push(struct token_list *list, int32_t id) {
 
 int tokenizer_open(struct tokenizer **out, const char *model_dir, struct err *err) {
     struct tokenizer *tok = mem_zalloc(1, sizeof *tok);
+    tok->cache = word_cache_new();
     int r = tokenizer_load(tok, model_dir, err);
     if (r < 0) tokenizer_close(tok);
     else *out = tok;
@@ -29,33 +30,27 @@ int tokenizer_open(struct tokenizer **out, const char *model_dir, struct err *er
 
 void tokenizer_close(struct tokenizer *tok) {
     if (!tok) return;
-    for (size_t i = 0; i < tok->bpe.n_ids; i++) {
-        free(tok->bpe.pieces[i].bytes);
-        free(tok->bpe.pieces[i].text);
-    }
-    free(tok->bpe.pieces);
-    free(tok->bpe.by_bytes);
+    vocab_clear(&tok->vocab);
+    unigram_clear(&tok->unigram);
+    word_cache_free(tok->cache);
     free(tok->bpe.merges);
     for (size_t i = 0; i < tok->n_added; i++) free(tok->added[i].content);
     free(tok->added);
     free(tok->raw.nodes);
     free(tok->normalized.nodes);
-    for (size_t i = 0; i < tok->n_normalizers; i++) {
-        free(tok->normalizers[i].from);
-        free(tok->normalizers[i].to);
-    }
-    for (size_t i = 0; i < tok->n_splits; i++) pcre2_code_free(tok->splits[i].pattern);
+    free(tok->control.nodes);
+    for (size_t i = 0; i < tok->n_normalizers; i++) normalize_step_clear(&tok->normalizers[i]);
+    for (size_t i = 0; i < tok->n_pre; i++) pattern_free(tok->pre[i].pattern);
+    for (size_t i = 0; i < tok->decoder.n_steps; i++) normalize_step_clear(&tok->decoder.steps[i]);
     token_list_clear(&tok->before);
     token_list_clear(&tok->after);
-    free(tok->decode_from);
-    free(tok->decode_to);
     for (size_t i = 0; i < CHAT_TOKENS; i++) free(tok->chat_tokens.text[i]);
     chat_template_free(tok->chat);
     free(tok);
 }
 
 size_t tokenizer_n_ids(const struct tokenizer *tok) {
-    return tok->bpe.n_ids;
+    return tok->vocab.n_ids;
 }
 
 bool tokenizer_adds_bos(const struct tokenizer *tok) {
@@ -67,74 +62,97 @@ bool tokenizer_adds_bos(const struct tokenizer *tok) {
 struct encoder { /* one call's state */
     const struct tokenizer *tok;
     struct token_list *out;
+    const struct encode_options *options;
     struct bpe_scratch *bpe;
+    struct matcher *matcher;
     struct buf normalized;
-    struct span_list spans, spare;
+    struct words words;
     struct err *err;
 };
 
-/* Text without added tokens: cut into words, each word encoded. */
-static int encode_words(struct encoder *e, const char *text, size_t n) {
+/* One word by the model, or as it was encoded before. */
+static void encode_word(struct encoder *e, const char *word, size_t n) {
     const struct tokenizer *tok = e->tok;
-    struct buf prefixed = BUF_INIT(0);
+    if (n > CACHED_WORD_MAX) {
+        if (tok->is_unigram) unigram_encode(&tok->unigram, &tok->vocab, e->out, word, n);
+        else bpe_encode(&tok->bpe, &tok->vocab, e->bpe, e->out, word, n);
+        return;
+    }
+    uint64_t hash = word_hash(word, n);
+    if (word_cache_get(tok->cache, e->out, hash, word, n)) return;
+    size_t before = e->out->n;
+    if (tok->is_unigram) unigram_encode(&tok->unigram, &tok->vocab, e->out, word, n);
+    else bpe_encode(&tok->bpe, &tok->vocab, e->bpe, e->out, word, n);
+    if (e->out->n > before) word_cache_put(tok->cache, e->out->ids + before, e->out->n - before, hash, word, n);
+}
+
+/* A piece that may be a whole text: cut in front of spaces, where nothing can merge. */
+static void encode_piece(struct encoder *e, const char *text, size_t n) {
+    const struct tokenizer *tok = e->tok;
+    size_t space_n = strlen(tok->space), begin = 0, at = 1;
+    while (tok->splits_at_space && at + space_n <= n) {
+        const char *hit = memchr(text + at, tok->space[0], n - at - space_n + 1);
+        if (!hit) break;
+        at = (size_t)(hit - text);
+        if (memcmp(hit, tok->space, space_n) == 0 && !tok->before_space[(unsigned char)text[at - 1]]) {
+            encode_word(e, text + begin, at - begin);
+            begin = at;
+        }
+        at++;
+    }
+    encode_word(e, text + begin, n - begin);
+}
+
+/* Text without added tokens: cut into words, each word encoded. */
+static int encode_words(struct encoder *e, const char *text, size_t n, bool at_start) {
     if (n == 0) return 0;
-    if (tok->prefix_space && text[0] != ' ') {
-        buf_putc(&prefixed, ' ');
-        buf_append(&prefixed, text, n);
-        text = prefixed.data;
-        n = prefixed.n;
+    e->words.at_start = at_start;
+    int r = pre_tokenize(e->tok->pre, e->tok->n_pre, e->matcher, &e->words, text, n, e->err);
+    for (size_t i = 0; r == 0 && i < e->words.spans.n; i++) {
+        struct text_span s = e->words.spans.spans[i];
+        if (s.begin < s.end) encode_piece(e, e->words.text + s.begin, s.end - s.begin);
     }
-    e->spans.n = 0;
-    span_list_push(&e->spans, 0, n);
-    int r = 0;
-    for (size_t i = 0; r == 0 && i < tok->n_splits; i++) {
-        r = split_spans(&tok->splits[i], &e->spare, &e->spans, text, e->err);
-        struct span_list swap = e->spans;
-        e->spans = e->spare;
-        e->spare = swap;
-    }
-    for (size_t i = 0; r == 0 && i < e->spans.n; i++)
-        bpe_encode(&tok->bpe, e->bpe, e->out, text + e->spans.spans[i].begin,
-                   e->spans.spans[i].end - e->spans.spans[i].begin);
-    buf_clear(&prefixed);
     return r;
 }
 
-/* Text behind the normalizer, where the second kind of added token is looked for. */
-static int encode_normalized(struct encoder *e, const char *text, size_t n, const struct encode_options *options) {
-    size_t at = 0;
+/* Text behind the normalizer, where the second kind of added token is looked for. Plain
+ * spans do not survive it, so where there are any, no special token is taken here. */
+static int encode_normalized(struct encoder *e, const char *text, size_t n, bool at_start) {
+    struct encode_options behind = {.parse_special = e->options->parse_special && e->options->n_plain == 0};
+    struct added_search s = {0};
     struct added_match m;
-    while (added_next(&e->tok->normalized, text, n, at, options, &m)) {
-        int r = encode_words(e, text + at, m.begin - at);
+    size_t done = 0;
+    while (added_next(&e->tok->normalized, text, n, &s, &behind, &m)) {
+        int r = done < m.begin ? encode_words(e, text + done, m.begin - done, at_start && done == 0) : 0;
         if (r < 0) return r;
         token_list_push(e->out, m.id);
-        at = m.end;
+        done = m.end;
     }
-    return encode_words(e, text + at, n - at);
+    return encode_words(e, text + done, n - done, at_start && done == 0);
 }
 
-/* Raw text between added tokens of the first kind. Plain spans do not survive the
- * normalizer, so a fragment that touches one has no special token of the second kind. */
-static int encode_fragment(struct encoder *e, const char *text, size_t n, const struct encode_options *options) {
+/* Raw text between added tokens of the first kind. */
+static int encode_fragment(struct encoder *e, const char *text, size_t n, bool at_start) {
     if (n == 0) return 0;
-    struct encode_options behind = {.parse_special = options->parse_special && options->n_plain == 0};
-    if (e->tok->n_normalizers == 0) return encode_normalized(e, text, n, &behind);
+    if (e->tok->n_normalizers == 0) return encode_normalized(e, text, n, at_start);
     buf_reset(&e->normalized);
-    int r = normalize(e->tok->normalizers, e->tok->n_normalizers, &e->normalized, text, n, e->err);
-    if (r == 0 && e->normalized.n > 0) r = encode_normalized(e, e->normalized.data, e->normalized.n, &behind);
+    int r = normalize(e->tok->normalizers, e->tok->n_normalizers, e->matcher, &e->normalized, text, n, e->err);
+    if (r == 0 && e->normalized.n > 0) r = encode_normalized(e, e->normalized.data, e->normalized.n, at_start);
     return r;
 }
 
-static int encode_text(struct encoder *e, const char *text, size_t n, const struct encode_options *options) {
-    size_t at = 0;
+static int encode_text(struct encoder *e, const char *text, size_t n) {
+    const struct added_tokens *added = e->options->n_plain ? &e->tok->control : &e->tok->raw;
+    struct added_search s = {0};
     struct added_match m;
-    while (added_next(&e->tok->raw, text, n, at, options, &m)) {
-        int r = encode_fragment(e, text + at, m.begin - at, options);
+    size_t done = 0;
+    while (added_next(added, text, n, &s, e->options, &m)) {
+        int r = done < m.begin ? encode_fragment(e, text + done, m.begin - done, done == 0) : 0;
         if (r < 0) return r;
         token_list_push(e->out, m.id);
-        at = m.end;
+        done = m.end;
     }
-    return encode_fragment(e, text + at, n - at, options);
+    return encode_fragment(e, text + done, n - done, done == 0);
 }
 
 int tokenizer_encode(const struct tokenizer *tok, struct token_list *out, const char *text, size_t n,
@@ -142,17 +160,18 @@ int tokenizer_encode(const struct tokenizer *tok, struct token_list *out, const 
     size_t valid = utf8_valid_prefix(text, n), n_before = out->n;
     if (valid < n) return err_set(err, E_PARSE, "text is not UTF-8 at byte %zu", valid);
     if (n > INT32_MAX / 2) return err_set(err, E_RANGE, "text has %zu bytes, more than 1 GiB", n);
-    struct encoder e = {.tok = tok, .out = out, .bpe = bpe_scratch_new(), .normalized = BUF_INIT(0), .err = err};
+    struct encoder e = {.tok = tok, .out = out, .options = options, .bpe = bpe_scratch_new(), .matcher = matcher_new(),
+                        .normalized = BUF_INIT(0), .err = err};
     if (options->add_special)
         for (size_t i = 0; i < tok->before.n; i++) token_list_push(out, tok->before.ids[i]);
-    int r = encode_text(&e, text, n, options);
+    int r = encode_text(&e, text, n);
     if (options->add_special)
         for (size_t i = 0; i < tok->after.n; i++) token_list_push(out, tok->after.ids[i]);
     if (r < 0) out->n = n_before;
     bpe_scratch_free(e.bpe);
+    matcher_free(e.matcher);
     buf_clear(&e.normalized);
-    free(e.spans.spans);
-    free(e.spare.spans);
+    words_clear(&e.words);
     return r;
 }
 
