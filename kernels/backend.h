@@ -62,16 +62,19 @@ struct backend {
                           float deviation);
 
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
-    void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+    void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+                  const struct step *step);
     void (*residual_norm)(struct dev *dev, struct activation *out, struct tensor *residual,
-                          const struct product *y, const struct tensor *w, float eps);
+                          const struct addend *add, const struct norm *norm);
     void (*qkv_finish)(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                       const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
-                       const struct step *step);
+                       const struct product *qkv, const struct attention_shape *shape,
+                       const struct head_rules *rules, const struct step *step);
     void (*attention)(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                       int32_t layer, const struct attention_shape *shape, const struct step *step);
-    void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up);
+    void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
+    void (*act)(struct dev *dev, struct activation *out, const struct product *y, enum act act);
     void (*gather)(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+    void (*logits_finish)(struct dev *dev, struct product *logits, float softcap);
     void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                    const struct product *logits, const struct step *step);
     int64_t (*sample_bytes)(const struct dev *dev, int64_t n_samples, int64_t vocab);

@@ -41,6 +41,10 @@ void kv_cache_close(struct dev *dev, struct kv_cache *kv) {
 
 int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t n_rotated, int32_t max_position,
               float attention_scaling, struct err *err) {
+    if (n_rotated == 0) {
+        *out = (struct rope){0};
+        return 0;
+    }
     size_t half = (size_t)n_rotated / 2, n = (size_t)max_position * half;
     float *cosines = mem_try_zalloc(n, sizeof *cosines), *sines = mem_try_zalloc(n, sizeof *sines);
     struct tensor c = tensor_2d(dev_alloc(dev, n * 4), DTYPE_F32, max_position, (int64_t)half);
@@ -88,24 +92,44 @@ void op_linear(struct dev *dev, struct product *y, const struct activation *x, c
     if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
 }
 
-void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step) {
+void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+              const struct step *step) {
     assert(residual->shape[0] == step->n_rows && residual->shape[1] == table->k);
-    if (op_begins(dev, CLASS_EMBED)) dev->backend->embed(dev, residual, table, step);
+    if (op_begins(dev, CLASS_EMBED)) dev->backend->embed(dev, residual, table, scale, step);
 }
 
-void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
-                      const struct tensor *w, float eps) {
+/* A norm of rows of n numbers, of which only NORM_LAYER has a bias. */
+static bool norm_fits(const struct norm *norm, int64_t n) {
+    return norm->weight.dtype == DTYPE_F32 && norm->weight.shape[0] == n &&
+           (!norm->bias.data || (norm->kind == NORM_LAYER && norm->bias.shape[0] == n));
+}
+
+static bool product_fits(const struct product *y, const struct tensor *residual) {
+    return y->y.shape[0] == residual->shape[0] && y->y.shape[1] == residual->shape[1];
+}
+
+void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct addend *add,
+                      const struct norm *norm) {
+    static const struct addend nothing;
+    if (!add) add = &nothing;
     assert(out->x.shape[0] == residual->shape[0] && out->x.shape[1] == residual->shape[1]);
-    assert(w->dtype == DTYPE_F32 && w->shape[0] == residual->shape[1]);
-    assert(!y || (y->y.shape[0] == residual->shape[0] && y->y.shape[1] == residual->shape[1]));
-    if (op_begins(dev, CLASS_NORM)) dev->backend->residual_norm(dev, out, residual, y, w, eps);
+    assert(norm_fits(norm, residual->shape[1]));
+    assert(!add->y || product_fits(add->y, residual));
+    assert(!add->z || (add->y && product_fits(add->z, residual)));
+    assert(!add->post || (add->y && !add->z && add->post->kind == norm->kind));
+    assert(!add->post || norm_fits(add->post, residual->shape[1]));
+    if (op_begins(dev, CLASS_NORM)) dev->backend->residual_norm(dev, out, residual, add, norm);
 }
 
 void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer, const struct product *qkv,
-                   const struct attention_shape *shape, const struct rope *rope, const struct step *step) {
+                   const struct attention_shape *shape, const struct head_rules *rules, const struct step *step) {
     assert(qkv->y.shape[1] == (int64_t)(shape->n_heads + 2 * shape->n_kv_heads) * shape->head_dim);
     assert(q->shape[0] == step->n_rows && q->shape[1] == (int64_t)shape->n_heads * shape->head_dim);
-    if (op_begins(dev, CLASS_QKV)) dev->backend->qkv_finish(dev, q, kv, layer, qkv, shape, rope, step);
+    assert(rules->rope->n_rotated <= shape->head_dim && rules->rope->n_rotated % 2 == 0 && rules->clip >= 0);
+    assert(!rules->q_norm == !rules->k_norm);
+    assert(!rules->q_norm || norm_fits(rules->q_norm, shape->head_dim));
+    assert(!rules->k_norm || (norm_fits(rules->k_norm, shape->head_dim) && rules->k_norm->kind == rules->q_norm->kind));
+    if (op_begins(dev, CLASS_QKV)) dev->backend->qkv_finish(dev, q, kv, layer, qkv, shape, rules, step);
 }
 
 void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
@@ -115,14 +139,26 @@ void op_attention(struct dev *dev, struct activation *out, const struct tensor *
     if (op_begins(dev, CLASS_ATTENTION)) dev->backend->attention(dev, out, q, kv, layer, shape, step);
 }
 
-void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
+void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
     assert(gate_up->y.shape[1] == 2 * out->x.shape[1] && gate_up->y.shape[0] == out->x.shape[0]);
-    if (op_begins(dev, CLASS_ACTIVATION)) dev->backend->glu(dev, out, gate_up);
+    if (op_begins(dev, CLASS_ACTIVATION)) dev->backend->glu(dev, out, gate_up, act);
+}
+
+void op_act(struct dev *dev, struct activation *out, const struct product *y, enum act act) {
+    assert(y->y.shape[1] == out->x.shape[1] && y->y.shape[0] == out->x.shape[0]);
+    if (op_begins(dev, CLASS_ACTIVATION)) dev->backend->act(dev, out, y, act);
 }
 
 void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {
     assert(out->x.shape[0] == step->n_samples && out->x.shape[1] == x->x.shape[1]);
     if (op_begins(dev, CLASS_EMBED)) dev->backend->gather(dev, out, x, step);
+}
+
+void op_logits_finish(struct dev *dev, struct product *logits, float softcap) {
+    assert(logits->y.dtype == DTYPE_F32);
+    bool is_pending = softcap > 0 || (logits->weight && logits->weight->bias.data);
+    if (is_pending && op_begins(dev, CLASS_SAMPLE)) dev->backend->logits_finish(dev, logits, softcap);
+    logits->weight = NULL;
 }
 
 void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,

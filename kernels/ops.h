@@ -4,11 +4,11 @@
  *
  *   activation --linear--> product --qkv_finish--> q, KV cache --attention--> activation
  *   activation --linear--> product --residual_norm--> residual stream, activation
- *   activation --linear--> product --glu--> activation
+ *   activation --linear--> product --glu or act--> activation
  *
  * A *product* is what a matrix product leaves behind: raw numbers whose row
  * scales, column scales and bias are still pending. Its consumers (qkv_finish,
- * glu, residual_norm, sample) apply what is pending and emit an *activation*,
+ * glu, act, residual_norm, sample) apply what is pending and emit an *activation*,
  * which is ready to be multiplied. So a quantized weight or activation changes
  * linear and its consumers, never the forward pass.
  *
@@ -16,14 +16,16 @@
  * but that row (for attention: and its own sequence's cache), bit for bit,
  * whatever else is in the step and however many threads there are.
  *
- * Compute dtype: the dtype of the activations, F32 or BF16. Sums are in f32.
- * With BF16 the results are rounded where Hugging Face's modules round. */
+ * Compute dtype: the dtype of the activations, F32 or BF16 (a GPU: or F16). Sums are in
+ * f32. With BF16 and F16 the results are rounded where Hugging Face's modules round. */
 #ifndef BATCHD_KERNELS_OPS_H
 #define BATCHD_KERNELS_OPS_H
 
 #include "kernels/dev.h"
 #include "kernels/quantize.h"
 #include "kernels/tensor.h"
+
+#include <stdbool.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -55,7 +57,7 @@ struct weight_segment {
 struct weight {
     int64_t n, k;         /* logical sizes */
     int64_t n_pad, k_pad; /* as stored */
-    enum dtype dtype;     /* F32 or BF16; what quantized numbers are turned into for a product */
+    enum dtype dtype;     /* F32 or BF16, on a GPU also F16; what quantized numbers are turned into for a product */
     enum quant_kind quant;
     void *data;
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
@@ -114,12 +116,12 @@ const struct weight_segment *weight_segment_of(const struct weight *w, int64_t r
 /* ---------------------------------------------------------------- products and activations */
 
 struct activation {         /* x[T,K], ready to be multiplied */
-    struct tensor x;        /* F32 or BF16 (I8, F8_E4M3 with row scales when quantized) */
+    struct tensor x;        /* F32, BF16 or F16 (I8, F8_E4M3 with row scales when quantized) */
     struct tensor row_scale; /* f32 [T] or no tensor */
 };
 
 struct product {                   /* y[T,N] with what is pending */
-    struct tensor y;               /* F32 or BF16 (I32 from int8) */
+    struct tensor y;               /* F32, BF16 or F16 (I32 from int8) */
     struct tensor row_scale;       /* f32 [T] or no tensor */
     const struct weight *weight;   /* its column scales and bias are pending */
 };
@@ -212,7 +214,7 @@ struct step {
 /* ---------------------------------------------------------------- KV cache */
 
 struct kv_cache {             /* keys and values of all layers */
-    enum dtype dtype;         /* F32 or BF16 */
+    enum dtype dtype;         /* F32, BF16 or F16 */
     int32_t n_layers, n_blocks, n_kv_heads, head_dim;
     void **slab;              /* [n_layers] of [n_blocks][2: K, V][n_kv_heads][KV_BLOCK][head_dim] */
 };
@@ -227,7 +229,7 @@ int64_t kv_cache_block_bytes(enum dtype dtype, int32_t n_layers, int32_t n_kv_he
 /* cos and sin, f32 [max_position][n_rotated / 2] each, of position * inv_freq[i] (the
  * angle in f32, as Hugging Face computes it), times attention_scaling. */
 struct rope {
-    int32_t n_rotated; /* leading dimensions of a head that turn; the rest pass through */
+    int32_t n_rotated; /* leading dimensions of a head that turn, the rest pass through; 0 = none, no tables */
     struct tensor cos, sin;
 };
 int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t n_rotated, int32_t max_position,
@@ -238,35 +240,72 @@ struct attention_shape {
     int32_t n_heads, n_kv_heads, head_dim; /* query head h reads KV head h / (n_heads / n_kv_heads) */
     float scale;                           /* head_dim^-0.5 unless the family says otherwise */
     int32_t sliding_window;                /* key j is seen from i iff i - window < j <= i; 0 = no window */
+    float softcap;                         /* a scaled score s becomes softcap tanh(s / softcap); 0 = it does not */
+    const float *alibi;                    /* f32 [n_heads] on the device: slopes; NULL = no ALiBi */
+    float alibi_scale;                     /* alibi_scale (slope j - slope i) is added to the scaled score of key j */
+    bool alibi_bf16;                       /* slope j and slope i are each rounded to BF16 first, as Falcon's are */
 };
 
-/* residual[T,H] = the embedding of each row's token. Where there is a history
+enum norm_kind {
+    NORM_RMS,          /* w * (x / rms(x)); the quotient is rounded before it is multiplied */
+    NORM_RMS_ONE_PLUS, /* (1 + w) * x / rms(x), rounded once: Gemma */
+    NORM_LAYER,        /* w * (x - mean(x)) / deviation(x) + bias, rounded once */
+};
+
+struct norm {
+    enum norm_kind kind;
+    float eps;           /* added to the mean square, or to the variance */
+    struct tensor weight; /* f32 [n] */
+    struct tensor bias;   /* f32 [n] or no tensor; NORM_LAYER only */
+};
+
+enum act { ACT_SILU, ACT_GELU, ACT_GELU_TANH }; /* x sigmoid(x); by erf; by tanh, "gelu_new" */
+
+/* residual[T,H] = scale times the embedding of each row's token. Where there is a history
  * (step_set_history), the token also goes there. */
-void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+              const struct step *step);
 
-/* residual += y (unless y is NULL); out = residual / rms(residual) * w.   w: f32 [H].
- * With BF16: the quotient is rounded before it is multiplied with w. */
-void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
-                      const struct tensor *w, float eps);
+struct addend { /* what the residual stream is still to take in; all NULL = nothing */
+    const struct product *y;
+    const struct product *z; /* added to y first: attention and MLP of a parallel block */
+    const struct norm *post; /* y is normed before it is added: Gemma 2. Of the kind of the norm that follows; no z */
+};
 
-/* qkv[T, (n_heads + 2 n_kv_heads) head_dim] -> bias, RoPE ("half" rotation: dimension i
- * with i + n_rotated / 2); q[T, n_heads head_dim]; k and v into their cache slots, which
- * the rows' positions and block tables name. */
+/* residual += y, y + z or post(y); out = norm(residual). add NULL = nothing. */
+void op_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct addend *add,
+                      const struct norm *norm);
+
+struct head_rules {                     /* what befalls a head after its bias, in this order */
+    float clip;                         /* numbers are cut to [-clip, clip]; 0 = they are not */
+    const struct norm *q_norm, *k_norm; /* over head_dim; NULL = none */
+    const struct rope *rope;            /* q and k; "half" rotation: dimension i with i + n_rotated / 2 */
+};
+
+/* qkv[T, (n_heads + 2 n_kv_heads) head_dim] -> bias and rules; q[T, n_heads head_dim]; k and
+ * v into their cache slots, which the rows' positions and block tables name. */
 void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer, const struct product *qkv,
-                   const struct attention_shape *shape, const struct rope *rope, const struct step *step);
+                   const struct attention_shape *shape, const struct head_rules *rules, const struct step *step);
 
-/* out[T, n_heads head_dim] = softmax(scale q k^T) v over the cache, causal. One reduction
- * tree for every row: tiles of 64 keys ascending inside absolute splits of 512; each split
- * starts fresh (m, l, O); splits are folded left to right, unnormalised, in f32; one
- * division at the end. */
+/* out[T, n_heads head_dim] = softmax(score(q, k)) v over the cache, causal; score = scale q k^T,
+ * soft-capped, ALiBi added. One reduction tree for every row: tiles of 64 keys ascending inside
+ * absolute splits of 512; each split starts fresh (m, l, O); splits are folded left to right,
+ * unnormalised, in f32; one division at the end. */
 void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                   int32_t layer, const struct attention_shape *shape, const struct step *step);
 
-/* gate_up[T, 2 F] = gate | up -> out[T, F] = silu(gate) * up. */
-void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+/* gate_up[T, 2 F] = gate | up -> out[T, F] = act(gate) * up; act(gate) is rounded. */
+void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
+
+/* out[T, F] = act(y). */
+void op_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 
 /* out[S, K] = the rows of x that want logits. */
 void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+
+/* logits[S, V], in place: the bias is added, then l becomes softcap tanh(l / softcap) unless
+ * softcap is 0. Nothing is pending afterwards. */
+void op_logits_finish(struct dev *dev, struct product *logits, float softcap);
 
 /* Draw one token for each of the step's samples from logits[S, V]; f32, bias pending.
  *

@@ -23,7 +23,7 @@ struct weight *weight_new(struct dev *dev, int64_t n, int64_t k, enum dtype dtyp
 }
 
 struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant) {
-    assert(n > 0 && k > 0 && (dtype == DTYPE_F32 || dtype == DTYPE_BF16));
+    assert(n > 0 && k > 0 && (dtype == DTYPE_F32 || dtype == DTYPE_BF16 || dtype == DTYPE_F16));
     struct weight *w = mem_zalloc(1, sizeof *w);
     w->n = n;
     w->k = k;

@@ -87,8 +87,8 @@ static void llama_3_1_8b(void **state) {
     assert_int_equal(m->n_stop_ids, 3);
     assert_int_equal(m->stop_ids[2], 128009);
     assert_true(m->has_temperature && m->temperature == 0.6f && m->has_top_p && m->top_p == 0.9f && !m->has_top_k);
-    assert_int_equal(c.rope_scaling, ROPE_LLAMA3);
-    assert_true(c.rope_theta == 500000.0f && c.rope_factor == 8.0f && c.rope_original_context == 8192);
+    assert_int_equal(c.positions.scaling, ROPE_LLAMA3);
+    assert_true(c.positions.theta == 500000.0f && c.positions.factor == 8.0f && c.positions.original_context == 8192);
     assert_true(c.norm_eps == 1e-5f);
     assert_string_equal(c.torch_dtype, "bfloat16");
 }
@@ -104,7 +104,19 @@ static void mistral_7b_v0_1_slides(void **state) {
     assert_false(c.info.has_temperature || c.info.has_top_p || c.info.has_top_k);
     assert_ok(read_real(&c, "mistralai--Mistral-7B-Instruct-v0.2", &err), &err);
     assert_int_equal(c.info.sliding_window, 0);
-    assert_true(c.rope_theta == 1e6f);
+    assert_true(c.positions.theta == 1e6f);
+}
+
+static void phi_2(void **state) {
+    if (!test_data()) skip();
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_ok(read_real(&c, "microsoft--phi-2", &err), &err);
+    assert_string_equal(c.info.family, "phi");
+    assert_true(c.info.head_dim == 80 && c.positions.n_rotated == 32 && c.info.n_kv_heads == 32);
+    assert_true(c.norm == NORM_LAYER && c.norm_eps == 1e-5f && c.block == BLOCK_PARALLEL && c.mlp == MLP_PLAIN);
+    assert_true(c.act == ACT_GELU_TANH && !c.qk_norm && !c.info.tied_embeddings && c.info.intermediate == 10240);
+    assert_int_equal(c.biases, BIAS_QKV | BIAS_O | BIAS_MLP | BIAS_NORM | BIAS_HEAD);
 }
 
 static void llama_2_7b_has_no_rope_theta(void **state) {
@@ -112,8 +124,8 @@ static void llama_2_7b_has_no_rope_theta(void **state) {
     struct model_config c;
     struct err err = ERR_INIT;
     assert_ok(read_real(&c, "meta-llama--Llama-2-7b-hf", &err), &err);
-    assert_true(c.rope_theta == 10000.0f);
-    assert_int_equal(c.rope_scaling, ROPE_DEFAULT);
+    assert_true(c.positions.theta == 10000.0f);
+    assert_int_equal(c.positions.scaling, ROPE_DEFAULT);
 }
 
 /* Every config.json of the test data is of a family that runs, or is refused by its name. */
@@ -125,7 +137,7 @@ static void every_real_family_runs_or_is_refused_by_name(void **state) {
     DIR *d = opendir(path);
     assert_non_null(d);
     for (struct dirent *e; (e = readdir(d));) {
-        char *text, file[1000], *family, expected[100];
+        char *text, file[1000], *family, expected[300];
         size_t n;
         snprintf(file, sizeof file, "%s/%s/config.json", path, e->d_name);
         if (*e->d_name == '.' || file_read(file, 1 << 20, &text, &n, NULL) < 0) continue;
@@ -135,19 +147,19 @@ static void every_real_family_runs_or_is_refused_by_name(void **state) {
         *strchr(family, '"') = '\0';
         struct model_config c;
         struct err err = ERR_INIT;
-        if (strcmp(family, "llama") == 0 || strcmp(family, "mistral") == 0) {
+        if (families_find(family)) {
             assert_ok(read_real(&c, e->d_name, &err), &err);
             n_taken++;
         } else {
-            snprintf(expected, sizeof expected,
-                     "config.json: model_type \"%s\" is not supported (llama, mistral are)", family);
+            snprintf(expected, sizeof expected, "config.json: model_type \"%s\" is not supported (%s are)", family,
+                     families_list());
             assert_err(read_real(&c, e->d_name, &err), E_UNSUPPORTED, expected, &err);
             n_refused++;
         }
         free(text);
     }
     closedir(d);
-    assert_true(n_taken >= 9 && n_refused >= 15);
+    assert_true(n_taken >= 10 && n_taken + n_refused >= 24);
 }
 
 /* ---------------------------------------------------------------- defaults */
@@ -156,8 +168,8 @@ static void absent_keys_mean_what_they_mean_to_transformers(void **state) {
     struct model_config c = taken("{\"num_key_value_heads\":\"-\",\"rms_norm_eps\":\"-\",\"hidden_act\":\"-\"}");
     assert_int_equal(c.info.n_kv_heads, 4);
     assert_int_equal(c.info.head_dim, 16);
-    assert_true(c.norm_eps == 1e-6f && c.rope_theta == 10000.0f);
-    assert_false(c.attention_bias || c.mlp_bias || c.info.tied_embeddings);
+    assert_true(c.norm_eps == 1e-6f && c.positions.theta == 10000.0f);
+    assert_true(c.biases == 0 && !c.info.tied_embeddings);
     assert_int_equal(c.info.sliding_window, 0);
     c = taken("{\"model_type\":\"mistral\",\"num_attention_heads\":8,\"num_key_value_heads\":\"-\",\"max_"
               "position_embeddings\":\"-\"}");
@@ -178,23 +190,23 @@ static void head_dim_may_differ_from_hidden_over_heads(void **state) {
 
 static void flags_are_read(void **state) {
     struct model_config c = taken("{\"attention_bias\":true,\"mlp_bias\":true,\"tie_word_embeddings\":true}");
-    assert_true(c.attention_bias && c.mlp_bias && c.info.tied_embeddings);
+    assert_true(c.biases == (BIAS_QKV | BIAS_O | BIAS_MLP) && c.info.tied_embeddings);
     assert_string_equal(taken("{\"torch_dtype\":\"-\",\"dtype\":\"float16\"}").torch_dtype, "float16");
 }
 
 static void rope_in_both_spellings(void **state) {
     struct model_config c = taken("{\"rope_theta\":5000,\"rope_scaling\":{\"type\":\"linear\",\"factor\":2.5}}");
-    assert_true(c.rope_theta == 5000.0f && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 2.5f);
+    assert_true(c.positions.theta == 5000.0f && c.positions.scaling == ROPE_LINEAR && c.positions.factor == 2.5f);
     c = taken("{\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":7000.0}}");
-    assert_true(c.rope_theta == 7000.0f && c.rope_scaling == ROPE_LINEAR && c.rope_factor == 4.0f);
+    assert_true(c.positions.theta == 7000.0f && c.positions.scaling == ROPE_LINEAR && c.positions.factor == 4.0f);
     c = taken("{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":123.0}}");
-    assert_true(c.rope_theta == 123.0f && c.rope_scaling == ROPE_DEFAULT);
+    assert_true(c.positions.theta == 123.0f && c.positions.scaling == ROPE_DEFAULT);
     c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_"
               "factor\":4}}");
-    assert_int_equal(c.rope_original_context, 256); /* max_position_embeddings */
+    assert_int_equal(c.positions.original_context, 256); /* max_position_embeddings */
 }
 
-/* tests/data/rope/inv_freq.jsonl: {"config": ..., "inv_freq": [...]} a line. */
+/* tests/data/rope/inv_freq.jsonl: {"config": ..., "inv_freq": [...], ...} a line. */
 static void inv_freq_equals_transformers(void **state) {
     FILE *f = fopen("tests/data/rope/inv_freq.jsonl", "r");
     assert_non_null(f);
@@ -206,8 +218,11 @@ static void inv_freq_equals_transformers(void **state) {
         char *changes = json_dumps(json_object_get(root, "config"), 0);
         struct model_config c = taken(changes);
         float got[MAX_HEAD_DIM / 2];
-        config_inv_freq(&c, got);
-        assert_int_equal(json_array_size(want), c.info.head_dim / 2);
+        int32_t n_positions = (int32_t)json_integer_value(json_object_get(root, "n_positions"));
+        positions_inv_freq(&c.positions, n_positions ? n_positions : c.info.context, got);
+        assert_int_equal(json_array_size(want), c.positions.n_rotated / 2);
+        double attention = json_number_value(json_object_get(root, "attention_factor"));
+        assert_true(fabs((double)c.positions.attention_factor - (attention > 0 ? attention : 1)) < 1e-6);
         for (size_t i = 0; i < json_array_size(want); i++) {
             double w = json_number_value(json_array_get(want, i));
             if (!(fabs((double)got[i] - w) <= 1e-6 * w))
@@ -216,7 +231,7 @@ static void inv_freq_equals_transformers(void **state) {
         free(changes);
         json_decref(root);
     }
-    assert_true(n_lines >= 6);
+    assert_true(n_lines >= 14);
     free(line);
     fclose(f);
 }
@@ -282,24 +297,22 @@ static void hostile_generation_configs_are_refused(void **state) {
 
 static void unsupported_values_are_refused_by_name(void **state) {
     refused("{\"model_type\":\"gpt2\"}", E_UNSUPPORTED,
-            "config.json: model_type \"gpt2\" is not supported (llama, mistral are)");
-    refused("{\"hidden_act\":\"gelu\"}", E_UNSUPPORTED, "hidden_act \"gelu\" is not supported");
+            "config.json: model_type \"gpt2\" is not supported (llama, mistral, phi");
+    refused("{\"hidden_act\":\"relu\"}", E_UNSUPPORTED, "hidden_act \"relu\" is not supported (silu, gelu,");
     refused("{\"quantization_config\":{\"quant_method\":\"gptq\"}}", E_UNSUPPORTED,
             "quantization_config.quant_method \"gptq\"");
     refused("{\"quantization_config\":{}}", E_UNSUPPORTED, "quantization_config.quant_method");
     refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED,
             "rope_scaling.rope_type \"dynamic\"");
-    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4.0}}", E_UNSUPPORTED,
-            "rope_type \"yarn\" is not supported");
-    refused("{\"rope_parameters\":{\"rope_type\":\"longrope\"}}", E_UNSUPPORTED,
-            "rope_parameters.rope_type \"longrope\"");
     refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
-    refused("{\"partial_rotary_factor\":0.5}", E_UNSUPPORTED, "partial_rotary_factor: 0.5 is not supported");
-    refused("{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.25}}", E_UNSUPPORTED,
-            "rope_parameters.partial_rotary_factor: 0.25");
+    refused("{\"partial_rotary_factor\":0.2}", E_UNSUPPORTED, "partial_rotary_factor: 0.2 of head_dim 16 is not supported");
+    refused("{\"partial_rotary_factor\":0}", E_UNSUPPORTED, "partial_rotary_factor: 0 of head_dim 16");
+    refused("{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.45}}", E_UNSUPPORTED,
+            "partial_rotary_factor: 0.45");
     refused("{\"head_dim\":12}", E_UNSUPPORTED, "head_dim 12 is not supported (multiples of 8 up to 256 are)");
     refused("{\"head_dim\":512}", E_UNSUPPORTED, "head_dim 512 is not supported");
-    refused("{\"model_type\":\"mistral\",\"attention_bias\":true}", E_UNSUPPORTED, "attention_bias \"true\"");
+    refused("{\"model_type\":\"mistral\",\"attention_bias\":true}", E_UNSUPPORTED,
+            "attention_bias: true is not supported in this family");
     refused("{\"model_type\":\"mistral\",\"sliding_window\":8,\"layer_types\":[\"sliding_attention\",\"full_"
             "attention\"]}",
             E_UNSUPPORTED, "layer_types \"full_attention\"");
@@ -337,6 +350,16 @@ static void values_that_make_no_sense_are_refused(void **state) {
     refused("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":4,\"high_freq_"
             "factor\":4}}",
             E_RANGE, "rope_scaling.high_freq_factor: 4 is not above low_freq_factor");
+    refused("{\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1,1,1,1,1,1,1,1]}}", E_PARSE,
+            "rope_scaling.short_factor is missing");
+    refused("{\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1],\"short_factor\":[1,1,1,1,1,1,1,1]}}",
+            E_RANGE, "rope_scaling.long_factor: [1] is not a list of one number for each two rotated dimensions");
+    refused("{\"rope_scaling\":{\"rope_type\":\"longrope\",\"long_factor\":[1,1,1,0,1,1,1,1],\"short_factor\":"
+            "[1,1,1,1,1,1,1,1]}}",
+            E_RANGE, "rope_scaling.long_factor: [1,1,1,0,1,1,1,1] is not a list of numbers in");
+    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":0.5}}", E_RANGE, "rope_scaling.factor: 0.5 is not in");
+    refused("{\"rope_scaling\":{\"rope_type\":\"yarn\",\"factor\":4,\"truncate\":1}}", E_PARSE,
+            "rope_scaling.truncate: 1 is not true or false");
     refused("{\"model_type\":\"mistral\",\"sliding_window\":0}", E_RANGE, "sliding_window: 0");
     refused("{\"eos_token_id\":100}", E_RANGE, "config.json: eos_token_id: 100 is not a token id below vocab_size");
     refused("{\"attention_bias\":1}", E_PARSE, "attention_bias: 1 is not true or false");
@@ -405,6 +428,7 @@ static void mutations_are_refused_or_in_range(void **state) {
         "true",
         "\"\"",
         "\"mistral\"",
+        "\"phi\"",
         "[]",
         "[1,2]",
         "[[[]]]",
@@ -430,7 +454,7 @@ static void mutations_are_refused_or_in_range(void **state) {
             assert_true(m->hidden > 0 && m->n_layers > 0 && m->n_layers <= 4096 && m->vocab > 0 && m->context > 0);
             assert_true(m->n_heads > 0 && m->n_kv_heads > 0 && m->n_heads % m->n_kv_heads == 0 && m->intermediate > 0);
             assert_true(m->head_dim > 0 && m->head_dim <= MAX_HEAD_DIM && m->head_dim % 8 == 0);
-            assert_true(m->sliding_window >= 0 && isfinite(c.norm_eps) && c.rope_theta >= 1.0f);
+            assert_true(m->sliding_window >= 0 && isfinite(c.norm_eps) && c.positions.theta >= 1.0f);
             n_taken++;
         }
     }
@@ -450,6 +474,7 @@ static int drop_dir(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(llama_3_1_8b),
     cmocka_unit_test(mistral_7b_v0_1_slides),
+    cmocka_unit_test(phi_2),
     cmocka_unit_test(llama_2_7b_has_no_rope_theta),
     cmocka_unit_test(every_real_family_runs_or_is_refused_by_name),
     cmocka_unit_test(absent_keys_mean_what_they_mean_to_transformers),

@@ -121,6 +121,23 @@ static void describes_the_tiny_models(void **state) {
     assert_string_equal(m.family, "mistral");
 }
 
+/* The numbers of parameters that their publishers state, from config.json alone. */
+static void counts_the_parameters_of_real_models(void **state) {
+    static const struct {
+        const char *name;
+        int64_t n_params;
+    } models[] = {{"microsoft--phi-2", 2779683840}, {"meta-llama--Llama-3.1-8B-Instruct", 8030261248}};
+    if (!test_data()) skip();
+    for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+        char path[600];
+        struct model_info m;
+        struct err err = ERR_INIT;
+        snprintf(path, sizeof path, "%s/configs/%s", test_data(), models[i].name);
+        assert_ok(model_read_info(&m, path, true, &err), &err);
+        if (m.n_params != models[i].n_params) fail_msg("%s: %lld", models[i].name, (long long)m.n_params);
+    }
+}
+
 static void weight_bytes_count_all_that_is_loaded(void **state) {
     struct rig r;
     rig_open(&r, tiny_mistral, &(struct rig_options){DTYPE_F32, 1, false});
@@ -325,6 +342,7 @@ static int drop_dir(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(describes_stories),
     cmocka_unit_test(describes_the_tiny_models),
+    cmocka_unit_test(counts_the_parameters_of_real_models),
     cmocka_unit_test(weight_bytes_count_all_that_is_loaded),
     cmocka_unit_test(picks_a_dtype),
     cmocka_unit_test(folders_without_a_model_are_refused),

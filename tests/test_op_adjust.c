@@ -252,7 +252,7 @@ static void history(struct bed *b) {
     struct tensor residual = bed_tensor(b, b->dtype, s.step.n_rows, 16, NULL);
     step_set_last_sample(b->dev, last.data);
     step_set_history(b->dev, kept.data);
-    op_embed(b->dev, &residual, table, step_upload(b->dev, &s.step));
+    op_embed(b->dev, &residual, table, 1.0f, step_upload(b->dev, &s.step));
     step_set_history(b->dev, NULL);
     dev_download(b->dev, got, kept.data, sizeof got);
     for (int32_t r = 0; r < s.step.n_rows; r++) {

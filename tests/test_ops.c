@@ -7,6 +7,8 @@
  * of the terms' sizes. */
 #include "tests/aid_ops.h"
 
+#include "base/mem.h"
+
 #include <math.h>
 
 /* ---------------------------------------------------------------- weights, linear, embed */
@@ -40,11 +42,16 @@ static void check_loading(struct bed *b, enum dtype from) {
     s.token[4] = ~1;
     s.token[5] = ~2; /* that draw failed: any row will do, nobody reads it */
     struct tensor out = bed_tensor(b, b->dtype, N, K, NULL);
-    op_embed(b->dev, &out, w, step_upload(b->dev, &s.step));
-    float *got = bed_get(b, &out);
-    for (int r = 0; r < N; r++)
-        for (int k = 0; k < K && r != 5; k++)
-            assert_true(got[r * K + k] == rounded(want[(r == 4 ? 17 : N - 1 - r) * K + k], b->dtype));
+    static const float scales[] = {1.0f, 5.75f}; /* the second as Gemma's: a number that bf16 holds */
+    for (int i = 0; i < 2; i++) {
+        op_embed(b->dev, &out, w, scales[i], step_upload(b->dev, &s.step));
+        float *got = bed_get(b, &out);
+        for (int r = 0; r < N; r++)
+            for (int k = 0; k < K && r != 5; k++) {
+                float x = rounded(want[(r == 4 ? 17 : N - 1 - r) * K + k], b->dtype);
+                assert_true(got[r * K + k] == rounded(scales[i] * x, b->dtype));
+            }
+    }
     weight_free(b->dev, w);
 }
 
@@ -130,78 +137,214 @@ static void linear_does_not_see_other_rows(void **state) {
 
 /* ---------------------------------------------------------------- norm, gate, gather */
 
-static void check_norm(struct bed *b, int m, int n, bool has_y, bool has_bias) {
-    const float eps = 1e-5f;
-    float *w_host, *bias = NULL;
-    struct weight *weight = bed_weight(b, n, 1, b->dtype, &w_host, has_bias ? &bias : NULL);
+/* What of a norm is to be expected, in double precision, from the numbers of a row. */
+static void naive_norm(double *out, const float *x, const struct norm *norm, const float *w, const float *bias, int n) {
+    double mean = 0, squares = 0;
+    for (int i = 0; i < n; i++) mean += norm->kind == NORM_LAYER ? (double)x[i] / n : 0;
+    for (int i = 0; i < n; i++) squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+    double scale = 1 / sqrt(squares / n + (double)norm->eps);
+    for (int i = 0; i < n; i++) {
+        double weight = norm->kind == NORM_RMS_ONE_PLUS ? 1 + (double)w[i] : (double)w[i];
+        out[i] = ((double)x[i] - mean) * scale * weight + (bias ? (double)bias[i] : 0);
+    }
+}
+
+/* How far from it a result may be. Near a mean that is much larger than the deviation a
+ * difference keeps fewer bits: hence `size`, the row's largest number. */
+static double norm_slack(const struct bed *b, const struct norm *norm, double want, double bias, double w, double size,
+                         int n) {
+    if (norm->kind == NORM_RMS && b->dtype == DTYPE_BF16) return fabs(want) * 0x1p-8; /* rounded twice */
+    double center = norm->kind == NORM_LAYER ? size * fabs(w) : 0;
+    return (fabs(want) + fabs(bias) + center) * (n + 8) * 0x1p-23;
+}
+
+struct random_norm {
+    struct norm norm;
+    float *w, *bias; /* on the host; bias NULL = none */
+};
+
+static struct random_norm norm_new(struct bed *b, enum norm_kind kind, int n, bool has_bias) {
+    struct random_norm r = {.norm = {.kind = kind, .eps = 1e-5f}, .w = bed_floats(b, n)};
+    for (int i = 0; i < n; i++) r.w[i] = (kind != NORM_RMS_ONE_PLUS) + bed_random(b);
+    r.norm.weight = bed_tensor(b, DTYPE_F32, n, 1, r.w);
+    if (!has_bias) return r;
+    r.bias = bed_floats(b, n);
+    for (int i = 0; i < n; i++) r.bias[i] = bed_random(b);
+    r.norm.bias = bed_tensor(b, DTYPE_F32, n, 1, r.bias);
+    return r;
+}
+
+enum added { NOTHING, ONE, TWO, NORMED }; /* to the residual stream */
+
+static double size_of(const float *x, int n) {
+    double most = 0;
+    for (int i = 0; i < n; i++) most = fmax(most, fabs((double)x[i]));
+    return most;
+}
+
+static void check_norm(struct bed *b, enum norm_kind kind, int m, int n, enum added added, bool has_bias) {
+    struct random_norm norm = norm_new(b, kind, n, kind == NORM_LAYER && has_bias);
+    struct random_norm post = norm_new(b, kind, n, kind == NORM_LAYER && has_bias);
+    float *ignored, *bias = NULL, *xs[2];
+    struct weight *weight = bed_weight(b, n, 1, b->dtype, &ignored, has_bias ? &bias : NULL);
     struct product y = {.y = bed_random_tensor(b, b->dtype, m, n, 2), .weight = weight};
+    struct product z = {.y = bed_random_tensor(b, b->dtype, m, n, 2), .weight = weight};
     struct tensor residual = bed_random_tensor(b, b->dtype, m, n, 3);
-    float *w = bed_floats(b, n), *rs = bed_get(b, &residual), *ys = bed_get(b, &y.y);
-    for (int i = 0; i < n; i++) w[i] = 1 + bed_random(b);
-    struct tensor norm = bed_tensor(b, DTYPE_F32, n, 1, w);
     struct activation out = {.x = bed_tensor(b, b->dtype, m, n, NULL)};
-    op_residual_norm(b->dev, &out, &residual, has_y ? &y : NULL, &norm, eps);
+    struct addend add = {.y = added != NOTHING ? &y : NULL, .z = added == TWO ? &z : NULL,
+                         .post = added == NORMED ? &post.norm : NULL};
+    float *rs = bed_get(b, &residual), *biased = bed_floats(b, n);
+    double *want = mem_zalloc((size_t)n, sizeof *want);
+    xs[0] = bed_get(b, &y.y);
+    xs[1] = bed_get(b, &z.y);
+    op_residual_norm(b->dev, &out, &residual, added != NOTHING ? &add : NULL, &norm.norm);
     float *got = bed_get(b, &out.x), *stream = bed_get(b, &residual);
     for (int r = 0; r < m; r++) {
-        double squares = 0;
         for (int c = 0; c < n; c++) {
-            double add = !has_y ? 0 : (double)ys[r * n + c] + (bias ? (double)bias[c] : 0.0);
-            if (b->dtype == DTYPE_BF16) add = (double)rounded((float)add, DTYPE_BF16);
-            double want = (double)rs[r * n + c] + add;
-            assert_near(b, stream[r * n + c], want, (fabs(want) + fabs(add)) * 0x1p-22, b->dtype, "residual", r, c);
-            squares += (double)stream[r * n + c] * (double)stream[r * n + c];
+            biased[c] = 0;
+            for (int i = 0; i < (added == TWO ? 2 : added != NOTHING); i++) {
+                float v = rounded(xs[i][r * n + c] + (bias ? bias[c] : 0), b->dtype);
+                biased[c] = rounded(biased[c] + v, b->dtype);
+            }
         }
-        double scale = 1 / sqrt(squares / n + (double)eps);
+        naive_norm(want, biased, &post.norm, post.w, post.bias, n);
         for (int c = 0; c < n; c++) {
-            double x = (double)stream[r * n + c] * scale;
-            double slack = fabs(x * (double)w[c]) * (b->dtype == DTYPE_BF16 ? 0x1p-8 : (n + 8) * 0x1p-24);
-            assert_near(b, got[r * n + c], x * (double)w[c], slack, b->dtype, "norm", r, c);
+            double slack = 0, plus = (double)biased[c];
+            if (added == NORMED) {
+                plus = want[c];
+                slack = norm_slack(b, &post.norm, plus, post.bias ? (double)post.bias[c] : 0, (double)post.w[c],
+                                   size_of(biased, n), n);
+                if (b->dtype == DTYPE_BF16) slack += fabs(plus) * 0x1p-8; /* is rounded before it is added */
+            }
+            double sum = (double)rs[r * n + c] + plus;
+            slack += (fabs(sum) + fabs(plus)) * 0x1p-22;
+            assert_near(b, stream[r * n + c], sum, slack, b->dtype, "residual", r, c);
+        }
+        const float *row = stream + r * n;
+        naive_norm(want, row, &norm.norm, norm.w, norm.bias, n);
+        for (int c = 0; c < n; c++) {
+            double slack = norm_slack(b, &norm.norm, want[c], norm.bias ? (double)norm.bias[c] : 0, (double)norm.w[c],
+                                      size_of(row, n), n);
+            if (kind == NORM_LAYER && n == 1) slack = 1; /* a row of one number has no deviation */
+            assert_near(b, got[r * n + c], want[c], slack, b->dtype, "norm", r, c);
         }
     }
+    free(want);
 }
 
 static void norm(struct bed *b) {
     static const int widths[] = {1, 7, 8, 48, 259};
-    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
-        check_norm(b, 5, widths[i], false, false);
-        check_norm(b, 5, widths[i], true, false);
-        check_norm(b, 1, widths[i], true, true);
+    static const enum norm_kind kinds[] = {NORM_RMS, NORM_RMS_ONE_PLUS, NORM_LAYER};
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        for (int k = 0; k < 3; k++) {
+            check_norm(b, kinds[k], 5, widths[i], NOTHING, false);
+            check_norm(b, kinds[k], 5, widths[i], ONE, false);
+            check_norm(b, kinds[k], 1, widths[i], ONE, true);
+            check_norm(b, kinds[k], 3, widths[i], TWO, true);
+            check_norm(b, kinds[k], 2, widths[i], TWO, false);
+            if (widths[i] > 1) check_norm(b, kinds[k], 3, widths[i], NORMED, true);
+        }
+    if (test_is_quick()) return;
+    for (int k = 0; k < 3; k++) { /* more than a GPU's block keeps in registers */
+        check_norm(b, kinds[k], 2, 9001, TWO, true);
+        check_norm(b, kinds[k], 2, 9008, NORMED, true);
     }
 }
 
-static void residual_norm_adds_then_divides_by_the_rms(void **state) {
+static void residual_norm_adds_then_norms(void **state) {
     each_bed(norm);
 }
 
-static void check_glu(struct bed *b, int m, int n, bool has_bias, float range) {
+/* As the papers define them. */
+static double naive_act(enum act act, double x) {
+    if (act == ACT_SILU) return x / (1 + exp(-x));
+    if (act == ACT_GELU) return 0.5 * x * erfc(-x * sqrt(0.5));
+    return 0.5 * x * (1 + tanh(sqrt(2 / 3.14159265358979324) * (x + 0.044715 * x * x * x)));
+}
+
+/* Of an activation function: relative in silu, which is quick to fall; else of the size of x,
+ * for 1 + erf and 1 + tanh cancel. */
+static double act_slack(enum act act, double x, double want) {
+    return fabs(want) * 2e-6 + (act == ACT_SILU ? 1e-30 : fabs(x) * 3e-7);
+}
+
+static const enum act acts[] = {ACT_SILU, ACT_GELU, ACT_GELU_TANH};
+
+static void check_glu(struct bed *b, enum act act, int m, int n, bool has_bias, float range) {
     float *ignored, *bias = NULL;
     struct weight *w = bed_weight(b, 2 * n, 1, b->dtype, &ignored, has_bias ? &bias : NULL);
     struct product in = {.y = bed_random_tensor(b, b->dtype, m, 2 * n, range), .weight = w};
     struct activation out = {.x = bed_tensor(b, b->dtype, m, n, NULL)};
-    op_glu(b->dev, &out, &in);
+    op_glu(b->dev, &out, &in, act);
     float *got = bed_get(b, &out.x), *xs = bed_get(b, &in.y);
     for (int r = 0; r < m; r++)
         for (int c = 0; c < n; c++) {
             const float *row = xs + r * 2 * n;
             float gate = rounded(row[c] + (bias ? bias[c] : 0), b->dtype);
             float up = rounded(row[n + c] + (bias ? bias[n + c] : 0), b->dtype);
-            double want = (double)gate / (1 + exp(-(double)gate)) * (double)up;
-            double slack = fabs(want) * (b->dtype == DTYPE_BF16 ? 0x1p-8 : 2e-6) + 1e-30; /* silu is rounded too */
-            assert_near(b, got[r * n + c], want, slack, b->dtype, "glu", r, c);
+            double s = naive_act(act, (double)gate), slack = act_slack(act, (double)gate, s);
+            if (b->dtype == DTYPE_BF16) slack += fabs(s) * 0x1p-8; /* is rounded too */
+            assert_near(b, got[r * n + c], s * (double)up, slack * fabs((double)up), b->dtype, "glu", r, c);
         }
 }
 
-static void glu(struct bed *b) {
-    static const int widths[] = {1, 8, 27, 96};
-    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
-        check_glu(b, 4, widths[i], false, 4);
-        check_glu(b, 3, widths[i], true, 60);
-    }
-    check_glu(b, 2, 50, false, 500); /* e^-gate beyond what f32 holds */
+static void check_act(struct bed *b, enum act act, int m, int n, bool has_bias, float range) {
+    float *ignored, *bias = NULL;
+    struct weight *w = bed_weight(b, n, 1, b->dtype, &ignored, has_bias ? &bias : NULL);
+    struct product in = {.y = bed_random_tensor(b, b->dtype, m, n, range), .weight = w};
+    struct activation out = {.x = bed_tensor(b, b->dtype, m, n, NULL)};
+    op_act(b->dev, &out, &in, act);
+    float *got = bed_get(b, &out.x), *xs = bed_get(b, &in.y);
+    for (int r = 0; r < m; r++)
+        for (int c = 0; c < n; c++) {
+            double x = (double)rounded(xs[r * n + c] + (bias ? bias[c] : 0), b->dtype), want = naive_act(act, x);
+            assert_near(b, got[r * n + c], want, act_slack(act, x, want), b->dtype, "act", r, c);
+        }
 }
 
-static void glu_is_silu_of_the_gate_times_up(void **state) {
-    each_bed(glu);
+static void activations(struct bed *b) {
+    static const int widths[] = {1, 8, 27, 96};
+    for (int a = 0; a < 3; a++) {
+        for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
+            check_glu(b, acts[a], 4, widths[i], false, 4);
+            check_glu(b, acts[a], 3, widths[i], true, 60);
+            check_act(b, acts[a], 4, widths[i], false, 4);
+            check_act(b, acts[a], 3, widths[i], true, 60);
+        }
+        check_glu(b, acts[a], 2, 50, false, 500); /* e^-gate beyond what f32 holds */
+        check_act(b, acts[a], 2, 50, false, 500);
+    }
+}
+
+static void glu_and_act_are_the_activation_functions(void **state) {
+    each_bed(activations);
+}
+
+static void check_logits(struct bed *b, int m, int n, bool has_bias, float cap) {
+    float *ignored, *bias = NULL;
+    struct weight *w = bed_weight(b, n, 1, b->dtype, &ignored, has_bias ? &bias : NULL);
+    struct product logits = {.y = bed_random_tensor(b, DTYPE_F32, m, n, 80), .weight = w};
+    float *before = bed_get(b, &logits.y);
+    op_logits_finish(b->dev, &logits, cap);
+    assert_null(logits.weight);
+    float *got = bed_get(b, &logits.y);
+    for (int r = 0; r < m; r++)
+        for (int c = 0; c < n; c++) {
+            double want = (double)(before[r * n + c] + (bias ? bias[c] : 0));
+            if (cap > 0) want = (double)cap * tanh(want / (double)cap);
+            assert_near(b, got[r * n + c], want, cap > 0 ? (double)cap * 4e-7 : 0, DTYPE_F32, "logits", r, c);
+        }
+}
+
+static void logits(struct bed *b) {
+    check_logits(b, 3, 77, true, 0);
+    check_logits(b, 2, 64, false, 30);
+    check_logits(b, 5, 131, true, 0.5f);
+    check_logits(b, 1, 8, false, 0);
+}
+
+static void logits_finish_adds_the_bias_and_caps(void **state) {
+    each_bed(logits);
 }
 
 static void gather(struct bed *b) {
@@ -221,32 +364,42 @@ static void gather_takes_the_rows_that_want_logits(void **state) {
 }
 
 /* Rows by themselves and rows together: the same bits. */
-static void row_bits(struct bed *b) {
+static void check_row_bits(struct bed *b, enum norm_kind kind, enum act act) {
     enum { M = 200, N = 93 }; /* enough work for two threads */
-    float *w = bed_floats(b, N);
-    for (int i = 0; i < N; i++) w[i] = 1 + bed_random(b);
-    struct tensor norm_w = bed_tensor(b, DTYPE_F32, N, 1, w), residual = bed_random_tensor(b, b->dtype, M, N, 3);
+    struct norm norm = norm_new(b, kind, N, kind == NORM_LAYER).norm;
+    struct tensor residual = bed_random_tensor(b, b->dtype, M, N, 3);
     struct tensor again = bed_tensor(b, b->dtype, M, N, bed_get(b, &residual));
     struct product y = {.y = bed_random_tensor(b, b->dtype, M, N, 1)};
     struct product gates = {.y = bed_random_tensor(b, b->dtype, M, 2 * N, 4)};
-    struct activation normed = {.x = bed_tensor(b, b->dtype, M, N, NULL)}, gated = normed;
+    struct activation normed = {.x = bed_tensor(b, b->dtype, M, N, NULL)}, gated = normed, active = normed;
     gated.x = bed_tensor(b, b->dtype, M, N, NULL);
-    op_residual_norm(b->dev, &normed, &residual, &y, &norm_w, 1e-6f);
-    op_glu(b->dev, &gated, &gates);
+    active.x = bed_tensor(b, b->dtype, M, N, NULL);
+    op_residual_norm(b->dev, &normed, &residual, &(struct addend){.y = &y}, &norm);
+    op_glu(b->dev, &gated, &gates, act);
+    op_act(b->dev, &active, &y, act);
     float *norm_all = bed_get(b, &normed.x), *glu_all = bed_get(b, &gated.x), *stream = bed_get(b, &residual);
+    float *act_all = bed_get(b, &active.x);
     for (int r = 0; r < M; r++) {
         struct tensor one_residual = rows_from(&again, r, 1);
         struct product one_y = {.y = rows_from(&y.y, r, 1)}, one_gate = {.y = rows_from(&gates.y, r, 1)};
         struct activation out = {.x = bed_tensor(b, b->dtype, 1, N, NULL)};
-        op_residual_norm(b->dev, &out, &one_residual, &one_y, &norm_w, 1e-6f);
+        op_residual_norm(b->dev, &out, &one_residual, &(struct addend){.y = &one_y}, &norm);
         assert_memory_equal(bed_get(b, &out.x), norm_all + r * N, N * sizeof(float));
         assert_memory_equal(bed_get(b, &one_residual), stream + r * N, N * sizeof(float));
-        op_glu(b->dev, &out, &one_gate);
+        op_glu(b->dev, &out, &one_gate, act);
         assert_memory_equal(bed_get(b, &out.x), glu_all + r * N, N * sizeof(float));
+        op_act(b->dev, &out, &one_y, act);
+        assert_memory_equal(bed_get(b, &out.x), act_all + r * N, N * sizeof(float));
     }
 }
 
-static void norm_and_glu_do_not_see_other_rows(void **state) {
+static void row_bits(struct bed *b) {
+    check_row_bits(b, NORM_RMS, ACT_SILU);
+    check_row_bits(b, NORM_RMS_ONE_PLUS, ACT_GELU_TANH);
+    check_row_bits(b, NORM_LAYER, ACT_GELU);
+}
+
+static void norm_and_act_do_not_see_other_rows(void **state) {
     each_bed(row_bits);
 }
 
@@ -285,26 +438,52 @@ static int64_t slab_row(const struct heads *h, const struct bed_step *s, int32_t
     return ((block * 2 + which) * h->shape.n_kv_heads + kv_head) * KV_BLOCK + position % KV_BLOCK;
 }
 
-static void check_qkv_head(struct bed *b, const struct heads *h, const float *in, const float *bias, const float *got,
+/* One head: bias, clip, norm over the head (q and k), rotation (q and k). */
+static void check_qkv_head(struct bed *b, const struct heads *h, const struct head_rules *rules,
+                           const struct random_norm *norm, const float *in, const float *bias, const float *got,
                            int32_t position, bool turns, int64_t row) {
-    int32_t half = turns ? h->rope.n_rotated / 2 : 0;
-    for (int32_t i = 0; i < h->shape.head_dim; i++) {
-        double x = (double)rounded(in[i] + (bias ? bias[i] : 0), b->dtype), want = x, slack = 0;
+    int32_t half = turns ? rules->rope->n_rotated / 2 : 0, hd = h->shape.head_dim;
+    float x[256];
+    double ready[256], off[256];
+    for (int32_t i = 0; i < hd; i++) {
+        x[i] = rounded(in[i] + (bias ? bias[i] : 0), b->dtype);
+        if (rules->clip > 0) x[i] = rounded(fminf(fmaxf(x[i], -rules->clip), rules->clip), b->dtype);
+        ready[i] = (double)x[i];
+        off[i] = 0;
+    }
+    if (norm && turns) {
+        naive_norm(ready, x, &norm->norm, norm->w, norm->bias, hd);
+        for (int32_t i = 0; i < hd; i++) {
+            off[i] = norm_slack(b, &norm->norm, ready[i], norm->bias ? (double)norm->bias[i] : 0, (double)norm->w[i],
+                                size_of(x, hd), hd);
+            if (b->dtype == DTYPE_BF16) off[i] += fabs(ready[i]) * 0x1p-8;
+        }
+    }
+    for (int32_t i = 0; i < hd; i++) {
+        double want = ready[i], slack = off[i];
         if (i < 2 * half) {
             int32_t pair = i < half ? i + half : i - half;
-            double other = (double)rounded(in[pair] + (bias ? bias[pair] : 0), b->dtype);
             double angle = (double)((float)position * h->inv_freq[i % half]);
-            want = x * cos(angle) + (i < half ? -other : other) * sin(angle);
-            slack = (fabs(x) + fabs(other)) * 0x1p-21;
+            want = ready[i] * cos(angle) + (i < half ? -ready[pair] : ready[pair]) * sin(angle);
+            slack += off[pair] + (fabs(ready[i]) + fabs(ready[pair])) * 0x1p-21;
         }
         assert_near(b, got[i], want, slack, b->dtype, "q, k or v", row, i);
     }
 }
 
-static void check_qkv(struct bed *b, struct attention_shape shape, int32_t n_rotated, bool has_bias) {
+struct qkv_case {
+    int32_t n_heads, n_kv_heads, head_dim, n_rotated;
+    bool has_bias;
+    float clip;
+    bool has_norm;
+    enum norm_kind norm;
+};
+
+static void check_qkv(struct bed *b, const struct qkv_case *c) {
     static struct bed_step s;
+    struct attention_shape shape = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
     struct heads h;
-    heads_open(b, &h, shape, n_rotated);
+    heads_open(b, &h, shape, c->n_rotated);
     step_begin(&s, 5);
     step_add(&s, 2, 30, 5); /* across a block's end */
     step_add(&s, 0, 0, 1);
@@ -312,10 +491,15 @@ static void check_qkv(struct bed *b, struct attention_shape shape, int32_t n_rot
     int32_t hd = shape.head_dim, n_kv = shape.n_kv_heads, m = s.step.n_rows;
     int32_t q_width = shape.n_heads * hd, width = q_width + 2 * n_kv * hd;
     float *ignored, *bias = NULL;
-    struct weight *w = bed_weight(b, width, 1, b->dtype, &ignored, has_bias ? &bias : NULL);
+    struct weight *w = bed_weight(b, width, 1, b->dtype, &ignored, c->has_bias ? &bias : NULL);
+    struct random_norm norms[2] = {norm_new(b, c->norm, hd, c->norm == NORM_LAYER),
+                                   norm_new(b, c->norm, hd, c->norm == NORM_LAYER)};
+    struct head_rules rules = {.clip = c->clip, .rope = &h.rope};
+    if (c->has_norm) rules.q_norm = &norms[0].norm;
+    if (c->has_norm) rules.k_norm = &norms[1].norm;
     struct product qkv = {.y = bed_random_tensor(b, b->dtype, m, width, 2), .weight = w};
     struct tensor q = bed_tensor(b, b->dtype, m, q_width, NULL);
-    op_qkv_finish(b->dev, &q, h.kv, 1, &qkv, &shape, &h.rope, step_upload(b->dev, &s.step));
+    op_qkv_finish(b->dev, &q, h.kv, 1, &qkv, &shape, &rules, step_upload(b->dev, &s.step));
     struct tensor slab = slab_of(&h, 1), other_layer = slab_of(&h, 0);
     float *in = bed_get(b, &qkv.y), *qs = bed_get(b, &q), *cache = bed_get(b, &slab);
     for (int32_t r = 0; r < m; r++)
@@ -323,8 +507,8 @@ static void check_qkv(struct bed *b, struct attention_shape shape, int32_t n_rot
             int32_t kv_head = i - shape.n_heads, which = kv_head >= n_kv;
             const float *got = qs + r * q_width + i * hd;
             if (kv_head >= 0) got = cache + slab_row(&h, &s, s.slot[r], s.position[r], which, kv_head % n_kv) * hd;
-            check_qkv_head(b, &h, in + r * width + i * hd, bias ? bias + i * hd : NULL, got, s.position[r],
-                           kv_head < n_kv, r);
+            check_qkv_head(b, &h, &rules, c->has_norm ? &norms[kv_head >= 0] : NULL, in + r * width + i * hd,
+                           bias ? bias + i * hd : NULL, got, s.position[r], kv_head < n_kv, r);
         }
     int64_t n_written = 0;
     for (int64_t i = 0; i < slab.shape[0] * hd; i++) n_written += cache[i] != 0;
@@ -335,18 +519,37 @@ static void check_qkv(struct bed *b, struct attention_shape shape, int32_t n_rot
 }
 
 static void qkv(struct bed *b) {
-    check_qkv(b, (struct attention_shape){.n_heads = 4, .n_kv_heads = 2, .head_dim = 16}, 16, false);
-    check_qkv(b, (struct attention_shape){.n_heads = 3, .n_kv_heads = 3, .head_dim = 24}, 24, true);
-    check_qkv(b, (struct attention_shape){.n_heads = 2, .n_kv_heads = 1, .head_dim = 8}, 4, true);
+    static const struct qkv_case cases[] = {
+        {4, 2, 16, 16, .has_bias = false},
+        {3, 3, 24, 24, .has_bias = true},
+        {2, 1, 8, 4, .has_bias = true},
+        {3, 3, 80, 32, .has_bias = true}, /* Phi-2 */
+        {5, 1, 16, 0, .has_bias = false}, /* ALiBi */
+        {3, 3, 16, 0, .clip = 0.75f},
+        {4, 2, 64, 64, .has_norm = true, .norm = NORM_RMS},
+        {4, 2, 24, 8, .has_bias = true, .has_norm = true, .norm = NORM_LAYER},
+        {2, 1, 256, 256, .has_bias = true, .clip = 1.5f, .has_norm = true, .norm = NORM_RMS_ONE_PLUS},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_qkv(b, &cases[i]);
 }
 
-static void qkv_finish_turns_heads_and_fills_the_cache(void **state) {
+static void qkv_finish_norms_and_turns_heads_and_fills_the_cache(void **state) {
     each_bed(qkv);
 }
 
-/* softmax(scale q k^T) v of one row and head, over keys the row sees. */
+/* A score after its scale: soft cap, then ALiBi with the head's slope. */
+static double naive_score(const struct attention_shape *shape, double score, double slope, int32_t key,
+                          int32_t position) {
+    if (shape->softcap > 0) score = (double)shape->softcap * tanh(score / (double)shape->softcap);
+    double far = slope * key - slope * position;
+    if (shape->alibi_bf16)
+        far = (double)rounded((float)(slope * key), DTYPE_BF16) - (double)rounded((float)(slope * position), DTYPE_BF16);
+    return score + (double)shape->alibi_scale * far;
+}
+
+/* softmax(score(q, k)) v of one row and head, over keys the row sees. */
 static void naive_attention(double *out, const struct heads *h, const struct bed_step *s, const float *q,
-                            const float *cache, int32_t row, int32_t kv_head) {
+                            const float *cache, int32_t row, int32_t kv_head, double slope) {
     int32_t hd = h->shape.head_dim, position = s->position[row], first = 0;
     double score[BED_STRIDE * KV_BLOCK], most = -INFINITY, total = 0;
     if (h->shape.sliding_window && position >= h->shape.sliding_window) first = position - h->shape.sliding_window + 1;
@@ -354,7 +557,7 @@ static void naive_attention(double *out, const struct heads *h, const struct bed
         const float *k = cache + slab_row(h, s, s->slot[row], j, 0, kv_head) * hd;
         score[j] = 0;
         for (int32_t d = 0; d < hd; d++) score[j] += (double)q[d] * (double)k[d];
-        score[j] *= (double)h->shape.scale;
+        score[j] = naive_score(&h->shape, score[j] * (double)h->shape.scale, slope, j, position);
         most = fmax(most, score[j]);
     }
     for (int32_t d = 0; d < hd; d++) out[d] = 0;
@@ -389,6 +592,9 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
     static struct bed_step s;
     struct heads h;
     int32_t seen[BED_SLOTS][2] = {{0}}, hd = shape.head_dim, width = shape.n_heads * shape.head_dim;
+    float *slopes = bed_floats(b, shape.n_heads);
+    for (int32_t i = 0; i < shape.n_heads; i++) slopes[i] = rounded(exp2f(-1.5f * (float)i), DTYPE_BF16);
+    if (shape.alibi_scale > 0) shape.alibi = bed_tensor(b, DTYPE_F32, shape.n_heads, 1, slopes).data;
     heads_open(b, &h, shape, hd);
     step_begin(&s, 9);
     for (int32_t slot = 0; slot < BED_SLOTS; slot++) {
@@ -409,7 +615,7 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
         for (int32_t i = 0; i < shape.n_heads; i++) {
             double want[256];
             int32_t at = r * width + i * hd;
-            naive_attention(want, &h, &s, qs + at, cache, r, i / (shape.n_heads / shape.n_kv_heads));
+            naive_attention(want, &h, &s, qs + at, cache, r, i / (shape.n_heads / shape.n_kv_heads), (double)slopes[i]);
             for (int32_t d = 0; d < hd; d++)
                 assert_near(b, got[at + d], want[d], slack, b->dtype, "attention", r, i * hd + d);
         }
@@ -417,7 +623,20 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
 }
 
 static struct attention_shape shape_of(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim, int32_t window) {
-    return (struct attention_shape){n_heads, n_kv_heads, head_dim, 1 / sqrtf((float)head_dim), window};
+    return (struct attention_shape){.n_heads = n_heads, .n_kv_heads = n_kv_heads, .head_dim = head_dim,
+                                    .scale = 1 / sqrtf((float)head_dim), .sliding_window = window};
+}
+
+static struct attention_shape capped(struct attention_shape shape, float softcap) {
+    shape.scale *= 4; /* so that the cap is felt */
+    shape.softcap = softcap;
+    return shape;
+}
+
+static struct attention_shape with_alibi(struct attention_shape shape, float scale, bool in_bf16) {
+    shape.alibi_scale = scale;
+    shape.alibi_bf16 = in_bf16;
+    return shape;
 }
 
 static void attention(struct bed *b) {
@@ -436,6 +655,23 @@ static void attention(struct bed *b) {
     check_attention(b, shape_of(8, 2, 128, 0), tiles);
     check_attention(b, shape_of(8, 2, 64, 70), far);
     check_attention(b, shape_of(20, 1, 80, 0), tiles); /* more heads in a group than rows in a tile */
+}
+
+static void scored_attention(struct bed *b) {
+    static const int32_t begin[] = {0, 1, 31, 0}, tiles[] = {63, 64, 130, 60}, far[] = {511, 512, 1100, 700};
+    check_attention(b, capped(shape_of(4, 2, 16, 0), 1.5f), begin);
+    check_attention(b, capped(shape_of(2, 1, 256, 70), 2), tiles);
+    check_attention(b, capped(shape_of(2, 1, 64, 0), 50), far);
+    check_attention(b, with_alibi(shape_of(3, 3, 16, 0), 1, false), begin);
+    check_attention(b, with_alibi(shape_of(7, 7, 64, 0), 1, false), far);
+    check_attention(b, with_alibi(shape_of(5, 1, 32, 90), 1, false), tiles);
+    check_attention(b, with_alibi(shape_of(3, 3, 64, 0), 0.125f, true), tiles);
+    check_attention(b, with_alibi(shape_of(6, 6, 8, 0), 0.35f, true), far);
+    check_attention(b, with_alibi(capped(shape_of(4, 2, 24, 40), 3), 1, false), tiles);
+}
+
+static void scores_are_capped_and_slope(void **state) {
+    each_bed(scored_attention);
 }
 
 static void attention_is_softmax_over_the_keys_in_sight(void **state) {
@@ -466,7 +702,7 @@ static float *run_prompt(struct bed *b, struct attention_shape shape, const stru
         struct tensor q = bed_tensor(b, b->dtype, t, width, NULL);
         struct activation out = {.x = bed_tensor(b, b->dtype, t, width, NULL)};
         const struct step *step = step_upload(b->dev, &s.step);
-        op_qkv_finish(b->dev, &q, h.kv, 2, &qkv, &shape, &h.rope, step);
+        op_qkv_finish(b->dev, &q, h.kv, 2, &qkv, &shape, &(struct head_rules){.rope = &h.rope}, step);
         op_attention(b->dev, &out, &q, h.kv, 2, &shape, step);
         struct tensor result = rows_from(&out.x, guests, size);
         memcpy(all + done * width, bed_get(b, &result), (size_t)(size * width) * sizeof *all);
@@ -477,7 +713,7 @@ static float *run_prompt(struct bed *b, struct attention_shape shape, const stru
 
 static void attention_bits(struct bed *b) {
     enum { N = 150 };
-    static const struct attention_shape shapes[] = {{2, 1, 16, 0.25f, 0}, {2, 2, 32, 0.2f, 70}};
+    const struct attention_shape shapes[] = {shape_of(2, 1, 16, 0), shape_of(2, 2, 32, 70)};
     for (size_t i = 0; i < 2; i++) {
         struct attention_shape shape = shapes[i];
         int32_t width = shape.n_heads * shape.head_dim;
@@ -520,12 +756,14 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_of_any_dtype_come_back_from_embed),
     cmocka_unit_test(linear_is_the_matrix_product),
     cmocka_unit_test(linear_does_not_see_other_rows),
-    cmocka_unit_test(residual_norm_adds_then_divides_by_the_rms),
-    cmocka_unit_test(glu_is_silu_of_the_gate_times_up),
+    cmocka_unit_test(residual_norm_adds_then_norms),
+    cmocka_unit_test(glu_and_act_are_the_activation_functions),
+    cmocka_unit_test(logits_finish_adds_the_bias_and_caps),
     cmocka_unit_test(gather_takes_the_rows_that_want_logits),
-    cmocka_unit_test(norm_and_glu_do_not_see_other_rows),
-    cmocka_unit_test(qkv_finish_turns_heads_and_fills_the_cache),
+    cmocka_unit_test(norm_and_act_do_not_see_other_rows),
+    cmocka_unit_test(qkv_finish_norms_and_turns_heads_and_fills_the_cache),
     cmocka_unit_test(attention_is_softmax_over_the_keys_in_sight),
+    cmocka_unit_test(scores_are_capped_and_slope),
     cmocka_unit_test(chunks_neighbours_and_block_order_do_not_matter),
     cmocka_unit_test(a_nan_in_sight_stays_nan),
 };

@@ -148,14 +148,15 @@ static void run_norm(struct kernel_bench *b, void *arg, int32_t i) {
     int32_t k = i % r->n_sets;
     struct product y = {.y = r->in[k]};
     struct activation out = {.x = r->out[k]};
-    op_residual_norm(b->dev, &out, &r->residual[k], &y, &r->norm, 1e-5f);
+    struct norm norm = {.kind = NORM_RMS, .eps = 1e-5f, .weight = r->norm};
+    op_residual_norm(b->dev, &out, &r->residual[k], &(struct addend){.y = &y}, &norm);
 }
 
 static void run_qkv(struct kernel_bench *b, void *arg, int32_t i) {
     struct rows *r = arg;
     int32_t k = i % r->n_sets;
     struct product qkv = {.y = r->in[k]};
-    op_qkv_finish(b->dev, &r->out[k], b->kv, k, &qkv, &r->shape, &b->rope, r->step);
+    op_qkv_finish(b->dev, &r->out[k], b->kv, k, &qkv, &r->shape, &(struct head_rules){.rope = &b->rope}, r->step);
 }
 
 static void run_glu(struct kernel_bench *b, void *arg, int32_t i) {
@@ -163,7 +164,7 @@ static void run_glu(struct kernel_bench *b, void *arg, int32_t i) {
     int32_t k = i % r->n_sets;
     struct product gate_up = {.y = r->in[k]};
     struct activation out = {.x = r->out[k]};
-    op_glu(b->dev, &out, &gate_up);
+    op_glu(b->dev, &out, &gate_up, ACT_SILU);
 }
 
 static void run_gather(struct kernel_bench *b, void *arg, int32_t i) {
@@ -175,7 +176,7 @@ static void run_gather(struct kernel_bench *b, void *arg, int32_t i) {
 
 static void run_embed(struct kernel_bench *b, void *arg, int32_t i) {
     struct rows *r = arg;
-    op_embed(b->dev, &r->out[i % r->n_sets], r->table, r->step);
+    op_embed(b->dev, &r->out[i % r->n_sets], r->table, 1.0f, r->step);
 }
 
 /* Sets of a tensor read and one written. */

@@ -8,33 +8,44 @@
 
 #include "base/err.h"
 #include "engine/engine.h"
+#include "engine/model/families.h"
+#include "engine/model/positions.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { MAX_HEAD_DIM = 256 };
-
-enum rope_scaling { ROPE_DEFAULT, ROPE_LINEAR, ROPE_LLAMA3 };
+enum { MAX_LAYERS = 4096 };
 
 struct model_config {
     struct model_info info; /* all but n_params, dtype and kv_bytes_per_token, which need the weights */
+    const struct family *family;
+    char torch_dtype[16];   /* as config.json says, or "" */
+
+    /* The family's description, completed by the file. */
+    enum norm_kind norm;
     float norm_eps;
-    bool attention_bias;    /* q, k, v and o have one */
-    bool mlp_bias;          /* gate, up and down have one */
-    float rope_theta;
-    enum rope_scaling rope_scaling;
-    float rope_factor;                                 /* linear, llama3 */
-    float rope_low_freq_factor, rope_high_freq_factor; /* llama3 */
-    int32_t rope_original_context;                     /* llama3 */
-    char torch_dtype[16];                              /* as config.json says, or "" */
+    enum block_form block;
+    enum mlp_form mlp;
+    enum act act;
+    unsigned biases;                  /* enum biases, or-ed */
+    enum qkv_layout qkv;
+    const struct tensor_names *names;
+    bool qk_norm;                     /* heads of Q and K are normed, with weights of their own */
+    struct positions positions;
+    uint8_t slides[MAX_LAYERS / 8];   /* a bit a layer: info.sliding_window holds there; see config_layer_slides */
+
+    float attention_scale;            /* head_dim^-0.5 unless the family says otherwise */
+    float attention_softcap, logit_softcap; /* 0 = none */
+    float clip_qkv;                   /* 0 = none */
+    float embed_scale;
 };
 
 /* E_NOT_FOUND: no config.json; E_PARSE, E_RANGE: a value that makes no sense;
  * E_UNSUPPORTED: names the key and the value. */
 int config_read(struct model_config *out, const char *model_dir, struct err *err);
 
-/* inv_freq[head_dim / 2] of rotary position embedding, scaling applied; formulas as in
- * transformers' modeling_rope_utils.py (default, linear, llama3). */
-void config_inv_freq(const struct model_config *c, float *inv_freq);
+static inline bool config_layer_slides(const struct model_config *c, int32_t layer) {
+    return c->slides[layer / 8] >> layer % 8 & 1;
+}
 
 #endif

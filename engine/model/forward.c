@@ -1,55 +1,80 @@
-/* forward.c - the forward pass of the Llama family (Llama, Mistral, TinyLlama,
- * SmolLM2): pre-norm blocks of grouped-query attention with RoPE and a gated MLP.
+/* forward.c - the forward pass of every family.
  *
- *   r  = embed(token)
- *   for each layer:  r += O attention(rope(QKV norm(r)));  r += down(silu(gate) up)
- *   logits = head norm(r), for the rows that want them */
+ *   r  = scale embed(token)
+ *   for each layer, after the form of its block:
+ *     sequential   r += O attention(QKV norm(r));         r += mlp(norm(r))
+ *     parallel     r += O attention(QKV norm(r)) + mlp(norm(r))
+ *     sandwich     r += norm(O attention(QKV norm(r)));   r += norm(mlp(norm(r)))
+ *   where mlp(x) = down(act(gate x) * up x), or without a gate down(act(up x))
+ *   logits = head norm(r), for the rows that want them
+ *
+ * A sum into r waits for the norm that follows it, and both are one operation. */
 #include "engine/model/model_private.h"
 
-static void attention_block(struct model *m, const struct layer_weights *w, int32_t layer, struct workspace *ws,
-                            struct kv_cache *kv, const struct activation *x, struct product *out,
-                            const struct step *step) {
+/* out = O attention(QKV x) */
+static void attention(struct model *m, const struct layer_weights *w, int32_t layer, struct workspace *ws,
+                      struct kv_cache *kv, const struct activation *x, struct product *out, const struct step *step) {
     int64_t t = step->n_rows;
+    const struct model_config *c = &m->config;
     struct product qkv = {.y = rows_of(&ws->qkv, t)};
     struct tensor q = rows_of(&ws->q, t);
     struct activation attended = {.x = rows_of(&ws->attended, t)};
+    struct attention_shape shape = m->attention;
+    struct head_rules rules = {.clip = c->clip_qkv, .rope = &m->rope};
+    if (config_layer_slides(c, layer)) shape.sliding_window = c->info.sliding_window;
+    if (c->qk_norm) {
+        rules.q_norm = &w->q_norm;
+        rules.k_norm = &w->k_norm;
+    }
     op_linear(m->dev, &qkv, x, w->qkv);
-    op_qkv_finish(m->dev, &q, kv, layer, &qkv, &m->shape, &m->rope, step);
-    op_attention(m->dev, &attended, &q, kv, layer, &m->shape, step);
+    op_qkv_finish(m->dev, &q, kv, layer, &qkv, &shape, &rules, step);
+    op_attention(m->dev, &attended, &q, kv, layer, &shape, step);
     op_linear(m->dev, out, &attended, w->o);
 }
 
-static void mlp_block(struct model *m, const struct layer_weights *w, struct workspace *ws, const struct activation *x,
-                      struct product *out, int64_t t) {
-    struct product gate_up = {.y = rows_of(&ws->gate_up, t)};
-    struct activation gated = {.x = rows_of(&ws->gated, t)};
-    op_linear(m->dev, &gate_up, x, w->gate_up);
-    op_glu(m->dev, &gated, &gate_up);
-    op_linear(m->dev, out, &gated, w->down);
+static void mlp(struct model *m, const struct layer_weights *w, struct workspace *ws, const struct activation *x,
+                struct product *out, int64_t t) {
+    struct product up = {.y = rows_of(&ws->up, t)};
+    struct activation active = {.x = rows_of(&ws->active, t)};
+    op_linear(m->dev, &up, x, w->up);
+    if (m->config.mlp == MLP_GATED) op_glu(m->dev, &active, &up, m->config.act);
+    else op_act(m->dev, &active, &up, m->config.act);
+    op_linear(m->dev, out, &active, w->down);
+}
+
+static const struct norm *norm_or_none(const struct norm *n) {
+    return norm_exists(n) ? n : NULL;
 }
 
 void forward(struct model *m, struct workspace *ws, struct kv_cache *kv, const struct step *step,
              struct product *logits) {
     int64_t t = step->n_rows;
-    float eps = m->config.norm_eps;
-    struct tensor residual = rows_of(&ws->residual, t);
+    struct tensor r = rows_of(&ws->residual, t);
     struct activation x = {.x = rows_of(&ws->x, t)};
-    struct product y = {.y = rows_of(&ws->projected, t)};
-    const struct product *pending = NULL; /* what the residual stream has yet to take in */
+    struct product y = {.y = rows_of(&ws->projected, t)}, z = {.y = rows_of(&ws->projected2, t)};
+    struct addend pending = {0}; /* what r has yet to take in */
 
-    op_embed(m->dev, &residual, m->weights.embed, step);
+    op_embed(m->dev, &r, m->weights.embed, m->embed_scale, step);
     for (int32_t i = 0; i < m->weights.n_layers; i++) {
         const struct layer_weights *w = &m->weights.layers[i];
-        op_residual_norm(m->dev, &x, &residual, pending, &w->attention_norm, eps);
-        attention_block(m, w, i, ws, kv, &x, &y, step);
-        pending = &y;
-        op_residual_norm(m->dev, &x, &residual, pending, &w->mlp_norm, eps);
-        mlp_block(m, w, ws, &x, &y, t);
+        op_residual_norm(m->dev, &x, &r, &pending, &w->attention_norm);
+        attention(m, w, i, ws, kv, &x, &y, step);
+        if (m->config.block == BLOCK_PARALLEL) {
+            if (norm_exists(&w->mlp_norm)) op_residual_norm(m->dev, &x, &r, NULL, &w->mlp_norm);
+            mlp(m, w, ws, &x, &z, t);
+            pending = (struct addend){.y = &y, .z = &z};
+        } else {
+            pending = (struct addend){.y = &y, .post = norm_or_none(&w->post_attention_norm)};
+            op_residual_norm(m->dev, &x, &r, &pending, &w->mlp_norm);
+            mlp(m, w, ws, &x, &y, t);
+            pending = (struct addend){.y = &y, .post = norm_or_none(&w->post_mlp_norm)};
+        }
     }
-    op_residual_norm(m->dev, &x, &residual, pending, &m->weights.final_norm, eps);
+    op_residual_norm(m->dev, &x, &r, &pending, &m->weights.final_norm);
 
     struct activation wanted = {.x = rows_of(&ws->wanted, step->n_samples)};
     *logits = (struct product){.y = rows_of(&ws->logits, step->n_samples)};
     op_gather(m->dev, &wanted, &x, step);
     op_linear(m->dev, logits, &wanted, m->weights.lm_head);
+    if (m->config.logit_softcap > 0) op_logits_finish(m->dev, logits, m->config.logit_softcap);
 }

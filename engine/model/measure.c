@@ -50,7 +50,7 @@ static void fill_rows(struct dev *dev, struct tensor *t, int64_t first, int32_t 
     struct step_sequence one = {.n_rows = 1}; /* embedding reads token ids alone */
     struct step step = {.n_rows = n, .token = ids, .position = zeros, .slot = zeros, .n_sequences = 1, .sequences = &one,
                         .block_table = zeros, .block_table_stride = 1};
-    op_embed(dev, &rows, from, step_upload(dev, &step));
+    op_embed(dev, &rows, from, 1.0f, step_upload(dev, &step));
 }
 
 int measure_fill(struct dev *dev, struct tensor *t, uint64_t seed, float deviation, struct err *err) {
@@ -170,7 +170,7 @@ void measure_work(struct engine_work *out, const struct model *m) {
     struct engine_work w = {.sliding_window = info->sliding_window};
     for (int32_t i = 0; i < m->weights.n_layers; i++) {
         const struct layer_weights *l = &m->weights.layers[i];
-        const struct weight *all[] = {l->qkv, l->o, l->gate_up, l->down};
+        const struct weight *all[] = {l->qkv, l->o, l->up, l->down};
         for (size_t k = 0; k < sizeof all / sizeof *all; k++) add_product(all[k], &w.row_flop, &w.layer_bytes);
     }
     add_product(m->weights.lm_head, &w.head_flop, &w.head_bytes);

@@ -3,14 +3,15 @@
 #include "base/mem.h"
 #include "engine/model/model_private.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 /* The embedding is there in every checkpoint; norms are at times kept in f32. */
 static const char *checkpoint_dtype(const struct model_config *config, const struct checkpoint *c) {
-    const struct checkpoint_tensor *t = c ? checkpoint_find(c, "model.embed_tokens.weight") : NULL;
+    char name[128];
+    snprintf(name, sizeof name, "%s.weight", config->names->embed);
+    const struct checkpoint_tensor *t = c ? checkpoint_find(c, name) : NULL;
     if (t && t->is_float) return dtype_name(t->dtype);
     return *config->torch_dtype ? config->torch_dtype : "float32";
 }
@@ -63,38 +64,67 @@ int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info
 }
 
 static int open_rope(struct model *m, int32_t max_positions, struct err *err) {
-    const struct model_info *info = &m->config.info;
+    const struct positions *p = &m->config.positions;
     float inv_freq[MAX_HEAD_DIM / 2];
-    config_inv_freq(&m->config, inv_freq);
-    int32_t n = max_positions > 0 ? max_positions : info->context;
-    int64_t bytes = 4 * (int64_t)n * (info->head_dim / 2) * (int64_t)sizeof(float); /* cos and sin, host and device */
+    int32_t n = max_positions > 0 ? max_positions : m->config.info.context;
+    int64_t bytes = 4 * (int64_t)n * (p->n_rotated / 2) * (int64_t)sizeof(float); /* cos and sin, host and device */
     if (bytes > dev_memory_available(m->dev))
         return err_set(err, E_NO_MEMORY, "no memory for the positions of %d tokens; lower --max-model-len", n);
-    return rope_open(&m->rope, m->dev, inv_freq, info->head_dim, n, 1.0f, err);
+    positions_inv_freq(p, n, inv_freq);
+    return rope_open(&m->rope, m->dev, inv_freq, p->n_rotated, n, p->attention_factor, err);
+}
+
+/* Everything about attention but the layer's window, and ALiBi's slopes on the device. */
+static int open_attention(struct model *m, struct err *err) {
+    const struct model_config *c = &m->config;
+    int32_t n_heads = c->info.n_heads;
+    m->attention = (struct attention_shape){.n_heads = n_heads,
+                                            .n_kv_heads = c->info.n_kv_heads,
+                                            .head_dim = c->info.head_dim,
+                                            .scale = c->attention_scale,
+                                            .softcap = c->attention_softcap};
+    if (c->positions.alibi == ALIBI_NONE) return 0;
+    float *slopes = mem_zalloc((size_t)n_heads, sizeof *slopes);
+    positions_alibi_slopes(&c->positions, n_heads, slopes);
+    m->alibi = dev_alloc(m->dev, (size_t)n_heads * sizeof *slopes);
+    if (m->alibi) dev_upload(m->dev, m->alibi, slopes, (size_t)n_heads * sizeof *slopes);
+    free(slopes);
+    if (!m->alibi) return err_set(err, E_NO_MEMORY, "no memory for the slopes of %d heads", n_heads);
+    m->attention.alibi = m->alibi;
+    m->attention.alibi_bf16 = c->positions.alibi == ALIBI_FALCON; /* which also scales it with the scores */
+    m->attention.alibi_scale = m->attention.alibi_bf16 ? c->attention_scale : 1.0f;
+    return 0;
+}
+
+/* As transformers holds the factor: in the model's dtype. */
+static float embed_scale(const struct model *m) {
+    float scale = m->config.embed_scale;
+    if (m->dtype == DTYPE_BF16) return bf16_to_f32(bf16_from_f32(scale));
+    return m->dtype == DTYPE_F16 ? f16_to_f32(f16_from_f32(scale)) : scale;
 }
 
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err) {
     struct checkpoint *c;
     struct model *m = mem_zalloc(1, sizeof *m);
-    const struct model_info *info = &m->config.info;
     m->dev = dev;
     m->dtype = options->dtype;
     int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
     if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, err);
     if (r == 0) r = open_rope(m, options->max_positions, err);
+    if (r == 0) r = open_attention(m, err);
     checkpoint_close(c);
     if (r < 0) {
         model_close(m);
         return r;
     }
-    m->shape = (struct attention_shape){info->n_heads, info->n_kv_heads, info->head_dim,
-                                        1.0f / sqrtf((float)info->head_dim), info->sliding_window};
+    m->embed_scale = embed_scale(m);
     *out = m;
     return 0;
 }
 
 void model_close(struct model *m) {
     if (!m) return;
+    dev_free(m->dev, m->alibi);
     rope_close(m->dev, &m->rope);
     weights_clear(m->dev, &m->weights);
     free(m);
@@ -105,13 +135,5 @@ const struct model_info *model_get_info(const struct model *m) {
 }
 
 int64_t model_weight_bytes(const struct model *m) {
-    const struct weights *w = &m->weights;
-    size_t bytes = weight_bytes(w->embed) + tensor_bytes(&w->final_norm);
-    if (w->lm_head != w->embed) bytes += weight_bytes(w->lm_head);
-    for (int32_t i = 0; i < w->n_layers; i++) {
-        const struct layer_weights *l = &w->layers[i];
-        bytes += tensor_bytes(&l->attention_norm) + tensor_bytes(&l->mlp_norm);
-        bytes += weight_bytes(l->qkv) + weight_bytes(l->o) + weight_bytes(l->gate_up) + weight_bytes(l->down);
-    }
-    return (int64_t)bytes;
+    return weights_bytes(&m->weights);
 }

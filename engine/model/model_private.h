@@ -11,7 +11,9 @@ struct model {
     struct model_config config;
     struct weights weights;
     struct rope rope;
-    struct attention_shape shape;
+    float *alibi;                     /* on the device; NULL = none */
+    struct attention_shape attention; /* of a layer without a window */
+    float embed_scale;                /* rounded to the compute dtype */
     enum dtype dtype;
 };
 
@@ -23,11 +25,17 @@ struct workspace {
     struct tensor q;        /* [T, heads head_dim] */
     struct tensor attended; /* [T, heads head_dim] */
     struct tensor projected; /* [T, hidden]: o and down */
-    struct tensor gate_up;  /* [T, 2 intermediate] */
-    struct tensor gated;    /* [T, intermediate] */
+    struct tensor projected2; /* [T, hidden]: down beside o, in parallel blocks only */
+    struct tensor up;       /* [T, 2 intermediate]: gate|up; without a gate [T, intermediate] */
+    struct tensor active;   /* [T, intermediate] */
     struct tensor wanted;   /* [S, hidden]: rows that want logits */
     struct tensor logits;   /* f32 [S, vocab] */
 };
+
+/* Columns of `up`. */
+static inline int64_t up_width(const struct model_config *c) {
+    return (c->mlp == MLP_GATED ? 2 : 1) * (int64_t)c->info.intermediate;
+}
 
 /* One forward pass: the step's logits, bias pending. */
 void forward(struct model *m, struct workspace *ws, struct kv_cache *kv, const struct step *step,

@@ -52,7 +52,8 @@ static int room(struct runner *r, struct tensor *t, enum dtype dtype, int64_t ro
 }
 
 static int open_workspace(struct runner *r, struct err *err) {
-    const struct model_info *m = &r->model->config.info;
+    const struct model_config *c = &r->model->config;
+    const struct model_info *m = &c->info;
     int64_t t = r->options.max_rows, s = r->options.max_samples;
     int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
     enum dtype d = r->model->dtype;
@@ -63,8 +64,9 @@ static int open_workspace(struct runner *r, struct err *err) {
     if (e == 0) e = room(r, &w->q, d, t, q, err);
     if (e == 0) e = room(r, &w->attended, d, t, q, err);
     if (e == 0) e = room(r, &w->projected, d, t, m->hidden, err);
-    if (e == 0) e = room(r, &w->gate_up, d, t, 2 * (int64_t)m->intermediate, err);
-    if (e == 0) e = room(r, &w->gated, d, t, m->intermediate, err);
+    if (e == 0 && c->block == BLOCK_PARALLEL) e = room(r, &w->projected2, d, t, m->hidden, err);
+    if (e == 0) e = room(r, &w->up, d, t, up_width(c), err);
+    if (e == 0) e = room(r, &w->active, d, t, m->intermediate, err);
     if (e == 0) e = room(r, &w->wanted, d, s, m->hidden, err);
     if (e == 0) e = room(r, &w->logits, DTYPE_F32, s, m->vocab, err);
     return e;
@@ -73,7 +75,8 @@ static int open_workspace(struct runner *r, struct err *err) {
 int64_t runner_step_bytes(const struct model *model, const struct runner_options *o) {
     const struct model_info *m = &model->config.info;
     int64_t heads = 3 * (int64_t)m->n_heads * m->head_dim + 2 * (int64_t)m->n_kv_heads * m->head_dim;
-    int64_t row = (3 * (int64_t)m->hidden + heads + 3 * (int64_t)m->intermediate) * (int64_t)dtype_bytes(model->dtype);
+    int64_t hidden = (model->config.block == BLOCK_PARALLEL ? 4 : 3) * (int64_t)m->hidden;
+    int64_t row = (hidden + heads + up_width(&model->config) + m->intermediate) * (int64_t)dtype_bytes(model->dtype);
     int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
     return o->max_rows * row + o->max_samples * sample + op_sample_bytes(model->dev, o->max_samples, m->vocab);
 }
@@ -137,8 +140,9 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
 
 void runner_close(struct runner *r) {
     if (!r) return;
-    struct tensor *all[] = {&r->ws.residual,  &r->ws.x,       &r->ws.qkv,   &r->ws.q,      &r->ws.attended,
-                            &r->ws.projected, &r->ws.gate_up, &r->ws.gated, &r->ws.wanted, &r->ws.logits};
+    struct tensor *all[] = {&r->ws.residual,  &r->ws.x,          &r->ws.qkv, &r->ws.q,      &r->ws.attended,
+                            &r->ws.projected, &r->ws.projected2, &r->ws.up,  &r->ws.active, &r->ws.wanted,
+                            &r->ws.logits};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         dev_host_free(r->dev, r->ring[i].drawn_host);
@@ -202,8 +206,10 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
     dev_step_end(r->dev);
     p->n_samples = step->n_samples;
     p->has_logprobs = step->has_logprobs;
-    if (r->keep_logits && step->n_samples > 0)
+    if (r->keep_logits && step->n_samples > 0) {
+        op_logits_finish(r->dev, &logits, 0.0f); /* the sampler took the bias itself */
         dev_download(r->dev, p->logits, logits.y.data, tensor_bytes(&logits.y));
+    }
     dev_fetch(r->dev, p->drawn_host, r->drawn, (size_t)p->n_samples * sizeof *p->drawn_host);
     if (p->has_logprobs)
         dev_fetch(r->dev, p->logprobs_host, r->logprobs, (size_t)p->n_samples * sizeof *p->logprobs_host);
@@ -252,15 +258,15 @@ static void matmuls(struct runner *r, int64_t t) {
     struct model *m = r->model;
     struct workspace *ws = &r->ws;
     struct activation x = {.x = rows_of(&ws->x, t)}, attended = {.x = rows_of(&ws->attended, t)};
-    struct activation gated = {.x = rows_of(&ws->gated, t)};
+    struct activation active = {.x = rows_of(&ws->active, t)};
     struct product qkv = {.y = rows_of(&ws->qkv, t)}, y = {.y = rows_of(&ws->projected, t)};
-    struct product gate_up = {.y = rows_of(&ws->gate_up, t)};
+    struct product up = {.y = rows_of(&ws->up, t)};
     for (int32_t i = 0; i < m->weights.n_layers; i++) {
         const struct layer_weights *w = &m->weights.layers[i];
         op_linear(r->dev, &qkv, &x, w->qkv);
         op_linear(r->dev, &y, &attended, w->o);
-        op_linear(r->dev, &gate_up, &x, w->gate_up);
-        op_linear(r->dev, &y, &gated, w->down);
+        op_linear(r->dev, &up, &x, w->up);
+        op_linear(r->dev, &y, &active, w->down);
     }
     int64_t s = t < r->options.max_samples ? t : r->options.max_samples;
     struct activation wanted = {.x = rows_of(&ws->wanted, s)};

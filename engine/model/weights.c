@@ -1,4 +1,4 @@
-/* weights.c - see weights.h. Tensor names are those of Hugging Face's Llama family.
+/* weights.c - see weights.h. Tensor names come from the family's description.
  *
  * One walk over the names of a model serves both functions: without a device it
  * checks and counts (the plan), with one it also loads. So nothing is allocated
@@ -55,42 +55,83 @@ static int find(struct loader *l, const char *name, int32_t n_dims, int64_t rows
     return 0;
 }
 
+/* How the rows of a checkpoint tensor are spread over a canonical weight: n_groups times the
+ * same pieces, piece i of group g going to piece_to[i] + g * piece_rows[i]. A plain tensor
+ * is one piece. */
+struct spread {
+    int n_groups, n_pieces;
+    int64_t piece_rows[3], piece_to[3];
+};
+
+static int64_t spread_rows(const struct spread *s) {
+    int64_t n = 0;
+    for (int i = 0; i < s->n_pieces; i++) n += s->piece_rows[i] * s->n_groups;
+    return n;
+}
+
+/* One run a piece and group, in the tensor's order; the caller frees them. */
+static struct weight_run *spread_runs(const struct spread *s, int *n_runs) {
+    struct weight_run *runs = mem_zalloc((size_t)(s->n_groups * s->n_pieces), sizeof *runs);
+    int64_t from = 0;
+    *n_runs = 0;
+    for (int g = 0; g < s->n_groups; g++)
+        for (int i = 0; i < s->n_pieces; from += s->piece_rows[i++])
+            runs[(*n_runs)++] =
+                (struct weight_run){from, s->piece_to[i] + g * s->piece_rows[i], s->piece_rows[i]};
+    return runs;
+}
+
 /* A tensor that the checkpoint has quantized. */
-static int load_quantized(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
+static int load_quantized(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
     struct quantized_tensor t;
-    int r = quantized_tensor_read(&t, l->checkpoint, name, rows, k, l->err);
+    int n_runs, r = quantized_tensor_read(&t, l->checkpoint, name, spread_rows(s), k, l->err);
     if (r < 0) return r;
     l->n_used += (size_t)t.n_tensors;
-    if (w) weight_load_quantized(l->dev, w, &t.q, &(struct weight_run){0, first, rows}, 1);
+    struct weight_run *runs = spread_runs(s, &n_runs);
+    if (w) weight_load_quantized(l->dev, w, &t.q, runs, n_runs);
+    free(runs);
     quantized_tensor_clear(&t);
     return 0;
 }
 
-/* Rows [first, first + rows) of a weight of k columns; w NULL in a plan. */
-static int load_rows(struct loader *l, struct weight *w, int64_t first, int64_t rows, int64_t k, const char *name) {
+/* One checkpoint tensor's rows of a weight of k columns; w NULL in a plan. */
+static int load_rows(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
     struct tensor t = {0};
-    l->plan.n_params += rows * k;
-    if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE)
-        return load_quantized(l, w, first, rows, k, name);
-    int r = l->checkpoint ? find(l, name, 2, rows, k, &t) : 0;
+    int n_runs;
+    l->plan.n_params += spread_rows(s) * k;
+    if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE) return load_quantized(l, w, s, k, name);
+    int r = l->checkpoint ? find(l, name, 2, spread_rows(s), k, &t) : 0;
     if (r < 0 || !w) return r;
     if (l->checkpoint && w->quant != QUANT_NONE && (r = quantization_check_finite(&t, name, l->err)) < 0) return r;
-    if (l->checkpoint) weight_load(l->dev, w, first, &t);
-    else weight_random(l->dev, w, first, rows, ++l->dummy_seed, (float)(1.0 / sqrt((double)w->k)));
+    struct weight_run *runs = spread_runs(s, &n_runs);
+    float deviation = (float)(1.0 / sqrt((double)k));
+    if (l->checkpoint) weight_load_runs(l->dev, w, &t, runs, n_runs);
+    else
+        for (int i = 0; i < n_runs; i++)
+            weight_random(l->dev, w, runs[i].to, runs[i].n_rows, ++l->dummy_seed, deviation);
+    free(runs);
     return 0;
 }
 
 /* A bias is there exactly when config.json says so. */
-static int load_bias(struct loader *l, struct weight *w, int64_t first, int64_t rows, const char *name, bool expected) {
+static int load_bias(struct loader *l, struct weight *w, const struct spread *s, const char *name, bool expected) {
     struct tensor t;
-    if (expected) l->plan.n_params += rows;
+    int n_runs;
+    if (expected) l->plan.n_params += spread_rows(s);
     if (!l->checkpoint) return 0;
     if (!expected && checkpoint_find(l->checkpoint, name))
         return err_set(l->err, E_UNSUPPORTED, "tensor %s is there, but config.json says that the layer has no bias",
                        name);
-    int r = expected ? find(l, name, 1, rows, 1, &t) : 0;
-    if (r == 0 && expected && w) weight_load_bias(l->dev, w, first, &t);
-    return r;
+    int r = expected ? find(l, name, 1, spread_rows(s), 1, &t) : 0;
+    if (r < 0 || !expected || !w) return r;
+    struct weight_run *runs = spread_runs(s, &n_runs);
+    for (int i = 0; i < n_runs; i++) {
+        char *at = (char *)t.data + (size_t)runs[i].from * dtype_bytes(t.dtype);
+        struct tensor numbers = tensor_1d(at, t.dtype, runs[i].n_rows);
+        weight_load_bias(l->dev, w, runs[i].to, &numbers);
+    }
+    free(runs);
+    return 0;
 }
 
 static float number_at(const struct tensor *t, int64_t i) {
@@ -105,12 +146,9 @@ static float number_at(const struct tensor *t, int64_t i) {
     return t->dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
 }
 
-/* A norm's weights, f32 on the device; rounded where the model computes in bf16. */
-static int load_norm(struct loader *l, struct tensor *out, const char *prefix, const char *part) {
-    int64_t n = l->c->info.hidden;
-    char name[MAX_TENSOR_NAME];
+/* n numbers of a norm, f32 on the device; rounded where the model computes in fewer bits. */
+static int load_vector(struct loader *l, struct tensor *out, int64_t n, const char *name, float dummy) {
     struct tensor t = {0};
-    snprintf(name, sizeof name, "%s%s.weight", prefix, part);
     l->plan.n_params += n;
     l->plan.bytes += n * (int64_t)sizeof(float);
     int r = l->checkpoint ? find(l, name, 1, n, 1, &t) : 0;
@@ -119,20 +157,37 @@ static int load_norm(struct loader *l, struct tensor *out, const char *prefix, c
     if (!out->data) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
     float *values = mem_zalloc((size_t)n, sizeof *values);
     for (int64_t i = 0; i < n; i++) {
-        values[i] = t.data ? number_at(&t, i) : 1.0f;
+        values[i] = t.data ? number_at(&t, i) : dummy;
         if (l->dtype == DTYPE_BF16) values[i] = bf16_to_f32(bf16_from_f32(values[i]));
+        if (l->dtype == DTYPE_F16) values[i] = f16_to_f32(f16_from_f32(values[i]));
     }
     dev_upload(l->dev, out->data, values, (size_t)n * sizeof *values);
     free(values);
     return 0;
 }
 
+/* part NULL: the family has no such norm. */
+static int load_norm(struct loader *l, struct norm *out, int64_t n, const char *prefix, const char *part) {
+    char weight[MAX_TENSOR_NAME], bias[MAX_TENSOR_NAME];
+    if (!part) return 0;
+    *out = (struct norm){.kind = l->c->norm, .eps = l->c->norm_eps};
+    snprintf(weight, sizeof weight, "%s%s.weight", prefix, part);
+    snprintf(bias, sizeof bias, "%s%s.bias", prefix, part);
+    int r = load_vector(l, &out->weight, n, weight, l->c->norm == NORM_RMS_ONE_PLUS ? 0.0f : 1.0f);
+    if (r == 0 && (l->c->biases & BIAS_NORM)) r = load_vector(l, &out->bias, n, bias, 0.0f);
+    return r;
+}
+
 /* ---------------------------------------------------------------- canonical weights */
 
 struct part { /* one checkpoint tensor of a weight */
     const char *name;
-    int64_t rows;
+    struct spread spread;
 };
+
+static struct spread plain(int64_t n_rows, int64_t to) {
+    return (struct spread){1, 1, {n_rows}, {to}};
+}
 
 /* What the parts of a layer's weight become: what the checkpoint has made of them, or what
  * was asked for. One weight is of one kind. */
@@ -166,64 +221,103 @@ static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
-/* Put the parts' rows (and biases) under each other in one weight of k columns. */
+/* Put the parts' rows (and biases) together in one weight of k columns. The prefix is that of a
+ * layer, or "" for what is never quantized. */
 static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
                        const struct part *parts, int n_parts) {
-    int64_t n = 0, first = 0;
+    int64_t n = 0;
     enum quant_kind kind = QUANT_NONE;
-    bool is_layers = strncmp(prefix, "model.layers.", 13) == 0;
-    int kind_known = is_layers ? weight_kind(l, &kind, prefix, parts, n_parts) : 0;
+    int kind_known = *prefix ? weight_kind(l, &kind, prefix, parts, n_parts) : 0;
     if (kind_known < 0) return kind_known;
     l->plan.is_quantized |= kind != QUANT_NONE;
-    for (int i = 0; i < n_parts; i++) n += parts[i].rows;
+    for (int i = 0; i < n_parts; i++) n += spread_rows(&parts[i].spread);
     l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts) + (has_bias ? padded(n) * 4 : 0);
     if (l->dev) {
         *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
         if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
     }
-    for (int i = 0; i < n_parts; first += parts[i++].rows) {
+    for (int i = 0; i < n_parts; i++) {
         char name[MAX_TENSOR_NAME], bias[MAX_TENSOR_NAME];
         snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
         snprintf(bias, sizeof bias, "%s%s.bias", prefix, parts[i].name);
         struct weight *w = l->dev ? *out : NULL;
-        int r = load_rows(l, w, first, parts[i].rows, k, name);
-        if (r == 0) r = load_bias(l, w, first, parts[i].rows, bias, has_bias);
+        int r = load_rows(l, w, &parts[i].spread, k, name);
+        if (r == 0) r = load_bias(l, w, &parts[i].spread, bias, has_bias);
         if (r < 0) return r;
     }
     return 0;
 }
 
+/* A weight that is one tensor of n rows. */
+static int load_one(struct loader *l, struct weight **out, int64_t n, int64_t k, bool has_bias, const char *prefix,
+                    const char *name) {
+    const struct part part = {name, plain(n, 0)};
+    return load_weight(l, out, k, has_bias, prefix, &part, 1);
+}
+
+static int load_qkv(struct loader *l, struct weight **out, const char *at) {
+    const struct model_info *m = &l->c->info;
+    const struct tensor_names *names = l->c->names;
+    int64_t hd = m->head_dim, q = m->n_heads * hd, kv = m->n_kv_heads * hd, group = q / m->n_kv_heads;
+    bool has_bias = l->c->biases & BIAS_QKV;
+    switch (l->c->qkv) {
+    case QKV_SEPARATE: {
+        const struct part parts[] = {
+            {names->q, plain(q, 0)}, {names->k, plain(kv, q)}, {names->v, plain(kv, q + kv)}};
+        return load_weight(l, out, m->hidden, has_bias, at, parts, 3);
+    }
+    case QKV_CONCATENATED: return load_one(l, out, q + 2 * kv, m->hidden, has_bias, at, names->q);
+    case QKV_GROUPED: break;
+    }
+    const struct part grouped = {names->q, {m->n_kv_heads, 3, {group, hd, hd}, {0, q, q + kv}}};
+    return load_weight(l, out, m->hidden, has_bias, at, &grouped, 1);
+}
+
+static int load_up(struct loader *l, struct weight **out, const char *at) {
+    const struct tensor_names *names = l->c->names;
+    int64_t f = l->c->info.intermediate, h = l->c->info.hidden;
+    bool has_bias = l->c->biases & BIAS_MLP;
+    if (l->c->mlp == MLP_PLAIN) return load_one(l, out, f, h, has_bias, at, names->up);
+    if (!names->up) return load_one(l, out, 2 * f, h, has_bias, at, names->gate);
+    const struct part parts[] = {{names->gate, plain(f, 0)}, {names->up, plain(f, f)}};
+    return load_weight(l, out, h, has_bias, at, parts, 2);
+}
+
 static int load_layer(struct loader *l, int32_t i) {
     const struct model_info *m = &l->c->info;
+    const struct tensor_names *names = l->c->names;
     struct layer_weights *w = &l->w->layers[i];
-    int64_t h = m->hidden, q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
-    bool attention_bias = l->c->attention_bias, mlp_bias = l->c->mlp_bias;
+    int64_t h = m->hidden, q = (int64_t)m->n_heads * m->head_dim;
     char at[64];
-    snprintf(at, sizeof at, "model.layers.%d.", i);
+    snprintf(at, sizeof at, names->layer, i);
 
-    const struct part qkv[] = {{"self_attn.q_proj", q}, {"self_attn.k_proj", kv}, {"self_attn.v_proj", kv}};
-    const struct part o = {"self_attn.o_proj", h}, down = {"mlp.down_proj", h};
-    const struct part gate_up[] = {{"mlp.gate_proj", m->intermediate}, {"mlp.up_proj", m->intermediate}};
-    int r = load_norm(l, &w->attention_norm, at, "input_layernorm");
-    if (r == 0) r = load_weight(l, &w->qkv, h, attention_bias, at, qkv, 3);
-    if (r == 0) r = load_weight(l, &w->o, q, attention_bias, at, &o, 1);
-    if (r == 0) r = load_norm(l, &w->mlp_norm, at, "post_attention_layernorm");
-    if (r == 0) r = load_weight(l, &w->gate_up, h, mlp_bias, at, gate_up, 2);
-    if (r == 0) r = load_weight(l, &w->down, m->intermediate, mlp_bias, at, &down, 1);
+    int r = load_norm(l, &w->attention_norm, h, at, names->attention_norm);
+    if (r == 0) r = load_qkv(l, &w->qkv, at);
+    if (r == 0 && l->c->qk_norm) r = load_norm(l, &w->q_norm, m->head_dim, at, names->q_norm);
+    if (r == 0 && l->c->qk_norm) r = load_norm(l, &w->k_norm, m->head_dim, at, names->k_norm);
+    if (r == 0) r = load_one(l, &w->o, h, q, l->c->biases & BIAS_O, at, names->o);
+    if (r == 0) r = load_norm(l, &w->post_attention_norm, h, at, names->post_attention_norm);
+    if (r == 0) r = load_norm(l, &w->mlp_norm, h, at, names->mlp_norm);
+    if (r == 0) r = load_up(l, &w->up, at);
+    if (r == 0) r = load_one(l, &w->down, h, m->intermediate, l->c->biases & BIAS_MLP, at, names->down);
+    if (r == 0) r = load_norm(l, &w->post_mlp_norm, h, at, names->post_mlp_norm);
     return r;
 }
 
 static int load_all(struct loader *l) {
     const struct model_info *m = &l->c->info;
-    const struct part embed = {"embed_tokens", m->vocab}, head = {"lm_head", m->vocab};
+    const struct tensor_names *names = l->c->names;
     l->plan = (struct weights_plan){0};
     l->n_used = 0;
-    int r = load_weight(l, &l->w->embed, m->hidden, false, "model.", &embed, 1);
+    int r = load_one(l, &l->w->embed, m->vocab, m->hidden, false, "", names->embed);
     for (int32_t i = 0; r == 0 && i < m->n_layers; i++) r = load_layer(l, i);
-    if (r == 0) r = load_norm(l, &l->w->final_norm, "model.", "norm");
+    if (r == 0) r = load_norm(l, &l->w->final_norm, m->hidden, "", names->final_norm);
     if (r < 0) return r;
     l->plan.tied = m->tied_embeddings || (l->checkpoint && !checkpoint_find(l->checkpoint, "lm_head.weight"));
-    if (!l->plan.tied) return load_weight(l, &l->w->lm_head, m->hidden, false, "", &head, 1);
+    if (!l->plan.tied)
+        return load_one(l, &l->w->lm_head, m->vocab, m->hidden, l->c->biases & BIAS_HEAD, "", "lm_head");
+    if (l->c->biases & BIAS_HEAD)
+        return err_set(l->err, E_UNSUPPORTED, "the embedding is also the head, which has a bias in this family");
     l->w->lm_head = l->w->embed;
     return 0;
 }
@@ -278,19 +372,52 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     return r;
 }
 
+/* ---------------------------------------------------------------- all that is held */
+
+static struct norm *norm_at(struct layer_weights *l, int i) {
+    struct norm *const norms[] = {&l->attention_norm, &l->mlp_norm, &l->post_attention_norm,
+                                  &l->post_mlp_norm,  &l->q_norm,   &l->k_norm};
+    return i < (int)(sizeof norms / sizeof *norms) ? norms[i] : NULL;
+}
+
+static struct weight *weight_at(const struct layer_weights *l, int i) {
+    struct weight *const weights[] = {l->qkv, l->o, l->up, l->down};
+    return weights[i];
+}
+
+enum { LAYER_WEIGHTS = 4 };
+
+static void norm_clear(struct dev *dev, struct norm *n) {
+    dev_free(dev, n->weight.data);
+    dev_free(dev, n->bias.data);
+}
+
 void weights_clear(struct dev *dev, struct weights *w) {
     for (int32_t i = 0; w->layers && i < w->n_layers; i++) {
         struct layer_weights *l = &w->layers[i];
-        dev_free(dev, l->attention_norm.data);
-        dev_free(dev, l->mlp_norm.data);
-        weight_free(dev, l->qkv);
-        weight_free(dev, l->o);
-        weight_free(dev, l->gate_up);
-        weight_free(dev, l->down);
+        struct norm *norm;
+        for (int k = 0; (norm = norm_at(l, k)); k++) norm_clear(dev, norm);
+        for (int k = 0; k < LAYER_WEIGHTS; k++) weight_free(dev, weight_at(l, k));
     }
     free(w->layers);
     if (w->lm_head != w->embed) weight_free(dev, w->lm_head);
     weight_free(dev, w->embed);
-    dev_free(dev, w->final_norm.data);
+    norm_clear(dev, &w->final_norm);
     *w = (struct weights){0};
+}
+
+static int64_t norm_bytes(const struct norm *n) {
+    return 4 * ((n->weight.data ? n->weight.shape[0] : 0) + (n->bias.data ? n->bias.shape[0] : 0));
+}
+
+int64_t weights_bytes(const struct weights *w) {
+    int64_t bytes = (int64_t)weight_bytes(w->embed) + norm_bytes(&w->final_norm);
+    if (w->lm_head != w->embed) bytes += (int64_t)weight_bytes(w->lm_head);
+    for (int32_t i = 0; i < w->n_layers; i++) {
+        struct layer_weights *l = &w->layers[i];
+        const struct norm *norm;
+        for (int k = 0; (norm = norm_at(l, k)); k++) bytes += norm_bytes(norm);
+        for (int k = 0; k < LAYER_WEIGHTS; k++) bytes += (int64_t)weight_bytes(weight_at(l, k));
+    }
+    return bytes;
 }

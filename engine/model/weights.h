@@ -1,5 +1,6 @@
 /* weights.h - a model's weights on a device, in canonical form: Q|K|V rows in one
- * weight, gate|up in another, whatever the checkpoint's own division is. */
+ * weight, gate|up in another, whatever the checkpoint's own division is. What a family
+ * does not have is NULL, or a norm without a weight. */
 #ifndef BATCHD_ENGINE_MODEL_WEIGHTS_H
 #define BATCHD_ENGINE_MODEL_WEIGHTS_H
 
@@ -10,11 +11,13 @@
 #include "kernels/ops.h"
 
 struct layer_weights {
-    struct tensor attention_norm, mlp_norm; /* f32 [hidden] */
-    struct weight *qkv;                     /* [(heads + 2 kv_heads) head_dim, hidden] */
-    struct weight *o;                       /* [hidden, heads head_dim] */
-    struct weight *gate_up;                 /* [2 intermediate, hidden] */
-    struct weight *down;                    /* [hidden, intermediate] */
+    struct norm attention_norm, mlp_norm; /* [hidden]; mlp_norm: none where a parallel block has one norm */
+    struct norm post_attention_norm, post_mlp_norm; /* [hidden]: BLOCK_SANDWICH */
+    struct norm q_norm, k_norm;           /* [head_dim] */
+    struct weight *qkv;                   /* [(heads + 2 kv_heads) head_dim, hidden] */
+    struct weight *o;                     /* [hidden, heads head_dim] */
+    struct weight *up;                    /* [2 intermediate, hidden]: gate|up; MLP_PLAIN: [intermediate, hidden] */
+    struct weight *down;                  /* [hidden, intermediate] */
 };
 
 struct weights {
@@ -22,8 +25,12 @@ struct weights {
     int32_t n_layers;
     struct weight *embed;       /* [vocab, hidden] */
     struct weight *lm_head;     /* the same as embed where they are tied */
-    struct tensor final_norm;   /* f32 [hidden] */
+    struct norm final_norm;     /* [hidden] */
 };
+
+static inline bool norm_exists(const struct norm *n) {
+    return n->weight.data != NULL;
+}
 
 struct weights_plan {
     int64_t bytes;    /* on the device, in the dtype and with the quantization asked for */
@@ -44,5 +51,8 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
                  struct err *err);
 void weights_clear(struct dev *dev, struct weights *w);
+
+/* Device memory that weights and norms take. */
+int64_t weights_bytes(const struct weights *w);
 
 #endif

@@ -36,20 +36,23 @@ static inline void *row_of(const struct tensor *t, int64_t i) {
 size_t cpu_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
 void cpu_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 void cpu_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
-void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step);
+void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+               const struct step *step);
 
 /* cpu_quant.c: cpu_linear where the weight is quantized. */
 void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct activation *x, const struct weight *w);
 
 /* cpu_rows.c */
-void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
-                       const struct tensor *w, float eps);
-void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct addend *add,
+                       const struct norm *norm);
+void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
+void cpu_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
+void cpu_logits_finish(struct dev *dev, struct product *logits, float softcap);
 
 /* cpu_attention.c */
 void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                    const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
+                    const struct product *qkv, const struct attention_shape *shape, const struct head_rules *rules,
                     const struct step *step);
 void cpu_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                    int32_t layer, const struct attention_shape *shape, const struct step *step);

@@ -1,4 +1,4 @@
-/* cpu_attention.c - bias, RoPE and the KV write; then attention over the cache.
+/* cpu_attention.c - bias, norm, RoPE and the KV write; then attention over the cache.
  * Threads share rows, and (row, head) pairs; the arithmetic is in simd/. */
 #include "kernels/cpu/cpu.h"
 
@@ -16,7 +16,7 @@ struct qkv {
     int32_t layer;
     const struct product *qkv;
     const struct attention_shape *shape;
-    const struct rope *rope;
+    const struct head_rules *rules;
     const struct step *step;
 };
 
@@ -33,23 +33,24 @@ static void *kv_slot(const struct qkv *a, int64_t row, int which, int32_t kv_hea
 
 static void qkv_row(const struct qkv *a, int64_t r) {
     const struct attention_shape *shape = a->shape;
+    const struct head_rules *rules = a->rules;
     const struct tensor *in = &a->qkv->y;
-    int32_t hd = shape->head_dim, n_kv = shape->n_kv_heads, half = a->rope->n_rotated / 2;
+    int32_t hd = shape->head_dim, n_kv = shape->n_kv_heads, half = rules->rope->n_rotated / 2;
     int64_t angles = (int64_t)a->step->position[r] * half;
-    assert(a->step->position[r] < a->rope->cos.shape[0]);
+    assert(half == 0 || a->step->position[r] < rules->rope->cos.shape[0]);
     const float *bias = a->qkv->weight ? a->qkv->weight->bias.data : NULL;
-    struct head head = {
-        .in_bf16 = in->dtype == DTYPE_BF16,
-        .cos = (const float *)a->rope->cos.data + angles,
-        .sin = (const float *)a->rope->sin.data + angles,
-        .n = hd,
-    };
+    struct head head = {.in_bf16 = in->dtype == DTYPE_BF16, .clip = rules->clip, .n = hd};
+    if (half > 0) {
+        head.cos = (const float *)rules->rope->cos.data + angles;
+        head.sin = (const float *)rules->rope->sin.data + angles;
+    }
     for (int32_t h = 0; h < shape->n_heads + 2 * n_kv; h++) {
         int32_t kv_head = h - shape->n_heads;
         bool is_q = kv_head < 0, is_v = kv_head >= n_kv;
         head.in = (const char *)row_of(in, r) + (size_t)(h * hd) * dtype_bytes(in->dtype);
         head.bias = bias ? bias + (int64_t)h * hd : NULL;
-        head.n_rotated = is_v ? 0 : a->rope->n_rotated;
+        head.norm = is_q ? rules->q_norm : is_v ? NULL : rules->k_norm;
+        head.n_rotated = is_v ? 0 : rules->rope->n_rotated;
         head.out_bf16 = (is_q ? a->q->dtype : a->kv->dtype) == DTYPE_BF16;
         if (is_q) head.out = (char *)row_of(a->q, r) + (size_t)(h * hd) * dtype_bytes(a->q->dtype);
         else head.out = kv_slot(a, r, is_v, is_v ? kv_head - n_kv : kv_head);
@@ -65,9 +66,9 @@ static void qkv_part(void *arg, int part, int n_parts, int thread) {
 }
 
 void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                    const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
+                    const struct product *qkv, const struct attention_shape *shape, const struct head_rules *rules,
                     const struct step *step) {
-    struct qkv a = {cpu_of(dev), q, kv, layer, qkv, shape, rope, step};
+    struct qkv a = {cpu_of(dev), q, kv, layer, qkv, shape, rules, step};
     pool_run(a.cpu->pool, qkv_part, &a, pool_parts(a.cpu->pool, step->n_rows, 0.5 * (double)qkv->y.shape[1]));
 }
 
@@ -104,6 +105,10 @@ static void attention_head(const struct attention *a, int64_t r, int32_t h) {
         .position = a->step->position[r],
         .first_key = first_key(a, r),
         .scale = shape->scale,
+        .softcap = shape->softcap,
+        .slope = shape->alibi ? shape->alibi[h] : 0.0f,
+        .alibi_scale = shape->alibi_scale,
+        .alibi_bf16 = shape->alibi_bf16,
         .bf16 = a->kv->dtype == DTYPE_BF16,
     };
     a->cpu->simd->attend(&row);

@@ -155,6 +155,7 @@ struct embedding {
     const struct dev *dev;
     struct tensor *residual;
     const struct weight *table;
+    float scale;
     const struct step *step;
 };
 
@@ -166,6 +167,7 @@ static void note_token(const struct embedding *e, int64_t r, int32_t token) {
 static void embed_part(void *arg, int part, int n_parts, int thread) {
     const struct embedding *e = arg;
     const struct weight *table = e->table;
+    float scale = e->scale;
     int64_t begin, end;
     assert(table->quant == QUANT_NONE);
     pool_share(e->step->n_rows, part, n_parts, &begin, &end);
@@ -177,15 +179,21 @@ static void embed_part(void *arg, int part, int n_parts, int thread) {
         if (e->dev->history) note_token(e, r, token);
         void *out = row_of(e->residual, r);
         int64_t at = column_start(table, token);
-        if (table->dtype == DTYPE_BF16)
-            for (int64_t k = 0; k < table->k; k++) ((uint16_t *)out)[k] = ((const uint16_t *)table->data)[at + k * PANEL];
+        const uint16_t *h = (const uint16_t *)table->data + at;
+        const float *f = (const float *)table->data + at;
+        if (table->dtype == DTYPE_BF16 && scale == 1.0f)
+            for (int64_t k = 0; k < table->k; k++) ((uint16_t *)out)[k] = h[k * PANEL];
+        else if (table->dtype == DTYPE_BF16)
+            for (int64_t k = 0; k < table->k; k++)
+                ((uint16_t *)out)[k] = bf16_from_f32(scale * bf16_to_f32(h[k * PANEL]));
         else
-            for (int64_t k = 0; k < table->k; k++) ((float *)out)[k] = ((const float *)table->data)[at + k * PANEL];
+            for (int64_t k = 0; k < table->k; k++) ((float *)out)[k] = scale * f[k * PANEL];
     }
 }
 
-void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, const struct step *step) {
-    struct embedding e = {dev, residual, table, step};
+void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+               const struct step *step) {
+    struct embedding e = {dev, residual, table, scale, step};
     struct pool *pool = cpu_of(dev)->pool;
     pool_run(pool, embed_part, &e, pool_parts(pool, step->n_rows, (double)table->k));
 }

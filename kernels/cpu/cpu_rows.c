@@ -3,55 +3,105 @@
 
 #include <string.h>
 
-struct norm {
+static const float *bias_of(const struct product *y) {
+    return y && y->weight ? y->weight->bias.data : NULL;
+}
+
+struct norming {
     const struct cpu_dev *cpu;
     struct activation *out;
     struct tensor *residual;
-    const struct product *y;
-    const float *w;
-    float eps;
+    const struct addend *add;
+    const struct norm *norm;
 };
 
 static void norm_part(void *arg, int part, int n_parts, int thread) {
-    const struct norm *n = arg;
+    const struct norming *n = arg;
+    const struct addend *add = n->add;
     int64_t begin, end;
     pool_share(n->residual->shape[0], part, n_parts, &begin, &end);
-    const float *bias = n->y && n->y->weight ? n->y->weight->bias.data : NULL;
     for (int64_t r = begin; r < end; r++)
-        n->cpu->simd->rms_norm(row_of(&n->out->x, r), row_of(n->residual, r), n->y ? row_of(&n->y->y, r) : NULL, bias,
-                               n->w, n->residual->shape[1], n->eps, n->residual->dtype == DTYPE_BF16);
+        n->cpu->simd->residual_norm(&(struct norm_row){
+            .out = row_of(&n->out->x, r),
+            .residual = row_of(n->residual, r),
+            .y = add->y ? row_of(&add->y->y, r) : NULL,
+            .z = add->z ? row_of(&add->z->y, r) : NULL,
+            .y_bias = bias_of(add->y),
+            .z_bias = bias_of(add->z),
+            .post = add->post,
+            .norm = n->norm,
+            .n = n->residual->shape[1],
+            .bf16 = n->residual->dtype == DTYPE_BF16,
+        });
 }
 
-void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct product *y,
-                       const struct tensor *w, float eps) {
-    struct norm n = {cpu_of(dev), out, residual, y, w->data, eps};
+void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct addend *add,
+                       const struct norm *norm) {
+    struct norming n = {cpu_of(dev), out, residual, add, norm};
     int parts = pool_parts(n.cpu->pool, residual->shape[0], 0.3 * (double)residual->shape[1]);
     pool_run(n.cpu->pool, norm_part, &n, parts);
 }
 
-struct glu {
+struct activating {
     const struct cpu_dev *cpu;
     struct activation *out;
-    const struct product *gate_up;
+    const struct product *in;
+    enum act act;
 };
 
 static void glu_part(void *arg, int part, int n_parts, int thread) {
-    const struct glu *g = arg;
+    const struct activating *a = arg;
     int64_t begin, end;
-    pool_share(g->out->x.shape[0], part, n_parts, &begin, &end);
-    const float *bias = g->gate_up->weight ? g->gate_up->weight->bias.data : NULL;
+    pool_share(a->out->x.shape[0], part, n_parts, &begin, &end);
     for (int64_t r = begin; r < end; r++)
-        g->cpu->simd->glu(row_of(&g->out->x, r), row_of(&g->gate_up->y, r), bias, g->out->x.shape[1],
-                          g->out->x.dtype == DTYPE_BF16);
+        a->cpu->simd->glu(row_of(&a->out->x, r), row_of(&a->in->y, r), bias_of(a->in), a->out->x.shape[1], a->act,
+                          a->out->x.dtype == DTYPE_BF16);
 }
 
-void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
-    struct glu g = {cpu_of(dev), out, gate_up};
-    pool_run(g.cpu->pool, glu_part, &g, pool_parts(g.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
+void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
+    struct activating a = {cpu_of(dev), out, gate_up, act};
+    pool_run(a.cpu->pool, glu_part, &a, pool_parts(a.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
+}
+
+static void act_part(void *arg, int part, int n_parts, int thread) {
+    const struct activating *a = arg;
+    int64_t begin, end;
+    pool_share(a->out->x.shape[0], part, n_parts, &begin, &end);
+    for (int64_t r = begin; r < end; r++)
+        a->cpu->simd->act(row_of(&a->out->x, r), row_of(&a->in->y, r), bias_of(a->in), a->out->x.shape[1], a->act,
+                          a->out->x.dtype == DTYPE_BF16);
+}
+
+void cpu_act(struct dev *dev, struct activation *out, const struct product *y, enum act act) {
+    struct activating a = {cpu_of(dev), out, y, act};
+    pool_run(a.cpu->pool, act_part, &a, pool_parts(a.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
 }
 
 void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {
     size_t bytes = (size_t)x->x.shape[1] * dtype_bytes(x->x.dtype);
     for (int32_t s = 0; s < step->n_samples; s++)
         memcpy(row_of(&out->x, s), row_of(&x->x, step->samples[s].row), bytes);
+}
+
+struct finishing {
+    const struct cpu_dev *cpu;
+    struct product *logits;
+    float softcap;
+};
+
+static void finish_part(void *arg, int part, int n_parts, int thread) {
+    const struct finishing *f = arg;
+    int64_t begin, end, n = f->logits->y.shape[1];
+    pool_share(f->logits->y.shape[0], part, n_parts, &begin, &end);
+    for (int64_t r = begin; r < end; r++) {
+        float *row = row_of(&f->logits->y, r);
+        f->cpu->simd->logits(row, row, bias_of(f->logits), 1.0f, n);
+        if (f->softcap > 0) f->cpu->simd->softcap(row, n, f->softcap);
+    }
+}
+
+void cpu_logits_finish(struct dev *dev, struct product *logits, float softcap) {
+    struct finishing f = {cpu_of(dev), logits, softcap};
+    int64_t rows = logits->y.shape[0];
+    pool_run(f.cpu->pool, finish_part, &f, pool_parts(f.cpu->pool, rows, 1.0 * (double)logits->y.shape[1]));
 }

@@ -118,15 +118,19 @@ bool cuda_linear_open(struct cuda_dev *cuda);
 void cuda_linear_close(struct cuda_dev *cuda);
 void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
-/* cuda_rows.cu */
-void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table,
-                const struct step *step);
+/* cuda_norm.cu */
 void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual,
-                        const struct product *y, const struct tensor *w, float eps);
+                        const struct addend *add, const struct norm *norm);
+
+/* cuda_rows.cu */
+void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
+                const struct step *step);
 void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                     const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
-                     const struct step *step);
-void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up);
+                     const struct product *qkv, const struct attention_shape *shape,
+                     const struct head_rules *rules, const struct step *step);
+void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
+void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
+void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap);
 void cuda_gather(struct dev *dev, struct activation *out, const struct activation *x,
                  const struct step *step);
 

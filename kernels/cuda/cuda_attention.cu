@@ -96,6 +96,10 @@ void cuda_attention(struct dev *dev, struct activation *out, const struct tensor
     struct attention_args a = {
         shape->n_heads,        shape->n_kv_heads,        shape->n_heads / shape->n_kv_heads, shape->head_dim,
         shape->sliding_window, step->block_table_stride, shape->scale * 1.44269504f};
+    if (shape->softcap > 0 || shape->alibi) {
+        dev_fail(dev, E_UNSUPPORTED, "soft-capped scores and ALiBi do not run on CUDA; --device cpu does");
+        return;
+    }
     if (shape->head_dim > MAX_HEAD_DIM) {
         dev_fail(dev, E_UNSUPPORTED, "heads of %d dimensions; %d at most", shape->head_dim, MAX_HEAD_DIM);
         return;

@@ -165,6 +165,8 @@ static const struct backend *cuda_backend(void) {
     b.qkv_finish = cuda_qkv_finish;
     b.attention = cuda_attention;
     b.glu = cuda_glu;
+    b.act = cuda_act;
+    b.logits_finish = cuda_logits_finish;
     b.gather = cuda_gather;
     b.sample = cuda_sample;
     b.sample_bytes = cuda_sample_bytes;

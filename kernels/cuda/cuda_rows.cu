@@ -1,35 +1,13 @@
-/* cuda_rows.cu - operations that treat each row by itself: embedding, residual and norm,
- * bias and RoPE with the KV write, gate, gather. Memory-bound: 16 bytes a thread where the
- * shape allows (V = elements in 16 bytes), else one element (V = 1).
+/* cuda_rows.cu - operations that treat each row by itself: embedding, bias and RoPE with
+ * the KV write, activation functions, gather, the last touch to logits. Memory-bound: 16
+ * bytes a thread where the shape allows (V = elements in 16 bytes), else one element
+ * (V = 1).
  *
  * Rounding is that of the CPU backend: a product with its bias is rounded as a linear
- * module's output is; so are the sum into the residual stream, the norm's quotient and
- * the activation function. */
-#include "kernels/cuda/cuda.h"
+ * module's output is; so is an activation function's result. */
+#include "kernels/cuda/cuda_rows.cuh"
 
 #include <stdio.h>
-
-template <typename T, int V> struct alignas(sizeof(T) * V) pack_of {
-    T x[V];
-};
-
-template <typename T, int V> __device__ __forceinline__ pack_of<T, V> load(const T *p) {
-    return *(const pack_of<T, V> *)p;
-}
-
-template <typename T, int V> __device__ __forceinline__ void store(T *p, const pack_of<T, V> &v) {
-    *(pack_of<T, V> *)p = v;
-}
-
-/* A product's number with its bias, rounded as the linear module's output. */
-template <typename T> __device__ __forceinline__ float biased(T x, const float *bias, int64_t i) {
-    float v = cuda_float(x);
-    return bias ? cuda_float(cuda_round<T>(v + bias[i])) : v;
-}
-
-static const float *bias_of(const struct product *y) {
-    return y && y->weight ? (const float *)y->weight->bias.data : NULL;
-}
 
 static bool is_aligned(const void *p) { return ((uintptr_t)p & 15) == 0; }
 
@@ -43,7 +21,7 @@ struct tokens { /* of a step's rows, and where they are kept */
 };
 
 template <typename T, int V>
-__global__ void embed_kernel(T *residual, const T *table, struct tokens t, int64_t h, int64_t ld,
+__global__ void embed_kernel(T *residual, const T *table, struct tokens t, float scale, int64_t h, int64_t ld,
                              int64_t n_ids) {
     int64_t row = blockIdx.x;
     int32_t id = t.token[row];
@@ -51,128 +29,37 @@ __global__ void embed_kernel(T *residual, const T *table, struct tokens t, int64
     if (id < 0 || id >= n_ids) id = 0; /* a sample of logits that were not finite: its sequence ends */
     if (t.history && threadIdx.x == 0)
         *history_at(t.history, t.block_table, t.stride, t.slot[row], t.position[row]) = id;
-    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += (int64_t)blockDim.x * V)
-        store<T, V>(residual + row * h + i, load<T, V>(table + (int64_t)id * ld + i));
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += (int64_t)blockDim.x * V) {
+        pack_of<T, V> v = load<T, V>(table + (int64_t)id * ld + i);
+        if (scale != 1.0f)
+#pragma unroll
+            for (int j = 0; j < V; j++) v.x[j] = cuda_round<T>(scale * cuda_float(v.x[j]));
+        store<T, V>(residual + row * h + i, v);
+    }
 }
 
 template <typename T>
 static void embed_rows(struct cuda_dev *cuda, struct tensor *residual, const struct weight *table,
-                       const struct step *step) {
+                       float scale, const struct step *step) {
     int64_t h = table->k;
     constexpr int V = 16 / sizeof(T);
     dim3 grid((unsigned)step->n_rows);
-    struct tokens t = {step->token,           step->position,    step->slot,
-                       cuda->dev.last_sample, cuda->dev.history, step->block_table,
-                       step->block_table_stride};
+    struct tokens t = {
+        step->token,       step->position,          step->slot, cuda->dev.last_sample, cuda->dev.history,
+        step->block_table, step->block_table_stride};
     if (h % V == 0)
-        embed_kernel<T, V><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t, h,
-                                                           table->k_pad, table->n);
+        embed_kernel<T, V><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t,
+                                                           scale, h, table->k_pad, table->n);
     else
-        embed_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t, h,
-                                                           table->k_pad, table->n);
+        embed_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t,
+                                                           scale, h, table->k_pad, table->n);
     cuda_launched(cuda, "embed");
 }
 
-void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table,
+void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                 const struct step *step) {
     cuda_loader_drain(cuda_of(dev));
-    if (residual->dtype == DTYPE_BF16)
-        embed_rows<__nv_bfloat16>(cuda_of(dev), residual, table, step);
-    else
-        embed_rows<float>(cuda_of(dev), residual, table, step);
-}
-
-/* ---------------------------------------------------------------- residual and norm */
-
-/* The sum over the block, in one fixed order, for all threads. */
-__device__ __forceinline__ float block_sum(float x) {
-    __shared__ float partial[32];
-    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-    for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(~0u, x, d);
-    if (lane == 0) partial[warp] = x;
-    __syncthreads();
-    float sum = lane < n_warps ? partial[lane] : 0.0f;
-    for (int d = 16; d > 0; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
-    return sum;
-}
-
-enum { NORM_THREADS = 256, NORM_KEPT = 4 }; /* packs of the row that a thread keeps in registers */
-
-template <typename T, int V>
-__global__ void __launch_bounds__(NORM_THREADS)
-    norm_kernel(T *out, T *residual, const T *y, const float *bias, const float *w, int64_t h, float eps) {
-    int64_t row = blockIdx.x;
-    T *res = residual + row * h;
-    const T *add = y ? y + row * h : NULL;
-    float kept[NORM_KEPT][V];
-    float sum = 0.0f;
-    int k = 0;
-    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
-        pack_of<T, V> r = load<T, V>(res + i);
-        if (add) {
-            pack_of<T, V> a = load<T, V>(add + i);
-#pragma unroll
-            for (int j = 0; j < V; j++)
-                r.x[j] = cuda_round<T>(cuda_float(r.x[j]) + biased<T>(a.x[j], bias, i + j));
-            store<T, V>(res + i, r);
-        }
-#pragma unroll
-        for (int j = 0; j < V; j++) {
-            float x = cuda_float(r.x[j]);
-            sum = fmaf(x, x, sum);
-        }
-#pragma unroll
-        for (int c = 0; c < NORM_KEPT; c++) /* constant indices keep it in registers */
-            if (c == k)
-#pragma unroll
-                for (int j = 0; j < V; j++) kept[c][j] = cuda_float(r.x[j]);
-    }
-    float scale = 1.0f / sqrtf(block_sum(sum) / (float)h + eps);
-    k = 0;
-    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
-        pack_of<T, V> o;
-        float x[V];
-        if (k < NORM_KEPT) {
-#pragma unroll
-            for (int c = 0; c < NORM_KEPT; c++)
-                if (c == k)
-#pragma unroll
-                    for (int j = 0; j < V; j++) x[j] = kept[c][j];
-        } else {
-            pack_of<T, V> r = load<T, V>(res + i);
-#pragma unroll
-            for (int j = 0; j < V; j++) x[j] = cuda_float(r.x[j]);
-        }
-#pragma unroll
-        for (int j = 0; j < V; j++)
-            o.x[j] = cuda_round<T>(w[i + j] * cuda_float(cuda_round<T>(x[j] * scale)));
-        store<T, V>(out + row * h + i, o);
-    }
-}
-
-template <typename T>
-static void norm_rows(struct cuda_dev *cuda, struct activation *out, struct tensor *residual,
-                      const struct product *y, const struct tensor *w, float eps) {
-    int64_t h = residual->shape[1];
-    constexpr int V = 16 / sizeof(T);
-    dim3 grid((unsigned)residual->shape[0]);
-    T *o = (T *)out->x.data, *r = (T *)residual->data;
-    const T *add = y ? (const T *)y->y.data : NULL;
-    if (h % V == 0)
-        norm_kernel<T, V>
-            <<<grid, NORM_THREADS, 0, cuda->stream>>>(o, r, add, bias_of(y), (const float *)w->data, h, eps);
-    else
-        norm_kernel<T, 1>
-            <<<grid, NORM_THREADS, 0, cuda->stream>>>(o, r, add, bias_of(y), (const float *)w->data, h, eps);
-    cuda_launched(cuda, "residual_norm");
-}
-
-void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual,
-                        const struct product *y, const struct tensor *w, float eps) {
-    if (residual->dtype == DTYPE_BF16)
-        norm_rows<__nv_bfloat16>(cuda_of(dev), out, residual, y, w, eps);
-    else
-        norm_rows<float>(cuda_of(dev), out, residual, y, w, eps);
+    BY_DTYPE(residual->dtype, embed_rows, cuda_of(dev), residual, table, scale, step);
 }
 
 /* ---------------------------------------------------------------- bias, RoPE, KV write */
@@ -231,11 +118,99 @@ template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *
     }
 }
 
+/* Heads that are clipped or normed, a warp each: numbers wait in shared memory for the sum
+ * over the head, and for RoPE, which pairs dimensions of different lanes. */
+struct head_args {
+    float clip;                         /* 0 = none */
+    const float *q_w, *q_b, *k_w, *k_b; /* norms; q_w NULL = none */
+    float q_eps, k_eps;
+    enum norm_kind kind;
+};
+
+enum { HEAD_WARPS = 4, HEAD_MOST = 256 };
+
+__device__ __forceinline__ float lanes_sum(float x) {
+    for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(~0u, x, d);
+    return x;
+}
+
+/* room[0 .. hd) becomes its norm, rounded as op_residual_norm's. */
+template <typename T>
+__device__ void norm_head(float *room, int32_t hd, enum norm_kind kind, const float *w, const float *b,
+                          float eps) {
+    int lane = threadIdx.x & 31;
+    float mean = 0.0f, squares = 0.0f;
+    if (kind == NORM_LAYER) {
+        for (int32_t i = lane; i < hd; i += 32) mean += room[i];
+        mean = lanes_sum(mean) / (float)hd;
+    }
+    for (int32_t i = lane; i < hd; i += 32) squares = fmaf(room[i] - mean, room[i] - mean, squares);
+    float scale = 1.0f / sqrtf(lanes_sum(squares) / (float)hd + eps);
+    for (int32_t i = lane; i < hd; i += 32) {
+        float x = (room[i] - mean) * scale, weight = kind == NORM_RMS_ONE_PLUS ? 1.0f + w[i] : w[i];
+        if (kind == NORM_RMS) x = cuda_float(cuda_round<T>(x));
+        x *= weight;
+        room[i] = cuda_float(cuda_round<T>(b ? x + b[i] : x));
+    }
+}
+
+template <typename T>
+__global__ void __launch_bounds__(HEAD_WARPS * 32)
+    heads_kernel(T *q, T *slab, const T *qkv, qkv_args a, head_args rules) {
+    __shared__ float rooms[HEAD_WARPS][HEAD_MOST];
+    int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+    int64_t row = blockIdx.x;
+    int32_t n_heads = a.n_heads + 2 * a.n_kv_heads, hd = a.head_dim, h = blockIdx.y * HEAD_WARPS + warp;
+    if (h >= n_heads) return; /* a whole warp; nothing below waits for the block */
+    int32_t position = a.position[row], kv_head = h - a.n_heads;
+    bool is_v = kv_head >= a.n_kv_heads;
+    const T *in = qkv + (row * n_heads + h) * (int64_t)hd;
+    const float *bias = a.bias ? a.bias + (int64_t)h * hd : NULL;
+    float *room = rooms[warp];
+    for (int32_t i = lane; i < hd; i += 32) {
+        float x = biased<T>(in[i], bias, i);
+        if (rules.clip > 0)
+            x = x > rules.clip ? rules.clip : x < -rules.clip ? -rules.clip : x; /* NaN stays */
+        room[i] = cuda_float(cuda_round<T>(x));
+    }
+    if (!is_v && rules.q_w) /* a lane reads what it wrote itself */
+        norm_head<T>(room, hd, rules.kind, kv_head < 0 ? rules.q_w : rules.k_w,
+                     kv_head < 0 ? rules.q_b : rules.k_b, kv_head < 0 ? rules.q_eps : rules.k_eps);
+    __syncwarp();
+    T *to = kv_head < 0 ? q + (row * a.n_heads + h) * (int64_t)hd
+                        : slab + kv_at(a, row, position, is_v, is_v ? kv_head - a.n_kv_heads : kv_head);
+    int32_t half = is_v ? 0 : a.half;
+    for (int32_t i = lane; i < hd; i += 32) {
+        float x = room[i];
+        if (i < 2 * half) {
+            int32_t angle = i < half ? i : i - half;
+            float cs = a.cos[(int64_t)position * a.half + angle],
+                  sn = a.sin[(int64_t)position * a.half + angle];
+            x = i < half ? x * cs - room[i + half] * sn : x * cs + room[i - half] * sn;
+        }
+        to[i] = cuda_round<T>(x);
+    }
+}
+
+static struct head_args head_args_of(const struct head_rules *rules) {
+    struct head_args h = {rules->clip};
+    if (!rules->q_norm) return h;
+    h.q_w = (const float *)rules->q_norm->weight.data;
+    h.q_b = (const float *)rules->q_norm->bias.data;
+    h.k_w = (const float *)rules->k_norm->weight.data;
+    h.k_b = (const float *)rules->k_norm->bias.data;
+    h.q_eps = rules->q_norm->eps;
+    h.k_eps = rules->k_norm->eps;
+    h.kind = rules->q_norm->kind;
+    return h;
+}
+
 template <typename T>
 static void qkv_rows(struct cuda_dev *cuda, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                     const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
-                     const struct step *step) {
+                     const struct product *qkv, const struct attention_shape *shape,
+                     const struct head_rules *rules, const struct step *step) {
     constexpr int V = 16 / sizeof(T);
+    const struct rope *rope = rules->rope;
     struct qkv_args a = {shape->n_heads,
                          shape->n_kv_heads,
                          shape->head_dim,
@@ -249,28 +224,39 @@ static void qkv_rows(struct cuda_dev *cuda, struct tensor *q, struct kv_cache *k
                          step->slot,
                          step->block_table};
     dim3 grid((unsigned)step->n_rows);
+    T *to = (T *)q->data, *slab = (T *)kv->slab[layer];
+    const T *in = (const T *)qkv->y.data;
     bool wide = a.half % V == 0 && (a.head_dim - 2 * a.half) % V == 0;
-    if (wide)
-        qkv_kernel<T, V>
-            <<<grid, 192, 0, cuda->stream>>>((T *)q->data, (T *)kv->slab[layer], (const T *)qkv->y.data, a);
+    if (rules->clip > 0 || rules->q_norm) {
+        grid.y = (unsigned)((a.n_heads + 2 * a.n_kv_heads + HEAD_WARPS - 1) / HEAD_WARPS);
+        heads_kernel<T><<<grid, HEAD_WARPS * 32, 0, cuda->stream>>>(to, slab, in, a, head_args_of(rules));
+    } else if (wide)
+        qkv_kernel<T, V><<<grid, 192, 0, cuda->stream>>>(to, slab, in, a);
     else
-        qkv_kernel<T, 1>
-            <<<grid, 192, 0, cuda->stream>>>((T *)q->data, (T *)kv->slab[layer], (const T *)qkv->y.data, a);
+        qkv_kernel<T, 1><<<grid, 192, 0, cuda->stream>>>(to, slab, in, a);
     cuda_launched(cuda, "qkv_finish");
 }
 
 void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                     const struct product *qkv, const struct attention_shape *shape, const struct rope *rope,
-                     const struct step *step) {
-    if (qkv->y.dtype == DTYPE_BF16)
-        qkv_rows<__nv_bfloat16>(cuda_of(dev), q, kv, layer, qkv, shape, rope, step);
-    else
-        qkv_rows<float>(cuda_of(dev), q, kv, layer, qkv, shape, rope, step);
+                     const struct product *qkv, const struct attention_shape *shape,
+                     const struct head_rules *rules, const struct step *step) {
+    if (shape->head_dim > HEAD_MOST) {
+        dev_fail(dev, E_UNSUPPORTED, "heads of %d dimensions; %d at most", shape->head_dim, HEAD_MOST);
+        return;
+    }
+    BY_DTYPE(qkv->y.dtype, qkv_rows, cuda_of(dev), q, kv, layer, qkv, shape, rules, step);
 }
 
-/* ---------------------------------------------------------------- gate */
+/* ---------------------------------------------------------------- activation functions */
 
-template <typename T, int V>
+template <enum act ACT> __device__ __forceinline__ float activated(float x) {
+    if (ACT == ACT_SILU) return x / (1.0f + expf(-x));
+    if (ACT == ACT_GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678f));
+    /* (1 + tanh u) / 2 is the sigmoid of 2 u */
+    return x / (1.0f + expf(-1.59576912f * (x + 0.044715f * x * x * x)));
+}
+
+template <typename T, int V, enum act ACT>
 __global__ void glu_kernel(T *out, const T *gate_up, const float *bias, int64_t f) {
     int64_t row = blockIdx.y;
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
@@ -279,33 +265,63 @@ __global__ void glu_kernel(T *out, const T *gate_up, const float *bias, int64_t 
 #pragma unroll
     for (int j = 0; j < V; j++) {
         float x = biased<T>(g.x[j], bias, i + j);
-        float s = cuda_float(cuda_round<T>(x / (1.0f + expf(-x))));
+        float s = cuda_float(cuda_round<T>(activated<ACT>(x)));
         o.x[j] = cuda_round<T>(s * biased<T>(u.x[j], bias, f + i + j));
     }
     store<T, V>(out + row * f + i, o);
 }
 
-template <typename T>
-static void glu_rows(struct cuda_dev *cuda, struct activation *out, const struct product *gate_up) {
-    constexpr int V = 16 / sizeof(T);
-    int64_t f = out->x.shape[1], t = out->x.shape[0];
-    bool wide = f % V == 0;
-    int64_t units = wide ? f / V : f;
-    dim3 grid((unsigned)((units + 127) / 128), (unsigned)t);
-    T *o = (T *)out->x.data;
-    const T *in = (const T *)gate_up->y.data;
-    if (wide)
-        glu_kernel<T, V><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(gate_up), f);
-    else
-        glu_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(gate_up), f);
-    cuda_launched(cuda, "glu");
+template <typename T, int V, enum act ACT>
+__global__ void act_kernel(T *out, const T *y, const float *bias, int64_t f) {
+    int64_t row = blockIdx.y;
+    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= f) return;
+    pack_of<T, V> v = load<T, V>(y + row * f + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) v.x[j] = cuda_round<T>(activated<ACT>(biased<T>(v.x[j], bias, i + j)));
+    store<T, V>(out + row * f + i, v);
 }
 
-void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up) {
-    if (out->x.dtype == DTYPE_BF16)
-        glu_rows<__nv_bfloat16>(cuda_of(dev), out, gate_up);
+template <typename T, int V, enum act ACT>
+static void launch_act(struct cuda_dev *cuda, struct activation *out, const struct product *y, bool gated) {
+    int64_t f = out->x.shape[1], units = f / V;
+    dim3 grid((unsigned)((units + 127) / 128), (unsigned)out->x.shape[0]);
+    T *o = (T *)out->x.data;
+    const T *in = (const T *)y->y.data;
+    if (gated)
+        glu_kernel<T, V, ACT><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(y), f);
     else
-        glu_rows<float>(cuda_of(dev), out, gate_up);
+        act_kernel<T, V, ACT><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(y), f);
+    cuda_launched(cuda, gated ? "glu" : "act");
+}
+
+template <typename T, int V>
+static void launch_by_act(struct cuda_dev *cuda, struct activation *out, const struct product *y,
+                          enum act act, bool gated) {
+    if (act == ACT_SILU)
+        launch_act<T, V, ACT_SILU>(cuda, out, y, gated);
+    else if (act == ACT_GELU)
+        launch_act<T, V, ACT_GELU>(cuda, out, y, gated);
+    else
+        launch_act<T, V, ACT_GELU_TANH>(cuda, out, y, gated);
+}
+
+template <typename T>
+static void act_rows(struct cuda_dev *cuda, struct activation *out, const struct product *y, enum act act,
+                     bool gated) {
+    constexpr int V = 16 / sizeof(T);
+    if (out->x.shape[1] % V == 0)
+        launch_by_act<T, V>(cuda, out, y, act, gated);
+    else
+        launch_by_act<T, 1>(cuda, out, y, act, gated);
+}
+
+void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
+    BY_DTYPE(out->x.dtype, act_rows, cuda_of(dev), out, gate_up, act, true);
+}
+
+void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act) {
+    BY_DTYPE(out->x.dtype, act_rows, cuda_of(dev), out, y, act, false);
 }
 
 /* ---------------------------------------------------------------- gather */
@@ -328,4 +344,23 @@ void cuda_gather(struct dev *dev, struct activation *out, const struct activatio
         gather_kernel<uint16_t><<<(unsigned)step->n_samples, 128, 0, cuda->stream>>>(
             (uint16_t *)out->x.data, (const uint16_t *)x->x.data, step->samples, bytes / 2);
     cuda_launched(cuda, "gather");
+}
+
+/* ---------------------------------------------------------------- logits */
+
+__global__ void finish_kernel(float *logits, const float *bias, float softcap, int64_t vocab) {
+    float *row = logits + (int64_t)blockIdx.y * vocab;
+    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= vocab) return;
+    float x = bias ? row[i] + bias[i] : row[i];
+    row[i] = softcap > 0 ? softcap * tanhf(x / softcap) : x;
+}
+
+void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    int64_t vocab = logits->y.shape[1];
+    if (logits->y.shape[0] == 0) return;
+    dim3 grid((unsigned)((vocab + 255) / 256), (unsigned)logits->y.shape[0]);
+    finish_kernel<<<grid, 256, 0, cuda->stream>>>((float *)logits->y.data, bias_of(logits), softcap, vocab);
+    cuda_launched(cuda, "logits_finish");
 }

@@ -11,6 +11,8 @@
 #ifndef BATCHD_KERNELS_CPU_SIMD_SIMD_H
 #define BATCHD_KERNELS_CPU_SIMD_SIMD_H
 
+#include "kernels/ops.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -31,12 +33,23 @@ struct matmul {        /* y[m][n_cols] = x[m][k] w^T for some consecutive panels
     int64_t n_panels, n_cols; /* columns beyond n_cols are not written */
 };
 
+struct norm_row {           /* a row of op_residual_norm */
+    void *out, *residual;   /* [n] */
+    const void *y, *z;      /* [n] or NULL */
+    const float *y_bias, *z_bias;
+    const struct norm *post, *norm; /* post may be NULL */
+    int64_t n;
+    bool bf16;
+};
+
 struct head {           /* one head of a product, on its way to q or to the cache */
     void *out;          /* [n] */
     bool out_bf16;
     const void *in;     /* [n] */
     bool in_bf16;
     const float *bias;  /* [n] or NULL */
+    float clip;         /* 0 = none */
+    const struct norm *norm; /* NULL = none */
     const float *cos, *sin; /* [n_rotated / 2] of the position */
     int32_t n, n_rotated;
 };
@@ -52,6 +65,10 @@ struct attention_row {      /* one query row and head */
     int32_t position;       /* the row's own; keys first_key .. position are visible */
     int32_t first_key;      /* 0, or where the sliding window begins */
     float scale;
+    float softcap;          /* 0 = none */
+    float slope;            /* ALiBi; 0 = none. The others are attention_shape's */
+    float alibi_scale;
+    bool alibi_bf16;
     bool bf16;              /* dtype of the cache */
 };
 
@@ -60,11 +77,10 @@ struct simd {
     void (*widen)(float *out, const uint16_t *bf16, int64_t n);
     void (*narrow)(uint16_t *bf16, const float *x, int64_t n);
 
-    /* residual += y (+ bias), rounded where bf16 says so; out = residual / rms * w. */
-    void (*rms_norm)(void *out, void *residual, const void *y, const float *bias, const float *w, int64_t n,
-                     float eps, bool bf16);
-    void (*glu)(void *out, const void *gate_up, const float *bias, int64_t n, bool bf16);
-    void (*head)(const struct head *h); /* bias, then RoPE */
+    void (*residual_norm)(const struct norm_row *row);
+    void (*glu)(void *out, const void *gate_up, const float *bias, int64_t n, enum act act, bool bf16);
+    void (*act)(void *out, const void *y, const float *bias, int64_t n, enum act act, bool bf16);
+    void (*head)(const struct head *h); /* bias, clip, norm, RoPE */
     void (*attend)(const struct attention_row *row);
 
     /* Quantized weights. decode4: numbers first .. of packed pairs that share an absmax, rounded
@@ -76,6 +92,7 @@ struct simd {
     void (*to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
 
     /* l = (logits + bias) / temperature; bias may be NULL, l may be logits. */
+    void (*softcap)(float *x, int64_t n, float cap); /* x = cap tanh(x / cap) */
     void (*logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
     float (*max)(const float *x, int64_t n, bool *has_nan);    /* of what is not NaN; -inf for n = 0 */
     void (*exps)(float *out, const float *x, int64_t n); /* e^x; the same bits as in the others */

@@ -7,7 +7,6 @@
  * those that the row does not see become -inf; values of such keys are not touched. */
 #include "kernels/cpu/simd/simd.h"
 #include "kernels/cpu/simd/vec.h"
-#include "kernels/ops.h"
 
 void SIMD_NAME(attend)(const struct attention_row *row);
 
@@ -34,6 +33,14 @@ VEC f8 eight_scores(const struct attention_row *row, int32_t key, bool bf16) {
     return f8_sums(sum) * f8_all(row->scale);
 }
 
+/* A key's part of ALiBi; that of the row itself is taken away, so that numbers stay small. */
+VEC f8 alibi(const struct attention_row *row, i8 key) {
+    if (!row->alibi_bf16)
+        return f8_all(row->alibi_scale * row->slope) * __builtin_convertvector(key - row->position, f8);
+    f8 slope = f8_all(row->slope), own = f8_round_bf16(slope * f8_all((float)row->position));
+    return f8_all(row->alibi_scale) * (f8_round_bf16(slope * __builtin_convertvector(key, f8)) - own);
+}
+
 /* s = scores of the tile up to the last eight that hold keys, -inf outside [first, end);
  * returns the highest. */
 VEC float tile_scores(const struct attention_row *row, float *s, int32_t tile, int32_t first, int32_t end, bool bf16) {
@@ -44,6 +51,8 @@ VEC float tile_scores(const struct attention_row *row, float *s, int32_t tile, i
         f8 score = none;
         if (key + 8 > first) {
             score = eight_scores(row, key, bf16);
+            if (row->softcap > 0) score = f8_all(row->softcap) * f8_tanh(score / f8_all(row->softcap));
+            if (row->slope != 0) score += alibi(row, lane + key);
             if (key < first || key + 8 > end) {
                 i8 number = lane + key;
                 score = f8_select((number >= first) & (number < end), score, none);

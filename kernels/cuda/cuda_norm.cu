@@ -1,0 +1,241 @@
+/* cuda_norm.cu - the sum into the residual stream and the norm behind it, one block a row.
+ *
+ * The row stays in registers between the passes (up to NORM_KEPT packs a thread; what is
+ * beyond is read again). Sums go over each thread's numbers in ascending order, then over
+ * the block in one fixed order. Rounding is that of the CPU backend: a product with its
+ * bias is rounded as a linear module's output is, so are the sums into the stream, and
+ * the norm's quotient where NORM_RMS says so. */
+#include "kernels/cuda/cuda_rows.cuh"
+
+enum { NORM_THREADS = 256, NORM_KEPT = 4 };
+
+enum added { ADD_ONE, ADD_TWO, ADD_NORMED }; /* nothing or y; y + z; post(y) */
+
+struct norm_args {
+    const void *y, *z; /* y NULL: nothing to add */
+    const float *y_bias, *z_bias;
+    const float *w, *b, *post_w, *post_b; /* weights and biases of the norms; a bias may be NULL */
+    float eps, post_eps;
+};
+
+/* The sum over the block, in one fixed order, for all threads. */
+__device__ __forceinline__ float block_sum(float x, float *partial) {
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    for (int d = 16; d > 0; d >>= 1) x += __shfl_xor_sync(~0u, x, d);
+    if (lane == 0) partial[warp] = x;
+    __syncthreads();
+    float sum = lane < n_warps ? partial[lane] : 0.0f;
+    for (int d = 16; d > 0; d >>= 1) sum += __shfl_xor_sync(~0u, sum, d);
+    return sum;
+}
+
+/* ---------------------------------------------------------------- a thread's share of a row */
+
+template <int V> struct share {
+    float kept[NORM_KEPT][V];
+};
+
+/* Constant indices keep it in registers. */
+template <typename T, int V>
+__device__ __forceinline__ void keep(share<V> &s, int k, const pack_of<T, V> &v) {
+#pragma unroll
+    for (int c = 0; c < NORM_KEPT; c++)
+        if (c == k)
+#pragma unroll
+            for (int j = 0; j < V; j++) s.kept[c][j] = cuda_float(v.x[j]);
+}
+
+/* The k-th pack, which lies at p in memory. */
+template <typename T, int V>
+__device__ __forceinline__ void recall(float x[V], const share<V> &s, int k, const T *p) {
+    if (k < NORM_KEPT) {
+#pragma unroll
+        for (int c = 0; c < NORM_KEPT; c++)
+            if (c == k)
+#pragma unroll
+                for (int j = 0; j < V; j++) x[j] = s.kept[c][j];
+    } else {
+        pack_of<T, V> r = load<T, V>(p);
+#pragma unroll
+        for (int j = 0; j < V; j++) x[j] = cuda_float(r.x[j]);
+    }
+}
+
+/* ---------------------------------------------------------------- norms */
+
+struct moments {
+    float mean, scale; /* mean 0 but for NORM_LAYER */
+};
+
+/* A thread's part of the first sum: of squares, or of the numbers themselves. */
+template <enum norm_kind KIND> __device__ __forceinline__ float take(float sum, float x) {
+    return KIND == NORM_LAYER ? sum + x : fmaf(x, x, sum);
+}
+
+/* The moments of a row of which each thread has a share and `sum`; `row` is where it lies. */
+template <typename T, int V, enum norm_kind KIND>
+__device__ __forceinline__ moments moments_of(float sum, const share<V> &s, const T *row, int64_t h,
+                                              float eps, float partial[2][32]) {
+    moments m = {0.0f, 0.0f};
+    float total = block_sum(sum, partial[0]);
+    if (KIND == NORM_LAYER) {
+        float x[V], squares = 0.0f;
+        int k = 0;
+        m.mean = total / (float)h;
+        for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+            recall<T, V>(x, s, k, row + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) squares = fmaf(x[j] - m.mean, x[j] - m.mean, squares);
+        }
+        total = block_sum(squares, partial[1]);
+    }
+    m.scale = 1.0f / sqrtf(total / (float)h + eps);
+    return m;
+}
+
+template <typename T, enum norm_kind KIND>
+__device__ __forceinline__ T normed(float x, const moments &m, const float *w, const float *b, int64_t i) {
+    if (KIND == NORM_RMS) return cuda_round<T>(w[i] * cuda_float(cuda_round<T>(x * m.scale)));
+    if (KIND == NORM_RMS_ONE_PLUS) return cuda_round<T>((1.0f + w[i]) * (x * m.scale));
+    float v = (x - m.mean) * m.scale * w[i];
+    return cuda_round<T>(b ? v + b[i] : v);
+}
+
+/* ---------------------------------------------------------------- the kernel */
+
+/* out = post(y), with out as the place where y lies with its bias while it is needed. */
+template <typename T, int V, enum norm_kind KIND>
+__device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t row, int64_t h,
+                                            float partial[2][32]) {
+    const T *y = (const T *)a.y + row * h;
+    share<V> s;
+    float sum = 0.0f;
+    int k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        pack_of<T, V> v = load<T, V>(y + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) {
+            v.x[j] = cuda_round<T>(biased<T>(v.x[j], a.y_bias, i + j));
+            sum = take<KIND>(sum, cuda_float(v.x[j]));
+        }
+        keep<T, V>(s, k, v);
+        store<T, V>(out + i, v);
+    }
+    moments m = moments_of<T, V, KIND>(sum, s, out, h, a.post_eps, partial);
+    k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        float x[V];
+        pack_of<T, V> v;
+        recall<T, V>(x, s, k, out + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) v.x[j] = normed<T, KIND>(x[j], m, a.post_w, a.post_b, i + j);
+        store<T, V>(out + i, v);
+    }
+}
+
+template <typename T, int V, enum norm_kind KIND, enum added ADD>
+__global__ void __launch_bounds__(NORM_THREADS)
+    norm_kernel(T *out_rows, T *residual, norm_args a, int64_t h) {
+    __shared__ float partial[4][32];
+    int64_t row = blockIdx.x;
+    T *res = residual + row * h, *out = out_rows + row * h;
+    const T *y = a.y ? (const T *)a.y + row * h : NULL, *z = (const T *)a.z + row * h;
+    if (ADD == ADD_NORMED) {
+        norm_addend<T, V, KIND>(out, a, row, h, partial + 2);
+        y = out; /* each thread reads back what it wrote itself */
+    }
+    share<V> s;
+    float sum = 0.0f;
+    int k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        pack_of<T, V> r = load<T, V>(res + i);
+        if (y) {
+            pack_of<T, V> v = load<T, V>(y + i), u;
+            if (ADD == ADD_TWO) u = load<T, V>(z + i);
+#pragma unroll
+            for (int j = 0; j < V; j++) {
+                float add = ADD == ADD_NORMED ? cuda_float(v.x[j]) : biased<T>(v.x[j], a.y_bias, i + j);
+                if (ADD == ADD_TWO) add = cuda_float(cuda_round<T>(add + biased<T>(u.x[j], a.z_bias, i + j)));
+                r.x[j] = cuda_round<T>(cuda_float(r.x[j]) + add);
+            }
+            store<T, V>(res + i, r);
+        }
+#pragma unroll
+        for (int j = 0; j < V; j++) sum = take<KIND>(sum, cuda_float(r.x[j]));
+        keep<T, V>(s, k, r);
+    }
+    moments m = moments_of<T, V, KIND>(sum, s, res, h, a.eps, partial);
+    k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        pack_of<T, V> o;
+        float x[V];
+        recall<T, V>(x, s, k, res + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) o.x[j] = normed<T, KIND>(x[j], m, a.w, a.b, i + j);
+        store<T, V>(out + i, o);
+    }
+}
+
+/* ---------------------------------------------------------------- which of them */
+
+struct norm_call {
+    struct cuda_dev *cuda;
+    struct activation *out;
+    struct tensor *residual;
+    norm_args args;
+    enum norm_kind kind;
+    enum added added;
+};
+
+template <typename T, int V, enum norm_kind KIND, enum added ADD> static void launch(const norm_call &c) {
+    dim3 grid((unsigned)c.residual->shape[0]);
+    norm_kernel<T, V, KIND, ADD><<<grid, NORM_THREADS, 0, c.cuda->stream>>>(
+        (T *)c.out->x.data, (T *)c.residual->data, c.args, c.residual->shape[1]);
+    cuda_launched(c.cuda, "residual_norm");
+}
+
+template <typename T, int V, enum norm_kind KIND> static void launch_added(const norm_call &c) {
+    if (c.added == ADD_TWO)
+        launch<T, V, KIND, ADD_TWO>(c);
+    else if (c.added == ADD_NORMED)
+        launch<T, V, KIND, ADD_NORMED>(c);
+    else
+        launch<T, V, KIND, ADD_ONE>(c);
+}
+
+template <typename T, int V> static void launch_kind(const norm_call &c) {
+    if (c.kind == NORM_RMS)
+        launch_added<T, V, NORM_RMS>(c);
+    else if (c.kind == NORM_LAYER)
+        launch_added<T, V, NORM_LAYER>(c);
+    else
+        launch_added<T, V, NORM_RMS_ONE_PLUS>(c);
+}
+
+template <typename T> static void norm_rows(const norm_call &c) {
+    constexpr int V = 16 / sizeof(T);
+    if (c.residual->shape[1] % V == 0)
+        launch_kind<T, V>(c);
+    else
+        launch_kind<T, 1>(c);
+}
+
+void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual,
+                        const struct addend *add, const struct norm *norm) {
+    norm_call c = {cuda_of(dev), out, residual};
+    c.kind = norm->kind;
+    c.added = add->z ? ADD_TWO : add->post ? ADD_NORMED : ADD_ONE;
+    c.args.y = add->y ? add->y->y.data : NULL;
+    c.args.z = add->z ? add->z->y.data : NULL;
+    c.args.y_bias = bias_of(add->y);
+    c.args.z_bias = bias_of(add->z);
+    c.args.w = (const float *)norm->weight.data;
+    c.args.b = (const float *)norm->bias.data;
+    c.args.eps = norm->eps;
+    if (add->post) {
+        c.args.post_w = (const float *)add->post->weight.data;
+        c.args.post_b = (const float *)add->post->bias.data;
+        c.args.post_eps = add->post->eps;
+    }
+    BY_DTYPE(residual->dtype, norm_rows, c);
+}
