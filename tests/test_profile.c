@@ -41,12 +41,14 @@ static void close_rig(struct rig *r) {
 static void operate(struct rig *r) {
     struct activation x = {.x = r->x};
     struct product y = {.y = r->y}, gate_up = {.y = r->gate_up};
+    struct addend add = {.y = &y};
+    struct norm norm = {.kind = NORM_RMS, .eps = 1e-5f, .weight = r->norm};
     op_linear(r->dev, &y, &x, r->w);
     op_linear(r->dev, &y, &x, r->w);
-    op_residual_norm(r->dev, &x, &r->residual, &y, &r->norm, 1e-5f);
-    op_glu(r->dev, &x, &gate_up);
+    op_residual_norm(r->dev, &x, &r->residual, &add, &norm);
+    op_glu(r->dev, &x, &gate_up, ACT_SILU);
     op_linear(r->dev, &y, &x, r->w);
-    op_residual_norm(r->dev, &x, &r->residual, &y, &r->norm, 1e-5f);
+    op_residual_norm(r->dev, &x, &r->residual, &add, &norm);
 }
 
 static struct dev_step_time run_step(struct rig *r, int n_operate) {
