@@ -28,7 +28,7 @@ enum option_kind {
 
 #define V(name) (1u << VERB_##name)
 #define LOADS (V(SUBMIT) | V(RUN))
-#define ENGINE (V(RUN) | V(SERVE) | V(BENCH))
+#define ENGINE (V(RUN) | V(SERVE) | V(BENCH) | V(EVAL))
 #define ONE_JOB (V(STATUS) | V(WAIT) | V(CANCEL) | V(RESULTS) | V(EXPORT))
 #define ALL ((1u << N_VERBS) - 1)
 #define AT(field) offsetof(struct args, field)
@@ -91,15 +91,15 @@ static const struct option_def options[] = {
     {"model", 'm', KIND_TEXT, AT(model), LOADS, "DIR|NAME",
      "a value with a / is a folder, others are names of `batchd models`", 0, 0},
     {"model", 'm', KIND_TEXT, AT(model), V(SERVE), "DIR|NAME", "for jobs that name no model", 0, 0},
-    {"model", 'm', KIND_TEXT, AT(model), V(TOKENIZE) | V(BENCH), "DIR|NAME",
+    {"model", 'm', KIND_TEXT, AT(model), V(TOKENIZE) | V(BENCH) | V(EVAL), "DIR|NAME",
      "a value with a / is a folder, others are names of `batchd models`", 0, 0},
-    {"dtype", 0, KIND_CHOICE, AT(dtype), LOADS | V(BENCH), "auto|float32|bfloat16",
+    {"dtype", 0, KIND_CHOICE, AT(dtype), LOADS | V(BENCH) | V(EVAL), "auto|float32|bfloat16",
      "to compute in (default auto: the checkpoint's)", 0, 0},
-    {"quantization", 0, KIND_CHOICE, AT(quantization), LOADS | V(BENCH), "none|int8|fp4|nf4|nf4-dq|fp8",
+    {"quantization", 0, KIND_CHOICE, AT(quantization), LOADS | V(BENCH) | V(EVAL), "none|int8|fp4|nf4|nf4-dq|fp8",
      "of the layers' weights, as they are loaded (default none: as the checkpoint has them)", 0, 0},
-    {"quantization-skip", 0, KIND_TEXT, AT(quantization_skip), LOADS | V(BENCH), "A,B",
+    {"quantization-skip", 0, KIND_TEXT, AT(quantization_skip), LOADS | V(BENCH) | V(EVAL), "A,B",
      "modules whose weights stay as they are: down_proj, model.layers.0, ...", 0, 0},
-    {"max-model-len", 0, KIND_INT, AT(max_model_len), LOADS | V(BENCH), "N",
+    {"max-model-len", 0, KIND_INT, AT(max_model_len), LOADS | V(BENCH) | V(EVAL), "N",
      "longest sequence in tokens (default: the model's context)", 1, INT32_MAX},
     {"device", 0, KIND_CHOICE, AT(device), ENGINE, "auto|cpu|cuda", "to run on (default auto: a GPU where one can be used)", 0, 0},
     {"threads", 0, KIND_INT, AT(threads), ENGINE, "N", "of the CPU device (default: all cores)", 1, 1024},
@@ -146,13 +146,18 @@ static const struct option_def options[] = {
      "with --decode, lines that come out are objects with \"text\"", 0, 0},
     {"decode", 0, KIND_FLAG, AT(decode), V(TOKENIZE), NULL, "lines are JSON arrays of ids; print their text", 0, 0},
     {"name", 0, KIND_TEXT, AT(name), V(MODELS), "NAME", "to add under: letters, digits, . _ - and 64 of them at most", 0, 0},
+    {"text", 0, KIND_TEXT, AT(text), V(EVAL), "FILE", "the text, in UTF-8", 0, 0},
+    {"window", 0, KIND_INT, AT(window), V(EVAL), "N", "tokens of a window, BOS among them (default 256)", 2, INT32_MAX},
+    {"max-chars", 0, KIND_INT, AT(max_chars), V(EVAL), "N", "read so many characters of the text (default 5000)", 1,
+     INT64_MAX},
     {"input-len", 0, KIND_INT, AT(input_len), V(BENCH), "N", "tokens of each prompt (default 64)", 1, 1 << 20},
     {"output-len", 0, KIND_INT, AT(output_len), V(BENCH), "N", "tokens of each completion (default 64)", 1, 1 << 20},
     {"num-prompts", 0, KIND_INT, AT(num_prompts), V(BENCH), "N", "how many requests (default 256)", 1, 10000000},
     {"shape", 0, KIND_CHOICE, AT(shape), V(BENCH), "phi-2|mistral-7b|llama-3.1-8b|llama-70b|small|all",
      "kernels: sizes of the operands (default: small on the CPU, else all but small)", 0, 0},
     {"json", 0, KIND_FLAG, AT(json),
-     V(SUBMIT) | V(RUN) | V(STATUS) | V(WAIT) | V(CANCEL) | V(RESULTS) | V(MODELS) | V(BENCH) | V(DOCTOR) | V(VERSION),
+     V(SUBMIT) | V(RUN) | V(STATUS) | V(WAIT) | V(CANCEL) | V(RESULTS) | V(MODELS) | V(BENCH) | V(EVAL) |
+     V(DOCTOR) | V(VERSION),
      NULL, "print JSON", 0, 0},
 
     /* every verb */

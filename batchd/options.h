@@ -16,7 +16,7 @@
 
 enum verb {
     VERB_SUBMIT, VERB_RUN, VERB_SERVE, VERB_STATUS, VERB_WAIT, VERB_CANCEL, VERB_RESULTS, VERB_EXPORT,
-    VERB_SQL, VERB_MODELS, VERB_TOKENIZE, VERB_BENCH, VERB_DOCTOR, VERB_VERSION, VERB_HELP,
+    VERB_SQL, VERB_MODELS, VERB_TOKENIZE, VERB_BENCH, VERB_EVAL, VERB_DOCTOR, VERB_VERSION, VERB_HELP,
     N_VERBS,
     VERB_NONE = N_VERBS,
 };
@@ -54,6 +54,10 @@ struct args {
     bool write, jsonl, decode;
     const char *shape;
     int64_t input_len, output_len, num_prompts;
+
+    /* eval */
+    const char *text;
+    int64_t window, max_chars;
 };
 
 /* Fill args from the command line. E_USAGE says what is wrong, with a suggestion

@@ -119,6 +119,15 @@ const struct verb_def verbs[N_VERBS] = {
                      "batchd bench throughput -m ./config-only --load-format dummy --json\n"
                      "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n",
          .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 5},
+    [VERB_EVAL] =
+        {"eval", "perplexity -m DIR --text FILE [flags]", "measure how good a model's numbers are", .run = cmd_eval,
+         .text = "perplexity: the text's tokens in windows that do not overlap, each begun with the model's\n"
+                 "BOS, which is not scored (a tokenizer that adds none: the window's first token is not\n"
+                 "scored). Prints e to the mean of -log(probability) over all tokens that are. For the\n"
+                 "cost of a --quantization or --dtype.\n",
+         .examples = "batchd eval perplexity -m ./models/qwen --text wiki.txt\n"
+                     "batchd eval perplexity -m ./models/qwen --text wiki.txt --quantization nf4-dq --json\n",
+         .exits = {0, 2, 65, 66, 69, 70, 74, 78, -1}, .min_words = 1, .max_words = 1},
     [VERB_DOCTOR] =
         {"doctor", "[flags]", "look for what could go wrong", .run = cmd_doctor,
          .text = "One line a check: OK, WARN or FAIL, and what to do about it. Exit 1 when one fails.\n",

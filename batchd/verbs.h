@@ -38,6 +38,7 @@ int cmd_sql(const struct args *args);
 int cmd_models(const struct args *args);
 int cmd_tokenize(const struct args *args);
 int cmd_bench(const struct args *args);
+int cmd_eval(const struct args *args);
 int cmd_doctor(const struct args *args);
 int cmd_version(const struct args *args);
 int cmd_help(const struct args *args);

@@ -294,6 +294,17 @@ struct engine_roof { /* what the device can do at best; best of a few runs each 
 /* Takes memory and gives it back; E_NO_MEMORY when there is none. Only while no request is in flight. */
 int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *err);
 
+/* How well the model foretells a text: its n ids in windows of `window` tokens, one behind the
+ * other, each by itself and with `bos` as its first token, which is not scored (-1: none; then
+ * the window's first id is not scored).
+ * Only while no request is in flight, and none may follow: the KV cache is overwritten. */
+struct engine_perplexity {
+    double nats;      /* -log(probability), the mean of the tokens; e^nats is the perplexity */
+    int64_t n_tokens; /* scored */
+};
+int engine_perplexity(struct engine *e, struct engine_perplexity *out, const int32_t *ids, size_t n, int32_t window,
+                      int32_t bos, struct err *err);
+
 struct engine_work { /* what the model asks of a device */
     double row_flop, layer_bytes; /* products of all layers: of one token row; their weights */
     double head_flop, head_bytes; /* the vocabulary projection of one row; its weights */

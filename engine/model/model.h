@@ -59,6 +59,7 @@ int64_t runner_step_bytes(const struct model *m, const struct runner_options *op
 /* E_NO_MEMORY: the KV cache or a step's tensors do not fit. One runner a device at a time. */
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err);
 void runner_close(struct runner *r); /* NULL is fine */
+const struct runner_options *runner_get_options(const struct runner *r);
 
 /* Queue one step; its arrays may be reused when the call returns. Fails only when
  * RUNNER_DEPTH steps are under way (assert) or the device already failed. */

@@ -158,6 +158,10 @@ void runner_close(struct runner *r) {
     free(r);
 }
 
+const struct runner_options *runner_get_options(const struct runner *r) {
+    return &r->options;
+}
+
 void runner_keep_logits(struct runner *r, bool keep) {
     size_t n = (size_t)r->options.max_samples * (size_t)r->model->config.info.vocab;
     r->keep_logits = keep;

@@ -8,7 +8,7 @@ setup() { aid_setup; }
 verbs() { "$BATCHD" help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'; }
 
 @test "every command has help with usage, exit codes and examples" {
-    [ "$(verbs | wc -l)" -eq 15 ]
+    [ "$(verbs | wc -l)" -eq 16 ]
     for verb in $(verbs); do
         run -0 "$BATCHD" help "$verb"
         [[ "$output" == *"Usage: batchd $verb"*"Exit codes:"*"Examples:"* ]]

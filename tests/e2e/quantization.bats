@@ -45,3 +45,63 @@ X
     [ "$status" -eq 2 ]
     [[ "$output" == *"--quantization-skip needs --quantization"* ]]
 }
+
+@test "eval perplexity gives transformers' figures in float32" {
+    data=${BATCHD_TEST_DATA:-../shared/data}
+    python3 - "$BATCHD" "$data" <<'X'
+import json, os, subprocess, sys
+batchd, data = sys.argv[1:]
+n = 0
+for line in open("tests/data/perplexity/expected.jsonl"):
+    want = json.loads(line)
+    demo = want["model"] == "demo"
+    model = "./tests/models/demo" if demo else f"{data}/models/{want['model']}"
+    text = f"tests/data/perplexity/{want['text']}" if demo else f"{data}/texts/{want['text']}"
+    if not os.path.exists(text) or not os.path.exists(model):
+        continue
+    for flags in [], ["--max-num-seqs", "7", "--max-num-batched-tokens", "16", "--threads", "1"]:
+        got = json.loads(subprocess.run([batchd, "eval", "perplexity", "-m", model, "--text", text, "--dtype", "float32",
+                                         "--device", "cpu", "--window", str(want["window"]), "--max-chars",
+                                         str(want["chars"]), "--json"] + flags, check=True, capture_output=True).stdout)
+        assert got["tokens"] == want["tokens"] and got["window"] == want["window"], (got, want)
+        assert abs(got["nats"] - want["nats"]) < 1e-5, (got, want)
+        n += 1
+assert n >= 6
+X
+}
+
+@test "quantized, stories260K's perplexity is bitsandbytes'; int8 costs up to 1 %, fp8 up to 3 %" {
+    data=${BATCHD_TEST_DATA:-../shared/data}
+    [ -d "$data/models/stories260K" ] || skip "no test data"
+    python3 - "$BATCHD" "$data" <<'X'
+import json, subprocess, sys
+batchd, data = sys.argv[1:]
+# int8: bitsandbytes multiplies in fp16. fp8: a rounding that falls otherwise is a whole code.
+near = {"nf4": 1e-5, "nf4-dq": 1e-5, "fp4": 1e-5, "int8": 0.003, "fp8": 0.005}
+most = {"int8": 1.01, "fp8": 1.03}
+plain = {"short_stories.txt": 3.94296, "tinyshakespeare.txt": 74.43467}
+for line in open("tests/data/perplexity/quantized.jsonl"):
+    want = json.loads(line)
+    kind, text = want["quantization"], want["text"]
+    got = json.loads(subprocess.run([batchd, "eval", "perplexity", "-m", f"{data}/models/stories260K", "--text",
+                                     f"{data}/texts/{text}", "--quantization", kind, "--device", "cpu", "--json"],
+                                    check=True, capture_output=True).stdout)["perplexity"]
+    assert abs(got / want["perplexity"] - 1) < near[kind], (got, want)
+    assert plain[text] < got < plain[text] * most.get(kind, 1.25), (got, want)
+X
+}
+
+@test "eval: what makes no sense is refused" {
+    printf 'ab\xff' >"$DIR/bad.txt"
+    : >"$DIR/empty.txt"
+    run -2 "$BATCHD" eval perplexity -m ./tests/models/demo
+    [[ "$output" == *"needs --text"* ]]
+    run -2 "$BATCHD" eval accuracy -m ./tests/models/demo --text "$DIR/empty.txt"
+    run -2 "$BATCHD" eval perplexity -m ./tests/models/demo --text README.md --window 513
+    [[ "$output" == *"2 .. 512"* ]]
+    run -65 "$BATCHD" eval perplexity -m ./tests/models/demo --text "$DIR/bad.txt"
+    [[ "$output" == *"byte 2 is not UTF-8"* ]]
+    run -65 "$BATCHD" eval perplexity -m ./tests/models/demo --text "$DIR/empty.txt"
+    [[ "$output" == *"no token"* ]]
+    run -66 "$BATCHD" eval perplexity -m ./tests/models/demo --text "$DIR/none.txt"
+}

@@ -421,6 +421,11 @@ int engine_measure_roof(struct engine *e, struct engine_roof *out, struct err *e
     return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
 }
 
+int engine_perplexity(struct engine *e, struct engine_perplexity *out, const int32_t *ids, size_t n, int32_t window,
+                      int32_t bos, struct err *err) {
+    return err_set(err, E_UNSUPPORTED, "the fake engine has no model");
+}
+
 int engine_profile(struct engine *e, struct engine_profile *out, struct err *err) {
     return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
 }
