@@ -173,6 +173,11 @@ $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_AIDS) $(BUILD)/li
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ -lcmocka $(LIBS) -o $@
 
+$(BUILD)/tests/bench_tokenizer: $(call obj,tests/bench/tokenizer.c) $(ARCHIVES)
+	@mkdir -p $(@D)
+	$(SAY) LD $@
+	$(Q)$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
+
 $(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
 	@mkdir -p $(@D)
 	$(SAY) LD $@

@@ -8,6 +8,7 @@
 #include "engine/engine.h"
 
 #include <jansson.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -260,6 +261,61 @@ static void bytes_that_are_not_utf8_are_refused(void **state) {
     tokenizer_close(tok);
 }
 
+/* ---------------------------------------------------------------- threads */
+
+struct sharer {
+    const struct tokenizer *tok;
+    const struct buf *texts;
+    struct token_list ids;
+    pthread_t thread;
+};
+
+enum { N_SHARED = 2000, N_SHARERS = 4 };
+
+static void *encode_all(void *arg) {
+    struct sharer *s = arg;
+    struct err err = ERR_INIT;
+    for (int i = 0; i < N_SHARED; i++)
+        tokenizer_encode(s->tok, &s->ids, s->texts[i].data, s->texts[i].n, &(struct encode_options){0}, &err);
+    return NULL;
+}
+
+/* They fill one cache of words; what each gets is what a fresh tokenizer gives. */
+static void threads_share_a_tokenizer(void **state) {
+    struct tokenizer *tok = NULL, *fresh = NULL;
+    struct err err = ERR_INIT;
+    struct sharer sharers[N_SHARERS] = {0};
+    struct token_list want = {0};
+    static struct buf texts[N_SHARED];
+    for (uint64_t i = 0; i < N_SHARED; i++) {
+        texts[i] = (struct buf)BUF_INIT(0);
+        for (uint64_t k = 0; k < 8; k++) buf_printf(&texts[i], "w%x ", (unsigned)(hash64_mix(i, k) % 3000));
+    }
+    assert_ok(tokenizer_open(&tok, "tests/models/demo", &err), &err);
+    for (int i = 0; i < N_SHARERS; i++) {
+        sharers[i].tok = tok;
+        sharers[i].texts = texts;
+        assert_int_equal(pthread_create(&sharers[i].thread, NULL, encode_all, &sharers[i]), 0);
+    }
+    for (int i = 0; i < N_SHARERS; i++) pthread_join(sharers[i].thread, NULL);
+    for (int i = 0; i < N_SHARED; i++) {
+        if (i % 100 == 0) {
+            tokenizer_close(fresh);
+            assert_ok(tokenizer_open(&fresh, "tests/models/demo", &err), &err);
+        }
+        assert_ok(tokenizer_encode(fresh, &want, texts[i].data, texts[i].n, &(struct encode_options){0}, &err), &err);
+        buf_clear(&texts[i]);
+    }
+    for (int i = 0; i < N_SHARERS; i++) {
+        assert_int_equal(sharers[i].ids.n, want.n);
+        assert_memory_equal(sharers[i].ids.ids, want.ids, want.n * sizeof *want.ids);
+        token_list_clear(&sharers[i].ids);
+    }
+    token_list_clear(&want);
+    tokenizer_close(fresh);
+    tokenizer_close(tok);
+}
+
 /* ---------------------------------------------------------------- hostile files */
 
 static void write_folder(char *dir, const char *json) {
@@ -390,6 +446,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(text_round_trips),
     cmocka_unit_test(plain_text_never_becomes_a_control_token),
     cmocka_unit_test(bytes_that_are_not_utf8_are_refused),
+    cmocka_unit_test(threads_share_a_tokenizer),
     cmocka_unit_test(bad_files_are_refused_with_a_reason),
     cmocka_unit_test(byte_tokens_are_exactly_six_characters),
     cmocka_unit_test(damaged_files_do_no_harm),

@@ -76,8 +76,7 @@ void vocab_clear(struct vocab *v);
 int32_t vocab_find(const struct vocab *v, const char *bytes, size_t n); /* -1 = not in the vocabulary */
 
 /* GPT-2's alphabet: each byte as a printable character, U+0021..U+0143. */
-void byte_letters(int16_t byte_of[512]);                 /* code point to byte, -1 = none */
-size_t byte_letter(unsigned char byte, char out[2]);     /* byte to 1 or 2 bytes of UTF-8 */
+size_t byte_letter(unsigned char byte, char out[2]); /* 1 or 2 bytes of UTF-8 */
 
 /* A piece as the bytes that its letters stand for, the caller's; *foreign and the piece
  * itself where it has others. */

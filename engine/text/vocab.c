@@ -73,16 +73,17 @@ static bool byte_is_itself(int c) {
     return (c >= '!' && c <= '~') || (c >= 0xa1 && c <= 0xac) || (c >= 0xae && c <= 0xff);
 }
 
-void byte_letters(int16_t byte_of[512]) {
-    for (int i = 0; i < 512; i++) byte_of[i] = -1;
-    int next = 0x100;
-    for (int c = 0; c < 256; c++) byte_of[byte_is_itself(c) ? c : next++] = (int16_t)c;
-}
-
 static int32_t letter_of(int byte) {
     if (byte_is_itself(byte)) return byte;
     if (byte <= ' ') return 0x100 + byte;
     return byte == 0xad ? 0x143 : 0x121 + (byte - 0x7f);
+}
+
+static int byte_of_letter(int32_t cp) { /* -1 = no letter of the alphabet */
+    if (cp >= 0 && cp < 0x100) return byte_is_itself((int)cp) ? (int)cp : -1;
+    if (cp >= 0x100 && cp <= 0x120) return (int)cp - 0x100;
+    if (cp >= 0x121 && cp <= 0x142) return (int)cp - 0x121 + 0x7f;
+    return cp == 0x143 ? 0xad : -1;
 }
 
 size_t byte_letter(unsigned char byte, char out[2]) {
@@ -97,20 +98,18 @@ size_t byte_letter(unsigned char byte, char out[2]) {
 }
 
 char *bytes_of_letters(const char *piece, size_t n, uint32_t *out_n, bool *foreign) {
-    int16_t byte_of[512];
     char *bytes = mem_alloc(n + 1);
     size_t m = 0, len;
-    byte_letters(byte_of);
     *foreign = false;
     for (size_t i = 0; i < n; i += len) {
-        int32_t cp = utf8_decode(piece + i, n - i, &len);
-        if (cp < 0 || cp >= 512 || byte_of[cp] < 0) {
+        int byte = byte_of_letter(utf8_decode(piece + i, n - i, &len));
+        if (byte < 0) {
             *foreign = true;
             memcpy(bytes, piece, n);
             m = n;
             break;
         }
-        bytes[m++] = (char)byte_of[cp];
+        bytes[m++] = (char)byte;
     }
     bytes[m] = '\0';
     *out_n = (uint32_t)m;
