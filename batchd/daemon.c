@@ -70,6 +70,7 @@ static void row_free(struct row_work *row) {
     free(row->row.params);
     buf_clear(&row->text);
     buf_clear(&row->logprobs);
+    buf_clear(&row->prompt_logprobs);
     free(row);
 }
 

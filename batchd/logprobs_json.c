@@ -114,3 +114,31 @@ void logprobs_json(struct buf *out, const struct tokenizer *tok, const struct en
     put_offsets(out, tok, c->tokens, l->n);
     buf_puts(out, "]}");
 }
+
+/* ---------------------------------------------------------------- of the prompt */
+
+static void put_described(struct buf *out, const struct tokenizer *tok, int32_t id, float x, int32_t rank) {
+    buf_printf(out, "\"%d\":{\"logprob\":", id);
+    put_number(out, x);
+    buf_printf(out, ",\"rank\":%d,\"decoded_token\":", rank);
+    put_token(out, tok, id);
+    buf_putc(out, '}');
+}
+
+void prompt_logprobs_json(struct buf *out, const struct tokenizer *tok, const struct engine_completion *c) {
+    const struct logprobs *l = &c->prompt_logprobs;
+    buf_puts(out, "[null");
+    for (int32_t i = 0; i < l->n; i++) {
+        int32_t own = c->prompt_tokens[i + 1];
+        buf_puts(out, ",{");
+        put_described(out, tok, own, l->token[i], l->rank[i]);
+        for (int32_t k = 0; k < l->n_top; k++) {
+            int32_t at = i * l->n_top + k, id = l->top_ids[at];
+            if (id < 0 || id == own) continue;
+            buf_putc(out, ',');
+            put_described(out, tok, id, l->top[at], k + 1);
+        }
+        buf_putc(out, '}');
+    }
+    buf_putc(out, ']');
+}

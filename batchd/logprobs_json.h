@@ -10,4 +10,8 @@
  * that read the same the likelier stands. text_offset counts characters of the completion. */
 void logprobs_json(struct buf *out, const struct tokenizer *tok, const struct engine_completion *c);
 
+/* vLLM's form for prompts: a list with null for the first token, then for each place an
+ * object from token ids to {"logprob", "rank", "decoded_token"}, the prompt's own token first. */
+void prompt_logprobs_json(struct buf *out, const struct tokenizer *tok, const struct engine_completion *c);
+
 #endif

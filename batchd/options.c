@@ -85,6 +85,7 @@ static const struct option_def options[] = {
      "divides what speaks for tokens of prompt and completion (default 1 = off)", 0, 0},
     {"logit-bias", 0, KIND_PARAM, 0, LOADS, "JSON", "{\"ID\": X, ...}: added to the logits of token ids, -100 .. 100", 0, 0},
     {"logprobs", 0, KIND_PARAM, 0, LOADS, "N", "the log probability of each token and of the N likeliest, 0 .. 20 (default: none)", 0, 0},
+    {"prompt-logprobs", 0, KIND_PARAM, 0, LOADS, "N", "the same for the tokens of the prompt", 0, 0},
     {"ignore-eos", 0, KIND_SWITCH, 0, LOADS, NULL, "the model's end-of-text does not end a completion", 0, 0},
 
     /* the model and the engine */

@@ -132,6 +132,7 @@ static void set_sampling(struct sampling *s, const struct model_info *model, con
     if (p->set & PARAM_IGNORE_EOS) s->ignore_eos = p->ignore_eos;
     s->seed = prompt->seed;
     s->logprobs = n_logprobs(p);
+    if (p->set & PARAM_PROMPT_LOGPROBS) s->prompt_logprobs = (int32_t)p->prompt_logprobs;
     if (p->n_stop) s->stop = mem_zalloc(p->n_stop, sizeof *s->stop);
     for (; s->n_stop < p->n_stop; s->n_stop++) s->stop[s->n_stop] = mem_strdup(p->stop[s->n_stop]);
     s->stop_token_ids = narrow_ids(p->stop_token_ids, s->n_stop_token_ids = p->n_stop_token_ids);
@@ -215,13 +216,22 @@ static void set_text(struct pipeline *p, struct row_work *row, const struct engi
     buf_clear(&text);
 }
 
-static void set_logprobs(struct pipeline *p, struct row_work *row, const struct engine_completion *c) {
+typedef void json_writer(struct buf *out, const struct tokenizer *tok, const struct engine_completion *c);
+
+static void set_packed(struct pipeline *p, struct packed_text *out, struct buf *room, json_writer *write,
+                       const struct engine_completion *c) {
     struct buf json = BUF_INIT(0);
-    logprobs_json(&json, engine_tokenizer(p->engine), c);
-    text_compress(&row->logprobs, &row->result.logprobs.codec, json.data, json.n);
-    row->result.logprobs.data = row->logprobs.data;
-    row->result.logprobs.bytes = row->logprobs.n;
+    write(&json, engine_tokenizer(p->engine), c);
+    text_compress(room, &out->codec, json.data, json.n);
+    out->data = room->data;
+    out->bytes = room->n;
     buf_clear(&json);
+}
+
+static void set_logprobs(struct pipeline *p, struct row_work *row, const struct engine_completion *c) {
+    struct result_row *r = &row->result;
+    if (c->logprobs.token) set_packed(p, &r->logprobs, &row->logprobs, logprobs_json, c);
+    if (c->prompt_tokens) set_packed(p, &r->prompt_logprobs, &row->prompt_logprobs, prompt_logprobs_json, c);
 }
 
 static void finish_row(struct pipeline *p, struct row_work *row, const struct engine_completion *c) {
@@ -237,7 +247,7 @@ static void finish_row(struct pipeline *p, struct row_work *row, const struct en
         r->status = ROW_OK;
         r->finish_reason = c->finish == FINISH_STOP ? "stop" : "length";
         set_text(p, row, c);
-        if (c->logprobs.token) set_logprobs(p, row, c);
+        set_logprobs(p, row, c);
     }
 }
 

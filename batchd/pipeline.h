@@ -22,7 +22,7 @@ struct row_work {
     struct request_row row;
     int64_t leased_ns;      /* t0, monotonic */
     struct result_row result; /* filled on the way */
-    struct buf text, logprobs; /* result's pointers go into them */
+    struct buf text, logprobs, prompt_logprobs; /* result's pointers go into them */
     char error[300];        /* result.error points to it */
     bool dropped;           /* aborted: there is no result to publish */
 };

@@ -193,6 +193,7 @@ static int open_parts(struct engine *e, const struct engine_options *o, struct e
                                           .n_blocks = runner.n_blocks,
                                           .n_slots = runner.n_slots,
                                           .max_rows = runner.max_rows,
+                                          .max_samples = runner.max_samples,
                                           .depth = e->lookahead + 1};
     e->scheduler = scheduler_new(&scheduler);
     snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));

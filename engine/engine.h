@@ -181,6 +181,7 @@ struct sampling {
     int32_t *allowed_token_ids, *banned_token_ids; /* allowed: none = all are */
     size_t n_allowed_token_ids, n_banned_token_ids;
     int32_t logprobs;         /* of each sampled token and of so many highest, 0 .. 20; -1 = none */
+    int32_t prompt_logprobs;  /* the same of the prompt's tokens but the first, whose place has no logits */
 };
 extern const struct sampling SAMPLING_DEFAULT; /* 256 tokens, greedy */
 
@@ -213,6 +214,8 @@ struct engine_completion { /* give back with engine_completion_free */
     int32_t *tokens;     /* sampled ids; a stop id that ended the text is not among them */
     size_t n_tokens;
     struct logprobs logprobs; /* of tokens, where asked for; none where the request failed */
+    struct logprobs prompt_logprobs; /* likewise of prompt_tokens[1 ..] */
+    int32_t *prompt_tokens;   /* [n_prompt_tokens], where prompt_logprobs was asked for, else NULL */
     size_t text_bytes;   /* cut the decoded text here (a stop string), SIZE_MAX = nowhere */
     int32_t n_prompt_tokens, n_cached_tokens;
     int32_t n_completion_tokens; /* sampled, the stop id included */

@@ -104,6 +104,7 @@ static void write_jsonl(struct exporter *e, const struct result_view *v) {
     char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
     fprintf(e->f, "%.*s", (int)strlen(text) - 1, text); /* the object is still open */
     if (v->logprobs) fprintf(e->f, ",\"logprobs\":%s", v->logprobs);
+    if (v->prompt_logprobs) fprintf(e->f, ",\"prompt_logprobs\":%s", v->prompt_logprobs);
     fputs(",\"input\":", e->f);
     write_input(e, v->input);
     fputs("}\n", e->f);

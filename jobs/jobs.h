@@ -65,12 +65,13 @@ enum param_bit {
     PARAM_BANNED_TOKEN_IDS = 1 << 15,
     PARAM_LOGPROBS = 1 << 16,
     PARAM_TOP_LOGPROBS = 1 << 17,
+    PARAM_PROMPT_LOGPROBS = 1 << 18,
 };
 
 struct params { /* all zero = nothing set; give back with params_clear */
     uint32_t set; /* param_bit */
     int64_t max_tokens, min_tokens, top_k;
-    int64_t logprobs, top_logprobs; /* logprobs: -1 = none, though the job has some */
+    int64_t logprobs, top_logprobs, prompt_logprobs; /* but for top_logprobs, -1 = none, though the job has some */
     double temperature, top_p, min_p;
     double presence_penalty, frequency_penalty, repetition_penalty;
     uint64_t seed;
@@ -236,7 +237,7 @@ struct result_row {
     int64_t wait_us, queue_us, prefill_us, ttft_us, decode_us, e2e_us; /* -1 = did not happen */
     uint64_t seed;
     const char *error_code, *error; /* NULL where status is OK */
-    struct packed_text logprobs;    /* JSON, where the row asked for them */
+    struct packed_text logprobs, prompt_logprobs; /* JSON, where the row asked for them */
 };
 
 /* One transaction: results, counters, and leases that are complete now; a job whose
@@ -303,7 +304,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
     const char *finish_reason, *completion, *error_code, *error; /* NULL where there is none */
     size_t completion_bytes; /* a model may well write a NUL byte */
     const char *input;     /* JSON as in request_row */
-    const char *logprobs;  /* JSON, NULL where the row asked for none */
+    const char *logprobs, *prompt_logprobs; /* JSON, NULL where the row asked for none */
     int32_t prompt_tokens, cached_tokens, completion_tokens, preemptions, attempt;
     double wait_ms, queue_ms, prefill_ms, ttft_ms, decode_ms, tpot_ms, e2e_ms; /* < 0 = NULL */
 };

@@ -47,6 +47,8 @@ static const struct spec {
      offsetof(struct params, n_banned_token_ids), MAX_IDS},
     {"logprobs", PARAM_LOGPROBS, KIND_LOGPROBS, offsetof(struct params, logprobs), 0, MOST_LOGPROBS, false, 0, 0},
     {"top_logprobs", PARAM_TOP_LOGPROBS, KIND_INT, offsetof(struct params, top_logprobs), 0, MOST_LOGPROBS, false, 0, 0},
+    {"prompt_logprobs", PARAM_PROMPT_LOGPROBS, KIND_LOGPROBS, offsetof(struct params, prompt_logprobs), 0, MOST_LOGPROBS, false,
+     0, 0},
 };
 
 /* Keys of the OpenAI and vLLM interfaces that are not built, and the value that changes nothing. */
@@ -54,7 +56,7 @@ static const struct neutral {
     const char *name;
     double number; /* this number, or null, false, {} or []; tool_choice and response_format have a word, too */
 } neutrals[] = {
-    {"n", 1},           {"best_of", 1},           {"prompt_logprobs", 0}, {"tools", 0},
+    {"n", 1},           {"best_of", 1},           {"tools", 0},
     {"tool_choice", 0}, {"response_format", 0},   {"stream", 0},          {"functions", 0},
     {"echo", 0},        {"guided_json", NAN},     {"bad_words", 0},       {"length_penalty", 1},
     {"use_beam_search", 0}, {"max_completion_tokens", NAN},
@@ -132,7 +134,7 @@ static int set_logprobs(struct params *p, const struct spec *s, const json_t *v,
         if (json_is_number(v)) return set_number(p, s, v, err);
         return err_set(err, E_PARSE, "%s: neither a number nor true or false", s->name);
     }
-    p->logprobs = json_is_true(v) ? 0 : -1;
+    *(int64_t *)((char *)p + s->offset) = json_is_true(v) ? 0 : -1;
     return 0;
 }
 
@@ -294,7 +296,7 @@ char *params_to_json(const struct params *p) {
         const char *at = (const char *)p + s->offset;
         json_t *v = NULL;
         if (s->kind == KIND_INT) v = json_integer(*(const int64_t *)at);
-        else if (s->kind == KIND_LOGPROBS) v = p->logprobs < 0 ? json_false() : json_integer(p->logprobs);
+        else if (s->kind == KIND_LOGPROBS) v = *(const int64_t *)at < 0 ? json_false() : json_integer(*(const int64_t *)at);
         else if (s->kind == KIND_REAL) v = json_real(*(const double *)at);
         else if (s->kind == KIND_SEED) v = json_integer((json_int_t)p->seed);
         else if (s->kind == KIND_BOOL) v = json_boolean(p->ignore_eos);

@@ -41,13 +41,14 @@ static void bind_result(sqlite3_stmt *st, const struct result_row *r, int64_t ep
     sql_bind_text(st, 20, r->error_code);
     sql_bind_text(st, 21, r->error);
     bind_packed(st, 22, &r->logprobs);
+    bind_packed(st, 23, &r->prompt_logprobs);
 }
 
 /* 1 = went in; 0 = has a result already, or its job takes none any more. */
 static int insert_result(struct worker *w, const struct result_row *r, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "INSERT INTO result SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,"
-                                   " ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, NULL"
+                                   " ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23"
                                    " WHERE EXISTS (SELECT 1 FROM job WHERE job_id = ?1 >> 32 AND state = 'running')"
                                    " ON CONFLICT(id) DO NOTHING",
                                    err);

@@ -135,6 +135,7 @@ static void view_of(sqlite3_stmt *st, int64_t job_id, struct result_view *v) {
         .completion_bytes = (size_t)sqlite3_column_bytes(st, 17),
         .input = (const char *)sqlite3_column_text(st, 18),
         .logprobs = (const char *)sqlite3_column_text(st, 19),
+        .prompt_logprobs = (const char *)sqlite3_column_text(st, 20),
     };
     v->tpot_ms = tokens >= 2 && v->decode_ms >= 0 ? v->decode_ms / (double)(tokens - 1) : -1.0;
 }
@@ -165,12 +166,13 @@ static void page_add(struct page *p, const struct result_view *borrowed) {
     v->input = copied_text(v->input, p);
     v->completion = copied(v->completion, v->completion_bytes, p);
     v->logprobs = copied_text(v->logprobs, p);
+    v->prompt_logprobs = copied_text(v->prompt_logprobs, p);
 }
 
 static void page_clear(struct page *p) {
     for (size_t i = 0; i < p->n; i++) {
         const char *texts[] = {p->rows[i].custom_id, p->rows[i].error_code, p->rows[i].error, p->rows[i].input,
-                               p->rows[i].completion, p->rows[i].logprobs};
+                               p->rows[i].completion, p->rows[i].logprobs, p->rows[i].prompt_logprobs};
         for (size_t k = 0; k < sizeof texts / sizeof *texts; k++) free((char *)texts[k]);
     }
     p->n = p->bytes = 0;
@@ -187,7 +189,7 @@ static void page_clear(struct page *p) {
 
 static int read_page(struct store *s, int64_t job_id, const struct result_filter *f, int64_t from, int64_t limit,
                      struct page *page, struct err *err) {
-    sqlite3_stmt *st = sql_prepare(s, s->version == 1 ? PAGE_OF("NULL") : PAGE_OF("batchd_text(r.logprobs)"), err);
+    sqlite3_stmt *st = sql_prepare(s, s->version == 1 ? PAGE_OF("NULL, NULL") : PAGE_OF("batchd_text(r.logprobs), batchd_text(r.prompt_logprobs)"), err);
     if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, row_id(job_id, from));
     sql_bind_int(st, 2, row_id(job_id, f->end_row > 0 ? f->end_row - 1 : UINT32_MAX));

@@ -27,7 +27,7 @@ struct outcome {
     enum finish_reason finish;
     int32_t *tokens;
     size_t n_tokens;
-    struct logprobs logprobs;
+    struct logprobs logprobs, prompt_logprobs;
     int32_t preemptions, order; /* how many finished before it */
     int64_t scheduled_ns, last_token_ns;
 };
@@ -41,6 +41,7 @@ static void outcomes_clear(struct outcomes *o) {
     for (int i = 0; i < count; i++) {
         free(o->at[i].tokens);
         logprobs_clear(&o->at[i].logprobs);
+        logprobs_clear(&o->at[i].prompt_logprobs);
     }
     *o = (struct outcomes){0};
 }
@@ -68,6 +69,7 @@ static struct engine_request *make_request(int i, int32_t vocab) {
     if (i % 6 == 2) s->repetition_penalty = 1.3f;
     if (i % 7 == 4) s->presence_penalty = 0.8f, s->frequency_penalty = 0.3f;
     if (i % 9 < 3) s->logprobs = i % 9 * 3;
+    if (i % 13 == 6) s->prompt_logprobs = i % 4;
     if (i % 10 == 8) {
         s->n_logit_bias = s->n_banned_token_ids = 3;
         s->logit_bias_ids = mem_zalloc(3, sizeof(int32_t));
@@ -122,11 +124,11 @@ static void take(struct engine *e, struct outcomes *out, int order) {
     if (c->finish == FINISH_ERROR) fail_msg("request %d: %s: %s", (int)c->tag, c->error_code, c->error);
     assert_int_equal(c->text_bytes, SIZE_MAX);
     assert_true(c->scheduled_ns > 0 && c->first_token_ns >= c->scheduled_ns && c->last_token_ns >= c->first_token_ns);
-    *o = (struct outcome){c->finish,      c->tokens, c->n_tokens,     c->logprobs,
+    *o = (struct outcome){c->finish,      c->tokens, c->n_tokens,     c->logprobs,     c->prompt_logprobs,
                           c->preemptions, order,     c->scheduled_ns, c->last_token_ns};
     out->preemptions += c->preemptions;
     c->tokens = NULL;
-    c->logprobs = (struct logprobs){0};
+    c->logprobs = c->prompt_logprobs = (struct logprobs){0};
     engine_completion_free(c);
 }
 
@@ -177,7 +179,7 @@ static void assert_same(const struct outcomes *got, const struct outcomes *want,
         const struct outcome *a = &got->at[i], *b = &want->at[i];
         if (a->n_tokens != b->n_tokens || a->finish != b->finish ||
             memcmp(a->tokens, b->tokens, a->n_tokens * sizeof *a->tokens) != 0 ||
-            !is_same_logprobs(&a->logprobs, &b->logprobs))
+            !is_same_logprobs(&a->logprobs, &b->logprobs) || !is_same_logprobs(&a->prompt_logprobs, &b->prompt_logprobs))
             fail_msg("request %d differs: %s, %d threads, T %d, look-ahead %d, order %d", i, run->dtype, run->threads,
                      run->rows, run->lookahead, run->order);
     }

@@ -21,7 +21,8 @@ static void every_key_takes_the_ends_of_its_range(void **state) {
         {"repetition_penalty", "1e-9"}, {"repetition_penalty", "10"}, {"logit_bias", "{}"},
         {"logit_bias", "{\"0\": -100, \"16777215\": 100, \"007\": 0.5}"},
         {"allowed_token_ids", "[0, 16777215]"}, {"banned_token_ids", "[]"}, {"banned_token_ids", "[3, 3]"},
-        {"logprobs", "0"}, {"logprobs", "20"}, {"logprobs", "true"}, {"logprobs", "false"}, {"top_logprobs", "20"}};
+        {"logprobs", "0"}, {"logprobs", "20"}, {"logprobs", "true"}, {"logprobs", "false"}, {"top_logprobs", "20"},
+        {"prompt_logprobs", "0"}, {"prompt_logprobs", "20"}, {"prompt_logprobs", "false"}};
     struct err err = ERR_INIT;
     for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
         struct params p = {0};
@@ -167,6 +168,7 @@ static const struct refused {
     {"logprobs", "21", E_RANGE, "logprobs: 21 is not in 0 .. 20"},
     {"logprobs", "1.5", E_PARSE, "logprobs: 1.5 is not a whole number"},
     {"logprobs", "\"all\"", E_PARSE, "logprobs: neither a number nor true or false"},
+    {"prompt_logprobs", "-1", E_RANGE, "prompt_logprobs: -1 is not in 0 .. 20"},
     {"top_logprobs", "-1", E_RANGE, "top_logprobs: -1 is not in 0 .. 20"},
     {"presence_penalty", "2.1", E_RANGE, "presence_penalty: 2.1 is not in -2 .. 2"},
     {"frequency_penalty", "-3", E_RANGE, "frequency_penalty: -3 is not in -2 .. 2"},
@@ -254,7 +256,7 @@ static void lists_of_ids_have_a_ceiling(void **state) {
 static void keys_that_are_not_built_are_refused_by_name(void **state) {
     static const char *const harmless[][2] = {
         {"n", "1"},      {"n", "1.0"},          {"best_of", "1"},    {"length_penalty", "1"},
-        {"tools", "[]"}, {"prompt_logprobs", "false"}, {"stream", "false"}, {"bad_words", "[]"},
+        {"tools", "[]"}, {"echo", "false"},     {"stream", "false"}, {"bad_words", "[]"},
         {"tool_choice", "\"none\""},             {"response_format", "{\"type\": \"text\"}"}};
     static const char *const refused[][3] = {
         {"n", "2", "n: 2 is not built yet; only 1 is"},
@@ -262,7 +264,6 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
         {"n", "\"1\"", "n: \"1\" is not built yet"},
         {"best_of", "3", "best_of: 3 is not built yet"},
         {"bad_words", "[\"x\"]", "bad_words: [\"x\"] is not built yet"},
-        {"prompt_logprobs", "5", "prompt_logprobs: 5 is not built yet"},
         {"tools", "[{}]", "tools: [{}] is not built yet"},
         {"tool_choice", "\"auto\"", "tool_choice: \"auto\" is not built yet"},
         {"response_format", "{\"type\": \"json_object\"}", "response_format: "},
@@ -301,7 +302,7 @@ static void json_goes_around(void **state) {
         "{\"max_tokens\":5,\"min_tokens\":2,\"temperature\":0.30000000000000004,\"top_p\":0.9,\"top_k\":40,\"min_p\":0.05,"
         "\"seed\":9223372036854775807,\"stop\":[\"\\n\",\"\\u00e9\"],\"stop_token_ids\":[1,2],\"ignore_eos\":false,"
         "\"presence_penalty\":0.5,\"frequency_penalty\":-2.0,\"repetition_penalty\":1.1,\"logit_bias\":{\"5\":-1.5,\"3\":2.0},"
-        "\"allowed_token_ids\":[9,1],\"banned_token_ids\":[],\"logprobs\":3,\"top_logprobs\":7}";
+        "\"allowed_token_ids\":[9,1],\"banned_token_ids\":[],\"logprobs\":3,\"top_logprobs\":7,\"prompt_logprobs\":2}";
     struct err err = ERR_INIT;
     struct params p = {0}, q = {0};
     assert_ok(params_from_json(&p, text, &err), &err);

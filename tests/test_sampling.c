@@ -67,6 +67,7 @@ static struct engine_request *request_of(int i) {
     s->max_tokens = (int32_t)json_array_size(json_object_get(line, "ids"));
     s->ignore_eos = true;
     s->logprobs = (i + 2) % 4; /* the fixture has the 3 highest */
+    s->prompt_logprobs = i % 3 == 0 ? -1 : (i + 1) % 4;
     s->repetition_penalty = number(params, "repetition_penalty", 1);
     s->presence_penalty = number(params, "presence_penalty", 0);
     s->frequency_penalty = number(params, "frequency_penalty", 0);
@@ -114,7 +115,10 @@ static void check_completion(const struct engine_completion *c) {
         if (c->tokens[k] != json_integer_value(json_array_get(want, k)))
             fail_msg("line %d: token %zu is %d, not %d", (int)c->tag, k, c->tokens[k],
                      (int)json_integer_value(json_array_get(want, k)));
-    check_logprobs(&c->logprobs, json_object_get(lines.at[c->tag], "logprobs"), json_object_get(lines.at[c->tag], "top"));
+    const json_t *line = lines.at[c->tag];
+    check_logprobs(&c->logprobs, json_object_get(line, "logprobs"), json_object_get(line, "top"));
+    if (c->tag % 3 == 0) assert_int_equal(c->prompt_logprobs.n, 0);
+    else check_logprobs(&c->prompt_logprobs, json_object_get(line, "prompt_logprobs"), json_object_get(line, "prompt_top"));
 }
 
 /* ---------------------------------------------------------------- cases */

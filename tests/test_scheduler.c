@@ -13,16 +13,17 @@
 
 #include <math.h>
 
-enum { VOCAB = 60, STOP_ID = 2, MAX_LEN = 256, MAX_SLOTS = 32, DEPTH = 3, MAX_BLOCKS = 512, NAN_SEED = 666 };
+enum { VOCAB = 60, STOP_ID = 2, MAX_LEN = 256, MAX_SLOTS = 32, DEPTH = 3, MAX_BLOCKS = 512, MAX_SAMPLES = 64, NAN_SEED = 666 };
 
 /* ---------------------------------------------------------------- the device */
 
 struct device {
     int32_t kv[MAX_BLOCKS][KV_BLOCK];
     int32_t last_sample[MAX_SLOTS];
-    int32_t drawn[DEPTH][MAX_SLOTS];
-    struct sample_logprobs logprobs[DEPTH][MAX_SLOTS];
+    int32_t drawn[DEPTH][MAX_SAMPLES];
+    struct sample_logprobs logprobs[DEPTH][MAX_SAMPLES];
     bool has_logprobs[DEPTH];
+    int64_t n_targets;
     int first, n;
 };
 
@@ -83,6 +84,13 @@ static void device_run(struct device *d, const struct step *step) {
     for (int32_t i = 0; i < step->n_samples; i++) {
         const struct step_sample *s = &step->samples[i];
         int32_t tokens[MAX_LEN], n = step->position[s->row] + 1;
+        if (s->has_target) {
+            assert_true(s->wants_logprob && step->has_logprobs);
+            drawn[i] = s->target;
+            d->logprobs[at_ring][i] = logprobs_for(s->target, n, s->n_top);
+            d->n_targets++;
+            continue;
+        }
         assert_int_equal(s->position, n);
         for (int32_t p = 0; p < n; p++) tokens[p] = d->kv[table_row(step, s->slot)[p / KV_BLOCK]][p % KV_BLOCK];
         assert_true(!s->is_adjusted || step->has_adjusted);
@@ -114,20 +122,26 @@ struct run {
     int lookahead;
     int64_t now;
     int64_t n_mixed;  /* steps with prefill and decode rows */
-    int32_t max_rows;
+    int32_t max_rows, max_samples;
 };
 
-static struct run *run_new(int32_t n_blocks, int32_t n_slots, int32_t max_rows, int lookahead) {
+static struct run *run_with(int32_t n_blocks, int32_t n_slots, int32_t max_rows, int32_t max_samples, int lookahead) {
     struct run *r = mem_zalloc(1, sizeof *r);
     r->scheduler = scheduler_new(&(struct scheduler_options){.model = &model,
                                                              .max_model_len = MAX_LEN,
                                                              .n_blocks = n_blocks,
                                                              .n_slots = n_slots,
                                                              .max_rows = max_rows,
+                                                             .max_samples = max_samples,
                                                              .depth = lookahead + 1});
     r->lookahead = lookahead;
     r->max_rows = max_rows;
+    r->max_samples = max_samples ? max_samples : n_slots < max_rows ? n_slots : max_rows;
     return r;
+}
+
+static struct run *run_new(int32_t n_blocks, int32_t n_slots, int32_t max_rows, int lookahead) {
+    return run_with(n_blocks, n_slots, max_rows, 0, lookahead);
 }
 
 static void run_free(struct run *r) {
@@ -149,7 +163,7 @@ static bool turn(struct run *r) {
     while (r->device.n <= r->lookahead) {
         const struct step *step = scheduler_plan(r->scheduler, ++r->now);
         if (!step) break;
-        assert_true(step->n_rows > 0 && step->n_rows <= r->max_rows);
+        assert_true(step->n_rows > 0 && step->n_rows <= r->max_rows && step->n_samples <= r->max_samples);
         device_run(&r->device, step);
     }
     scheduler_check(r->scheduler);
@@ -243,6 +257,7 @@ static struct engine_request *numbered_request(uint64_t tag) {
     if (tag % 9 == 2) q->sampling.frequency_penalty = 0.25f;
     if (tag % 4 == 3) add_lists(&q->sampling, tag);
     if (tag % 10 < 3) q->sampling.logprobs = (int32_t)(tag % 10) * 4;
+    if (tag % 6 == 4) q->sampling.prompt_logprobs = (int32_t)(tag % 5);
     return q;
 }
 
@@ -272,17 +287,16 @@ static struct expected answer(const struct engine_request *q) {
     return e;
 }
 
-static void check_logprobs(const struct engine_completion *c, const struct engine_request *q) {
-    const struct logprobs *l = &c->logprobs;
-    int32_t n_top = q->sampling.logprobs;
+/* Those of tokens at positions from `first` on. */
+static void check_logprobs(const struct logprobs *l, const int32_t *tokens, int32_t n, int32_t first, int32_t n_top) {
     if (n_top < 0) {
         assert_true(l->n == 0 && !l->token);
         return;
     }
-    assert_int_equal(l->n, c->n_tokens);
+    assert_int_equal(l->n, n);
     assert_int_equal(l->n_top, n_top);
     for (int32_t i = 0; i < l->n; i++) {
-        struct sample_logprobs want = logprobs_for(c->tokens[i], (int32_t)q->n_tokens + i, n_top);
+        struct sample_logprobs want = logprobs_for(tokens[i], first + i, n_top);
         assert_true(l->token[i] == want.token && l->rank[i] == want.rank);
         assert_memory_equal(l->top_ids + i * n_top, want.top_id, (size_t)n_top * sizeof(int32_t));
         assert_memory_equal(l->top + i * n_top, want.top, (size_t)n_top * sizeof(float));
@@ -301,7 +315,13 @@ static void check_answer(const struct engine_completion *c) {
     assert_true(0 < c->scheduled_ns && c->scheduled_ns < c->first_token_ns && c->first_token_ns <= c->last_token_ns);
     assert_true((c->last_token_ns > c->first_token_ns) == (c->n_completion_tokens > 1));
     assert_true(c->text_bytes == SIZE_MAX);
-    check_logprobs(c, q);
+    check_logprobs(&c->logprobs, c->tokens, (int32_t)c->n_tokens, c->n_prompt_tokens, q->sampling.logprobs);
+    check_logprobs(&c->prompt_logprobs, q->tokens + 1, (int32_t)q->n_tokens - 1, 1, q->sampling.prompt_logprobs);
+    assert_int_equal(c->prompt_tokens != NULL, q->sampling.prompt_logprobs >= 0);
+    if (c->prompt_tokens) {
+        assert_memory_equal(c->prompt_tokens, q->tokens, q->n_tokens * sizeof *q->tokens);
+        assert_int_equal(c->n_cached_tokens, 0);
+    }
     engine_request_free(q);
 }
 
@@ -326,7 +346,8 @@ struct totals {
 };
 
 static struct totals run_everybody(int32_t n_blocks, int32_t n_slots, int32_t max_rows, int lookahead, uint64_t order) {
-    struct run *r = run_new(n_blocks, n_slots, max_rows, lookahead);
+    int32_t most = order % 2 ? MAX_SAMPLES : 0; /* with and without samples to spare */
+    struct run *r = run_with(n_blocks, n_slots, max_rows, most, lookahead);
     uint64_t tags[REQUESTS];
     for (int i = 0; i < REQUESTS; i++) tags[i] = (uint64_t)i + 1;
     for (int i = REQUESTS - 1; i > 0; i--) {
@@ -382,6 +403,32 @@ static void everybody_together_gives_the_same_answers(void **state) {
         mixed += t.mixed;
     }
     assert_true(preemptions > n && cached > 100 * n && mixed > 10 * n);
+}
+
+/* Each prompt token but the first is told about exactly once, preempted or not. */
+static void prompt_logprobs_are_computed_once(void **state) {
+    for (int lookahead = 0; lookahead <= 2; lookahead++) {
+        struct run *r = run_with(6, 4, 32, 7, lookahead);
+        int64_t n = 0, preemptions = 0;
+        for (uint64_t tag = 0; tag < 12; tag++) {
+            struct engine_request *q = simple_request(tag, 3 + (int32_t)tag * 9, 90);
+            q->sampling.prompt_logprobs = 2;
+            q->sampling.ignore_eos = true;
+            n += (int64_t)q->n_tokens - 1;
+            scheduler_add(r->scheduler, q);
+        }
+        run_all(r);
+        struct engine_completion *c;
+        while ((c = scheduler_take_done(r->scheduler))) {
+            assert_int_equal(c->prompt_logprobs.n, c->n_prompt_tokens - 1);
+            preemptions += c->preemptions;
+            engine_completion_free(c);
+        }
+        assert_true(preemptions > 3);
+        if (lookahead == 0) assert_int_equal(r->device.n_targets, n);
+        assert_true(r->device.n_targets >= n); /* what was under way at a preemption is asked for again */
+        run_free(r);
+    }
 }
 
 static void a_step_mixes_decode_and_prefill_within_its_budget(void **state) {
@@ -657,6 +704,7 @@ static void stop_strings_end_the_text(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_request_alone_gives_its_answer),
     cmocka_unit_test(everybody_together_gives_the_same_answers),
+    cmocka_unit_test(prompt_logprobs_are_computed_once),
     cmocka_unit_test(a_step_mixes_decode_and_prefill_within_its_budget),
     cmocka_unit_test(a_row_of_an_unseen_sample_names_its_slot),
     cmocka_unit_test(short_rows_finish_before_long_ones_admitted_earlier),

@@ -7,7 +7,7 @@
 
 #include <stdlib.h>
 
-const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1};
+const struct sampling SAMPLING_DEFAULT = {.max_tokens = 256, .top_p = 1.0f, .repetition_penalty = 1.0f, .logprobs = -1, .prompt_logprobs = -1};
 
 struct engine_request *engine_request_new(void) {
     struct engine_request *r = mem_zalloc(1, sizeof *r);
@@ -32,5 +32,7 @@ void engine_completion_free(struct engine_completion *c) {
     if (!c) return;
     free(c->tokens);
     logprobs_clear(&c->logprobs);
+    logprobs_clear(&c->prompt_logprobs);
+    free(c->prompt_tokens);
     free(c);
 }

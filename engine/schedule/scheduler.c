@@ -1,6 +1,7 @@
 /* scheduler.c - see scheduler.h. */
 #include "engine/schedule/scheduler.h"
 #include "base/mem.h"
+#include "engine/sample/logprobs.h"
 #include "engine/schedule/step_batch.h"
 #include "engine/schedule/blocks.h"
 #include "engine/schedule/sequence.h"
@@ -11,10 +12,11 @@
 struct draw { /* a sample of a plan, and for whom */
     struct sequence *sequence;
     uint32_t epoch;
+    bool is_target; /* the logprob of a prompt token, not a draw */
 };
 
 struct plan { /* one not yet applied */
-    struct draw *draws; /* [n_slots] */
+    struct draw *draws; /* [max_samples] */
     int32_t n_draws;
     struct step_report report;
 };
@@ -49,13 +51,16 @@ struct scheduler *scheduler_new(const struct scheduler_options *options) {
     s->options = *options;
     s->limits = (struct sequence_limits){options->model, options->tokenizer, options->max_model_len, options->n_blocks};
     s->blocks = blocks_new(options->n_blocks);
-    step_batch_init(&s->batch, options->n_slots, options->max_rows, blocks_for(options->max_model_len));
+    int32_t samples = options->max_samples, least = options->n_slots < options->max_rows ? options->n_slots : options->max_rows;
+    if (samples == 0) samples = least;
+    assert(samples >= least);
+    step_batch_init(&s->batch, options->n_slots, options->max_rows, samples, blocks_for(options->max_model_len));
     size_t slots = (size_t)options->n_slots;
     s->free_slots = mem_zalloc(slots, sizeof *s->free_slots);
     for (int32_t i = options->n_slots; i-- > 0;) s->free_slots[s->n_free_slots++] = i;
     s->plans = mem_zalloc((size_t)options->depth + 1, sizeof *s->plans);
     for (int32_t i = 0; i <= options->depth; i++) {
-        s->plans[i].draws = mem_zalloc(slots, sizeof *s->plans[i].draws);
+        s->plans[i].draws = mem_zalloc((size_t)samples, sizeof *s->plans[i].draws);
         s->plans[i].report.finished = mem_zalloc(slots, sizeof(uint64_t));
         s->plans[i].report.preempted = mem_zalloc(slots, sizeof(uint64_t));
     }
@@ -142,6 +147,7 @@ static void stop_running(struct scheduler *s, struct sequence *q) {
 static void preempt(struct scheduler *s, struct sequence *q, struct step_report *report) {
     stop_running(s, q);
     q->n_computed = q->n_pending = 0;
+    q->n_described = q->prompt_logprobs.n;
     q->preemptions++;
     q->state = SEQUENCE_WAITING;
     sequence_list_add_first(&s->waiting, q);
@@ -179,10 +185,11 @@ void scheduler_abort(struct scheduler *s, uint64_t first, uint64_t last) {
 static void give_rows(struct scheduler *s, struct plan *p, struct sequence *q, int32_t n) {
     if (sequence_is_decoding(q)) p->report.n_decode += n;
     else p->report.n_prefill += n;
-    if (step_batch_add(&s->batch, q, n)) {
-        p->draws[p->n_draws++] = (struct draw){q, q->epoch};
-        q->n_under_way++;
-    }
+    int32_t n_targets = sequence_n_targets(q, n);
+    bool has_draw = step_batch_add(&s->batch, q, n);
+    for (int32_t i = 0; i < n_targets + has_draw; i++, q->n_under_way++)
+        p->draws[p->n_draws++] = (struct draw){q, q->epoch, i < n_targets};
+    assert(p->n_draws == s->batch.step.n_samples);
     int32_t settled = q->n_computed < q->n_tokens ? q->n_computed : q->n_tokens;
     blocks_publish(s->blocks, &q->table, q->tokens, settled);
 }
@@ -206,8 +213,8 @@ static void plan_decode(struct scheduler *s, struct plan *p) {
 }
 
 static void plan_chunk(struct scheduler *s, struct plan *p, struct sequence *q) {
-    int32_t n = sequence_n_behind(q), room = step_batch_room(&s->batch);
-    if (n > 0 && room > 0) give_rows(s, p, q, n < room ? n : room);
+    int32_t n = step_batch_fits(&s->batch, q);
+    if (n > 0) give_rows(s, p, q, n);
 }
 
 /* Blocks for all known tokens and one more block, so that what is admitted is not
@@ -218,7 +225,7 @@ static bool admit(struct scheduler *s, struct sequence *q) {
     int32_t slot = s->free_slots[s->n_free_slots - 1], stride = s->batch.step.block_table_stride;
     int32_t n = q->n_tokens + KV_BLOCK, longest = sequence_longest(q);
     q->table = (struct block_table){.ids = s->batch.block_table + (size_t)slot * (size_t)stride, .cap = stride};
-    int32_t n_cached = blocks_match(s->blocks, &q->table, q->tokens, q->n_tokens);
+    int32_t n_cached = blocks_match(s->blocks, &q->table, q->tokens, sequence_n_cacheable(q));
     if (blocks_reserve(s->blocks, &q->table, n < longest ? n : longest) < 0) {
         blocks_release(s->blocks, &q->table);
         s->stuck = q;
@@ -299,13 +306,18 @@ static void finish(struct scheduler *s, struct plan *p, struct sequence *q, stru
     end(s, q, c);
 }
 
-static void take_draw(struct scheduler *s, struct plan *p, struct sequence *q, int32_t id,
+static void take_draw(struct scheduler *s, struct plan *p, const struct draw *draw, int32_t id,
                       const struct sample_logprobs *logprobs, int64_t now_ns) {
+    struct sequence *q = draw->sequence;
     enum finish_reason why;
     if (id < 0) {
         finish(s, p, q, sequence_completion(q, FINISH_ERROR, "numeric",
                                             q->adjust.is_used ? "logits are not finite, or no token may be drawn"
                                                               : "logits are not finite"));
+        return;
+    }
+    if (draw->is_target) {
+        logprobs_push(&q->prompt_logprobs, logprobs);
         return;
     }
     s->sums.n_completion_tokens++;
@@ -321,7 +333,7 @@ void scheduler_apply(struct scheduler *s, const int32_t *drawn, const struct sam
     for (int32_t i = 0; i < p->n_draws; i++) {
         struct sequence *q = p->draws[i].sequence;
         q->n_under_way--;
-        if (q->epoch == p->draws[i].epoch) take_draw(s, p, q, drawn[i], logprobs ? &logprobs[i] : NULL, now_ns);
+        if (q->epoch == p->draws[i].epoch) take_draw(s, p, &p->draws[i], drawn[i], logprobs ? &logprobs[i] : NULL, now_ns);
         else if (q->state == SEQUENCE_DONE && q->n_under_way == 0) sequence_free(q);
     }
     s->applied = &p->report;

@@ -39,6 +39,7 @@ struct scheduler_options {
     int32_t n_blocks;
     int32_t n_slots;  /* sequences running at once */
     int32_t max_rows; /* of a step */
+    int32_t max_samples; /* rows of a step that want logits, at least the smaller of n_slots and max_rows; 0 = that */
     int32_t depth;    /* plans not yet applied, at most */
 };
 

@@ -58,7 +58,8 @@ static int32_t least(int32_t a, int32_t b) {
 
 struct sequence *sequence_new(struct engine_request *request, const struct sequence_limits *limits,
                               struct engine_completion **error) {
-    assert(request->sampling.max_tokens >= 1 && request->sampling.logprobs <= ENGINE_MAX_LOGPROBS);
+    const struct sampling *p = &request->sampling;
+    assert(p->max_tokens >= 1 && p->logprobs <= ENGINE_MAX_LOGPROBS && p->prompt_logprobs <= ENGINE_MAX_LOGPROBS);
     char text[sizeof (*error)->error];
     const char *code = refuse(text, sizeof text, request, limits);
     int32_t n = (int32_t)request->n_tokens, max_new = 0;
@@ -85,7 +86,8 @@ struct sequence *sequence_new(struct engine_request *request, const struct seque
     s->text_bytes = SIZE_MAX;
     collect_stop_ids(s, limits->model);
     adjust_init(&s->adjust, &request->sampling);
-    if (request->sampling.logprobs >= 0) logprobs_init(&s->logprobs, max_new, request->sampling.logprobs);
+    if (p->logprobs >= 0) logprobs_init(&s->logprobs, max_new, p->logprobs);
+    if (p->prompt_logprobs >= 0) logprobs_init(&s->prompt_logprobs, n - 1, p->prompt_logprobs);
     if (request->sampling.n_stop > 0 && limits->tokenizer) detokenizer_init(&s->text, limits->tokenizer, true);
     return s;
 }
@@ -98,6 +100,7 @@ void sequence_free(struct sequence *s) {
     free(s->stop_ids);
     adjust_clear(&s->adjust);
     logprobs_clear(&s->logprobs);
+    logprobs_clear(&s->prompt_logprobs);
     free(s);
 }
 
@@ -110,6 +113,18 @@ int32_t sequence_n_new(const struct sequence *s) {
 int32_t sequence_n_behind(const struct sequence *s) {
     if (sequence_n_new(s) >= s->max_new) return 0; /* the last sample is under way */
     return s->n_tokens + s->n_pending - s->n_computed;
+}
+
+int32_t sequence_n_targets(const struct sequence *s, int32_t n) {
+    if (s->request->sampling.prompt_logprobs < 0) return 0;
+    int32_t begin = s->n_described > s->n_computed ? s->n_described : s->n_computed;
+    int32_t end = least(s->n_computed + n, s->n_prompt - 1);
+    return end > begin ? end - begin : 0;
+}
+
+int32_t sequence_n_cacheable(const struct sequence *s) {
+    bool needs_rows = s->request->sampling.prompt_logprobs >= 0 && s->n_described < s->n_prompt - 1;
+    return needs_rows ? s->n_described + 1 : s->n_tokens; /* blocks_match leaves the last one out */
 }
 
 bool sequence_is_decoding(const struct sequence *s) {
@@ -176,6 +191,10 @@ struct engine_completion *sequence_completion(const struct sequence *s, enum fin
     c->n_tokens = (size_t)(n_new - s->stopped_by_id);
     c->tokens = mem_dup(s->tokens + s->n_prompt, c->n_tokens * sizeof *c->tokens);
     if (s->logprobs.token && !error_code) c->logprobs = logprobs_copy(&s->logprobs, (int32_t)c->n_tokens);
+    if (s->prompt_logprobs.token && !error_code) {
+        c->prompt_logprobs = logprobs_copy(&s->prompt_logprobs, s->prompt_logprobs.n);
+        c->prompt_tokens = mem_dup(s->tokens, (size_t)s->n_prompt * sizeof *s->tokens);
+    }
     c->finish = finish;
     c->text_bytes = s->text_bytes;
     c->n_cached_tokens = s->n_cached;

@@ -37,6 +37,8 @@ struct sequence {
     int32_t n_stop_ids;
     struct adjust adjust;           /* penalties and the like */
     struct logprobs logprobs;       /* of the samples that were seen, where asked for */
+    struct logprobs prompt_logprobs; /* of prompt tokens 1 .. n, where asked for: seen once, kept for good */
+    int32_t n_described;            /* prompt tokens whose logprobs are in it or under way */
     struct detokenizer text;        /* of the samples, where there are stop strings */
     size_t searched;                /* bytes of text without a stop string, or too early for one */
     size_t text_bytes;              /* SIZE_MAX = no stop string met */
@@ -61,6 +63,13 @@ void sequence_free(struct sequence *s); /* NULL is fine */
 
 /* Rows that could be computed now. */
 int32_t sequence_n_behind(const struct sequence *s);
+
+/* How many of the next n rows tell the logprob of a prompt token that nobody has told yet. */
+int32_t sequence_n_targets(const struct sequence *s, int32_t n);
+
+/* Tokens, counted from the first, that may be found in the prefix cache: rows that are to
+ * tell logprobs must be computed. */
+int32_t sequence_n_cacheable(const struct sequence *s);
 
 /* What is behind is one row, a sample to be continued, rather than prompt. */
 bool sequence_is_decoding(const struct sequence *s);

@@ -6,14 +6,15 @@
 #include <stdlib.h>
 #include <string.h>
 
-void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t block_table_stride) {
+void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t max_samples,
+                     int32_t block_table_stride) {
     size_t slots = (size_t)n_slots, rows = (size_t)max_rows;
-    *b = (struct step_batch){.max_rows = max_rows};
+    *b = (struct step_batch){.max_rows = max_rows, .max_samples = max_samples};
     b->token = mem_zalloc(rows, sizeof *b->token);
     b->position = mem_zalloc(rows, sizeof *b->position);
     b->slot = mem_zalloc(rows, sizeof *b->slot);
     b->sequences = mem_zalloc(slots, sizeof *b->sequences);
-    b->samples = mem_zalloc(slots, sizeof *b->samples);
+    b->samples = mem_zalloc((size_t)max_samples, sizeof *b->samples);
     b->block_table = mem_zalloc(slots * (size_t)block_table_stride, sizeof *b->block_table);
     b->step = (struct step){.token = b->token,
                             .position = b->position,
@@ -130,8 +131,33 @@ static void add_sample(struct step_batch *b, struct sequence *s) {
     s->n_pending++;
 }
 
+static bool is_target(const struct sequence *s, int32_t position) {
+    return s->request->sampling.prompt_logprobs >= 0 && position >= s->n_described && position < s->n_prompt - 1;
+}
+
+/* The row computed last tells the logprob of the prompt token behind it. */
+static void add_target(struct step_batch *b, const struct sequence *s) {
+    struct step_sample *out = &b->samples[b->step.n_samples++];
+    *out = (struct step_sample){.row = b->step.n_rows - 1,
+                                .slot = s->slot,
+                                .position = s->n_computed,
+                                .wants_logprob = true,
+                                .n_top = s->request->sampling.prompt_logprobs,
+                                .has_target = true,
+                                .target = s->tokens[s->n_computed]};
+    b->step.has_logprobs = true;
+}
+
+int32_t step_batch_fits(const struct step_batch *b, const struct sequence *s) {
+    int32_t behind = sequence_n_behind(s), rows = step_batch_room(b), samples = b->max_samples - b->step.n_samples;
+    int32_t n = behind < rows ? behind : rows, targets = sequence_n_targets(s, n);
+    if (targets > samples) /* rows that were told before come first, and want no logits */
+        return samples + (s->n_described > s->n_computed ? s->n_described - s->n_computed : 0);
+    return n > 0 && n == behind && targets == samples ? n - 1 : n; /* no room for the draw */
+}
+
 bool step_batch_add(struct step_batch *b, struct sequence *s, int32_t n) {
-    assert(n > 0 && n <= step_batch_room(b) && n <= sequence_n_behind(s));
+    assert(n > 0 && n <= step_batch_fits(b, s));
     bool wants_sample = n == sequence_n_behind(s);
     struct step *step = &b->step;
     b->sequences[step->n_sequences++] = (struct step_sequence){s->slot, step->n_rows, n, s->n_computed};
@@ -141,6 +167,10 @@ bool step_batch_add(struct step_batch *b, struct sequence *s, int32_t n) {
         b->token[row] = p < s->n_tokens ? s->tokens[p] : ~s->slot;
         b->position[row] = p;
         b->slot[row] = s->slot;
+        if (is_target(s, p)) {
+            s->n_described = p + 1;
+            add_target(b, s);
+        }
     }
     if (wants_sample) add_sample(b, s);
     return wants_sample;

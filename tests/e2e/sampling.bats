@@ -95,3 +95,32 @@ for row in rows[0], rows[2], rows[4]:
             assert skipped(token) or row["completion"].startswith(token, at), (token, at)
 X
 }
+
+@test "prompt logprobs: vLLM's form, in exports and SQL, once for each token, cached or not" {
+    for i in 1 2; do echo '{"prompt": "Sort these words: raven, acorn, urchin, forest, ocean, dragon, pencil, island, basket, apple, bottle, harbor, music, pocket, puddle, teapot", "prompt_logprobs": 3}'; done >"$DIR/in.jsonl"
+    echo '{"prompt": "Sort these words: raven"}' >>"$DIR/in.jsonl"
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 5 --max-num-seqs 1
+    sqlite3 -cmd ".load $BUILD/batchd_sqlite" "$BATCHD_DB" \
+        "SELECT batchd_text(prompt_logprobs) FROM result WHERE prompt_logprobs IS NOT NULL ORDER BY id" >"$DIR/sql"
+    python3 - "$DIR/out.jsonl" "$DIR/sql" <<'X'
+import json, sys
+rows = [json.loads(line) for line in open(sys.argv[1])]
+assert [json.loads(line) for line in open(sys.argv[2])] == [r["prompt_logprobs"] for r in rows[:2]]
+assert "prompt_logprobs" not in rows[2] and all("logprobs" not in r for r in rows)
+first = rows[0]["prompt_logprobs"]
+assert first == rows[1]["prompt_logprobs"]
+assert len(first) == rows[0]["usage"]["prompt_tokens"] > 32 and first[0] is None
+text = ""
+for place in first[1:]:
+    own = next(iter(place.values()))
+    text += own["decoded_token"]
+    ranks = {v["rank"]: v["logprob"] for v in place.values()}
+    assert {1, 2, 3} <= set(ranks) and len(place) == (3 if own["rank"] <= 3 else 4), place
+    assert [ranks[r] for r in sorted(ranks)] == sorted(ranks.values(), reverse=True), place
+assert rows[0]["input"]["prompt"].endswith(text) and len(text) > 100, text
+X
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" --fresh -o "$DIR/flags.jsonl" --max-tokens 5 --prompt-logprobs 3
+    python3 -c 'import json, sys
+a, b = ([json.loads(line) for line in open(f)] for f in sys.argv[1:])
+assert a[0]["prompt_logprobs"] == b[0]["prompt_logprobs"] and len(b[2]["prompt_logprobs"]) > 3' "$DIR/out.jsonl" "$DIR/flags.jsonl"
+}
