@@ -64,6 +64,8 @@ static const char *foreign_flag(const struct args *a) {
     if (a->max_num_seqs) return "--max-num-seqs";
     if (a->max_num_batched_tokens) return "--max-num-batched-tokens";
     if (a->kv_cache_memory_bytes) return "--kv-cache-memory-bytes";
+    if (a->quantization) return "--quantization";
+    if (a->quantization_skip) return "--quantization-skip";
     if (a->gpu_memory_limit) return "--gpu-memory-limit";
     if (a->gpu_memory_utilization > 0) return "--gpu-memory-utilization";
     return NULL;
@@ -74,7 +76,7 @@ int bench_kernels(const struct args *args) {
     struct engine_kernel_device device = {0};
     struct printer p = {.device = &device, .json = args->json};
     struct engine_kernel_options o = {.device = args->device,
-                                      .dtype = args->dtype && strcmp(args->dtype, "auto") != 0 ? args->dtype : NULL,
+                                      .dtype = args->dtype,
                                       .threads = (int32_t)args->threads,
                                       .shape = args->shape,
                                       .parts = args->words + 1,

@@ -18,6 +18,10 @@ void bench_add_roof(json_t *o, const char *device_name, const struct engine_roof
     json_object_set_new(o, "matrix_flop_per_s", json_real(roof->flop_per_s));
     json_object_set_new(o, "matrix_size", json_integer(roof->matrix_size));
     json_object_set_new(o, "dtype", json_string(roof->dtype));
+    if (*roof->quantization) {
+        json_object_set_new(o, "quantization", json_string(roof->quantization));
+        json_object_set_new(o, "quantized_flop_per_s", json_real(roof->quant_flop_per_s));
+    }
     json_object_set_new(o, "void", why ? json_string(why) : json_null());
 }
 
@@ -27,6 +31,8 @@ void bench_print_roof(const char *device_name, const struct engine_roof *roof) {
     printf("copy                %.1f GB/s read and written, %" PRId64 " MiB\n", roof->copy_bytes_per_s / 1e9,
            roof->copy_bytes >> 20);
     printf("matrix rate         %.2f TFLOP/s, %s, %d^3\n", roof->flop_per_s / 1e12, roof->dtype, roof->matrix_size);
+    if (*roof->quantization)
+        printf("                    %.2f TFLOP/s, %s\n", roof->quant_flop_per_s / 1e12, roof->quantization);
 }
 
 static int with_model(const struct args *args, int (*run)(const struct args *args, const char *folder)) {

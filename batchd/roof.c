@@ -20,11 +20,17 @@ static double prompt_pairs(const struct engine_work *w, const struct roof_shape 
     return band * n - band * band / 2;
 }
 
+/* Products of so many rows: each kind of weight at its own rate. */
+static double layer_seconds(const struct engine_work *w, const struct engine_roof *d, double rows) {
+    double plain = w->row_flop - w->row_flop_quant, s = plain * rows / d->flop_per_s;
+    return w->row_flop_quant > 0 ? s + w->row_flop_quant * rows / d->quant_flop_per_s : s;
+}
+
 struct roof_step roof_step(const struct engine_work *w, const struct engine_roof *d, const struct roof_shape *s) {
     double prompts = s->n_seqs / s->output_len, rows = s->n_seqs + prompts * s->input_len;
     double matrix = d->flop_per_s, copy = d->copy_bytes_per_s;
     return (struct roof_step){
-        .layers = longer(w->row_flop * rows / matrix, w->layer_bytes / copy),
+        .layers = longer(layer_seconds(w, d, rows), w->layer_bytes / copy),
         .head = longer(w->head_flop * s->n_seqs / matrix, w->head_bytes / copy),
         .kv = w->kv_bytes * s->n_seqs * positions_in_sight(w, s) / copy,
         .prompt_attention = w->pair_flop * prompts * prompt_pairs(w, s) / (ROOF_ATTENTION * matrix),

@@ -1,7 +1,7 @@
 /* roof.h - how fast a model could be on a device: arithmetic on measured rates.
  *
  * A step is as long as its parts, one after another: the layers' products at the matrix rate
- * or as long as reading their weights takes, whichever is longer; the vocabulary projection
+ * (that of their quantization, if it has one of its own) or as long as reading their weights takes, whichever is longer; the vocabulary projection
  * likewise; keys and values of all positions in sight at the copy rate; and the prompts'
  * attention at ROOF_ATTENTION of the matrix rate. A steady state is assumed: each sequence
  * takes one token, and output_len of them pay for one prompt. */

@@ -292,6 +292,8 @@ struct engine_roof { /* what the device can do at best; best of a few runs each 
     int64_t copy_bytes;      /* that were copied: 4 GiB, less where less is free */
     int32_t matrix_size;     /* 8192, less on the CPU or where memory is short */
     char dtype[16];          /* of the product: the model's compute dtype */
+    double quant_flop_per_s; /* the same with a weight of this kind, where that multiplies otherwise */
+    char quantization[16];   /* "int8", "fp8" or "": 4-bit weights are turned back first */
 };
 
 /* Takes memory and gives it back; E_NO_MEMORY when there is none. Only while no request is in flight. */
@@ -310,6 +312,7 @@ int engine_perplexity(struct engine *e, struct engine_perplexity *out, const int
 
 struct engine_work { /* what the model asks of a device */
     double row_flop, layer_bytes; /* products of all layers: of one token row; their weights */
+    double row_flop_quant;        /* of row_flop, what int8 and fp8 weights do */
     double head_flop, head_bytes; /* the vocabulary projection of one row; its weights */
     double kv_bytes;              /* keys and values of one position, all layers */
     double pair_flop;             /* attention between one query and one key, all layers and heads */
@@ -332,7 +335,7 @@ int engine_profile(struct engine *e, struct engine_profile *out, struct err *err
 
 /* Time each operation alone, on a device of its own and without a model: `bench kernels`. */
 struct engine_kernel_options {
-    const char *device, *dtype; /* as in engine_options; NULL = "auto", "bfloat16" */
+    const char *device, *dtype; /* as in engine_options; auto is bfloat16 */
     int32_t threads;
     const char *shape;          /* "phi-2", "mistral-7b", "llama-3.1-8b", "llama-70b", "small"; "all" but small;
                                    NULL = small on the CPU, else all */

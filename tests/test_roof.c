@@ -26,9 +26,14 @@ static void assert_close(double got, double want, const char *what) {
 }
 
 static struct engine_work work_of(const json_t *o) {
-    return (struct engine_work){number(o, "row_flop"),  number(o, "layer_bytes"), number(o, "head_flop"),
-                                number(o, "head_bytes"), number(o, "kv_bytes"),   number(o, "pair_flop"),
-                                (int32_t)number(o, "sliding_window")};
+    return (struct engine_work){.row_flop = number(o, "row_flop"),
+                                .layer_bytes = number(o, "layer_bytes"),
+                                .row_flop_quant = number(o, "row_flop_quant"),
+                                .head_flop = number(o, "head_flop"),
+                                .head_bytes = number(o, "head_bytes"),
+                                .kv_bytes = number(o, "kv_bytes"),
+                                .pair_flop = number(o, "pair_flop"),
+                                .sliding_window = (int32_t)number(o, "sliding_window")};
 }
 
 static void roofs_are_those_of_the_script(void **state) {
@@ -38,6 +43,7 @@ static void roofs_are_those_of_the_script(void **state) {
         const char *model = json_string_value(json_object_get(c, "model"));
         struct engine_work work = work_of(json_object_get(json_object_get(f, "work"), model));
         struct engine_roof device = {.copy_bytes_per_s = number(c, "copy"), .flop_per_s = number(c, "matrix")};
+        if (json_object_get(c, "faster")) device.quant_flop_per_s = device.flop_per_s * number(c, "faster");
         struct roof_shape shape = {number(c, "input_len"), number(c, "output_len"), number(c, "n_seqs")};
         struct roof_step t = roof_step(&work, &device, &shape);
         const double parts[] = {t.layers, t.head, t.kv, t.prompt_attention};
@@ -45,8 +51,24 @@ static void roofs_are_those_of_the_script(void **state) {
             assert_close(parts[k], json_number_value(json_array_get(json_object_get(c, "parts_s"), k)), model);
         assert_close(roof_tokens_per_s(&work, &device, &shape), number(c, "tokens_per_s"), model);
     }
-    assert_int_equal(i, 70);
+    assert_int_equal(i, 84);
     json_decref(f);
+}
+
+static struct engine_work work_of_engine(const char *folder, const char *quantization) {
+    struct engine *e;
+    struct err err = ERR_INIT;
+    struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+    struct engine_work w;
+    o.model_dir = folder;
+    o.device = quantization ? "cpu" : test_device();
+    o.dtype = "bfloat16";
+    o.load_format = "dummy";
+    o.quantization = quantization;
+    assert_ok(engine_open(&e, &o, &err), &err);
+    engine_work(e, &w);
+    engine_close(e);
+    return w;
 }
 
 /* What is multiplied is what the checkpoint holds, whatever the weights are put together to. */
@@ -54,25 +76,29 @@ static void engines_know_their_work(void **state) {
     json_t *f = fixture(), *m;
     size_t i;
     json_array_foreach(json_object_get(f, "models"), i, m) {
-        struct engine *e;
-        struct err err = ERR_INIT;
-        struct engine_options o = ENGINE_OPTIONS_DEFAULT;
-        struct engine_work w;
-        o.model_dir = json_string_value(json_object_get(m, "folder"));
-        o.device = test_device();
-        o.dtype = "bfloat16";
-        o.load_format = "dummy";
-        assert_ok(engine_open(&e, &o, &err), &err);
-        engine_work(e, &w);
-        assert_close(w.row_flop, number(m, "row_flop"), o.model_dir);
-        assert_close(w.head_flop, number(m, "head_flop"), o.model_dir);
-        assert_close(w.kv_bytes, 2 * number(m, "kv_numbers"), o.model_dir);
-        assert_close(w.pair_flop, number(m, "pair_flop"), o.model_dir);
+        const char *folder = json_string_value(json_object_get(m, "folder"));
+        struct engine_work w = work_of_engine(folder, NULL);
+        assert_close(w.row_flop, number(m, "row_flop"), folder);
+        assert_close(w.head_flop, number(m, "head_flop"), folder);
+        assert_close(w.kv_bytes, 2 * number(m, "kv_numbers"), folder);
+        assert_close(w.pair_flop, number(m, "pair_flop"), folder);
+        assert_true(w.row_flop_quant == 0);
         assert_true(w.layer_bytes >= w.row_flop && w.head_bytes >= w.head_flop); /* two bytes a number; padding */
-        engine_close(e);
     }
     assert_int_equal(i, 3);
     json_decref(f);
+}
+
+static void quantized_layers_weigh_less(void **state) {
+    static const char folder[] = "tests/models/demo";
+    struct engine_work plain = work_of_engine(folder, NULL), fp8 = work_of_engine(folder, "fp8");
+    struct engine_work nf4 = work_of_engine(folder, "nf4"), some = work_of_engine(folder, "int8 except down_proj");
+    assert_true(fp8.row_flop == plain.row_flop && fp8.row_flop_quant == fp8.row_flop);
+    assert_true(fp8.layer_bytes < 0.6 * plain.layer_bytes && fp8.layer_bytes > 0.5 * plain.layer_bytes);
+    assert_true(nf4.row_flop == plain.row_flop && nf4.row_flop_quant == 0);
+    assert_true(nf4.layer_bytes < 0.35 * plain.layer_bytes && nf4.layer_bytes > 0.25 * plain.layer_bytes);
+    assert_true(some.row_flop_quant > 0.5 * plain.row_flop && some.row_flop_quant < plain.row_flop);
+    assert_true(fp8.head_bytes == plain.head_bytes);
 }
 
 static void a_slow_h200_is_void(void **state) {
@@ -141,17 +167,21 @@ static void devices_have_rates(void **state) {
     struct dev *dev = open_device();
     struct err err = ERR_INIT;
     struct engine_roof roof = {0};
-    assert_ok(measure_device(&roof, dev, DTYPE_BF16, &err), &err);
+    bool is_cpu = strcmp(test_device(), "cpu") == 0;
+    assert_ok(measure_device(&roof, dev, DTYPE_BF16, is_cpu ? QUANT_INT8 : QUANT_NONE, &err), &err);
     assert_true(roof.copy_bytes_per_s > 1e8 && roof.copy_bytes_per_s < 1e14); /* what any machine does, and none */
     assert_true(roof.flop_per_s > 1e8 && roof.flop_per_s < 1e17);
     assert_true(roof.copy_bytes >= 16 << 20 && roof.matrix_size >= 512);
     assert_string_equal(roof.dtype, "bfloat16");
+    assert_string_equal(roof.quantization, is_cpu ? "int8" : "");
+    assert_true(!is_cpu || (roof.quant_flop_per_s > 1e8 && roof.quant_flop_per_s < 1e17));
     dev_close(dev); /* asserts that all memory has gone back */
 }
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(roofs_are_those_of_the_script),
     cmocka_unit_test(engines_know_their_work),
+    cmocka_unit_test(quantized_layers_weigh_less),
     cmocka_unit_test(a_slow_h200_is_void),
     cmocka_unit_test(a_copy_is_a_copy),
     cmocka_unit_test(random_numbers_have_the_deviation_asked_for),

@@ -221,16 +221,16 @@ static int bench_all(struct kernel_bench *b, const struct engine_kernel_options 
 
 int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_kernel_device *device,
                          engine_kernel_fn *each, void *arg, struct err *err) {
-    struct kernel_bench b = {.dtype = DTYPE_BF16, .each = each, .arg = arg, .err = err};
+    struct kernel_bench b = {.each = each, .arg = arg, .err = err};
     uint32_t which = 0;
-    if (o->dtype && strcmp(o->dtype, "float32") == 0) b.dtype = DTYPE_F32;
     for (size_t i = 0; i < o->n_parts; i++)
         if (!is_part(o->parts[i])) return no_such(err, "part", o->parts[i]);
     int r = dev_open(&b.dev, &(struct dev_options){.kind = o->device, .threads = o->threads}, err);
     if (r < 0) return r;
     b.is_cpu = strcmp(dev_kind(b.dev), "cpu") == 0;
-    r = pick_shapes(&which, o->shape, b.is_cpu, err);
-    if (r == 0) r = measure_device(&b.roof, b.dev, b.dtype, err);
+    r = model_pick_dtype(&b.dtype, o->dtype, &(struct model_info){.dtype = "bfloat16"}, err);
+    if (r == 0) r = pick_shapes(&which, o->shape, b.is_cpu, err);
+    if (r == 0) r = measure_device(&b.roof, b.dev, b.dtype, QUANT_NONE, err);
     if (r == 0) {
         device->roof = b.roof;
         snprintf(device->name, sizeof device->name, "%s", dev_name(b.dev));

@@ -68,6 +68,18 @@ int measure_fill(struct dev *dev, struct tensor *t, uint64_t seed, float deviati
     return r;
 }
 
+/* ---------------------------------------------------------------- the products of a layer */
+
+enum { N_PRODUCTS = 4 };
+
+struct products {
+    const struct weight *of[N_PRODUCTS]; /* NULL: the family has none */
+};
+
+static struct products products_of(const struct layer_weights *l) {
+    return (struct products){{l->qkv, l->o, l->up, l->down}};
+}
+
 /* ---------------------------------------------------------------- the device at its best */
 
 static int64_t min64(int64_t a, int64_t b) {
@@ -114,10 +126,10 @@ static void run_product(struct dev *dev, void *arg) {
 }
 
 /* y = x w^T, all [n, n] and random. */
-static int multiply(double *ns, struct dev *dev, int64_t n, enum dtype dtype, struct err *err) {
+static int multiply(double *ns, struct dev *dev, int64_t n, enum dtype dtype, enum quant_kind quant, struct err *err) {
     struct tensor x = tensor_2d(dev_alloc(dev, (size_t)(n * n) * dtype_bytes(dtype)), dtype, n, n);
     struct tensor y = tensor_2d(dev_alloc(dev, (size_t)(n * n) * dtype_bytes(dtype)), dtype, n, n);
-    struct weight *w = weight_new(dev, n, n, dtype);
+    struct weight *w = weight_new_quantized(dev, n, n, dtype, quant);
     int r = 0;
     if (!x.data || !y.data || !w) r = err_set(err, E_NO_MEMORY, "no memory for matrices of %" PRId64, n);
     if (r == 0) r = measure_fill(dev, &x, 1, 1, err);
@@ -133,47 +145,74 @@ static int multiply(double *ns, struct dev *dev, int64_t n, enum dtype dtype, st
     return r;
 }
 
-static int measure_product(struct engine_roof *out, struct dev *dev, enum dtype dtype, struct err *err) {
-    int64_t n = is_cpu(dev) ? 1024 : 8192;
+/* FLOP/s of products of size n. */
+static int product_rate(double *out, struct dev *dev, int64_t n, enum dtype dtype, enum quant_kind quant, struct err *err) {
     double ns = 0;
-    while (n > 512 && 5 * n * n * (int64_t)dtype_bytes(dtype) > dev_memory_available(dev)) n /= 2;
-    int r = multiply(&ns, dev, n, dtype, err);
-    if (r < 0) return r;
-    out->matrix_size = (int32_t)n;
-    out->flop_per_s = 2.0 * (double)n * (double)n * (double)n / ns * 1e9;
-    snprintf(out->dtype, sizeof out->dtype, "%s", dtype_name(dtype));
-    return 0;
+    int r = multiply(&ns, dev, n, dtype, quant, err);
+    if (r == 0) *out = 2.0 * (double)n * (double)n * (double)n / ns * 1e9;
+    return r;
 }
 
-int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, struct err *err) {
+static int measure_products(struct engine_roof *out, struct dev *dev, enum dtype dtype, enum quant_kind quant,
+                            struct err *err) {
+    int64_t n = is_cpu(dev) ? 1024 : 8192;
+    while (n > 512 && 5 * n * n * (int64_t)dtype_bytes(dtype) > dev_memory_available(dev)) n /= 2;
+    out->matrix_size = (int32_t)n;
+    snprintf(out->dtype, sizeof out->dtype, "%s", dtype_name(dtype));
+    int r = product_rate(&out->flop_per_s, dev, n, dtype, QUANT_NONE, err);
+    if (r < 0 || quant == QUANT_NONE) return r;
+    snprintf(out->quantization, sizeof out->quantization, "%s", quant_name(quant));
+    return product_rate(&out->quant_flop_per_s, dev, n, dtype, quant, err);
+}
+
+int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, enum quant_kind quant, struct err *err) {
     struct engine_roof roof = {0};
     int r = measure_copy(&roof, dev, err);
-    if (r == 0) r = measure_product(&roof, dev, dtype, err);
+    if (r == 0) r = measure_products(&roof, dev, dtype, quant, err);
     if (r == 0) *out = roof;
     return r;
 }
 
+static bool multiplies_otherwise(const struct weight *w) {
+    return w->quant == QUANT_INT8 || w->quant == QUANT_FP8;
+}
+
+/* All layers' weights that are multiplied otherwise are of one kind. */
+static enum quant_kind kind_of(const struct model *m) {
+    for (int32_t i = 0; i < m->weights.n_layers; i++) {
+        struct products p = products_of(&m->weights.layers[i]);
+        for (int k = 0; k < N_PRODUCTS; k++)
+            if (p.of[k] && multiplies_otherwise(p.of[k])) return p.of[k]->quant;
+    }
+    return QUANT_NONE;
+}
+
 int measure_roof(struct engine_roof *out, struct model *m, struct err *err) {
-    return measure_device(out, m->dev, m->dtype, err);
+    return measure_device(out, m->dev, m->dtype, kind_of(m), err);
 }
 
 /* ---------------------------------------------------------------- what the model asks */
 
-static void add_product(const struct weight *w, double *flop, double *bytes) {
-    if (!w) return;
-    *flop += 2.0 * (double)w->n * (double)w->k;
-    *bytes += (double)weight_bytes(w);
+static double flop_of(const struct weight *w) {
+    return 2.0 * (double)w->n * (double)w->k;
+}
+
+static void add_layer(struct engine_work *w, const struct layer_weights *l) {
+    struct products p = products_of(l);
+    for (int k = 0; k < N_PRODUCTS; k++) {
+        if (!p.of[k]) continue;
+        w->row_flop += flop_of(p.of[k]);
+        w->layer_bytes += (double)weight_bytes(p.of[k]);
+        if (multiplies_otherwise(p.of[k])) w->row_flop_quant += flop_of(p.of[k]);
+    }
 }
 
 void measure_work(struct engine_work *out, const struct model *m) {
     const struct model_info *info = &m->config.info;
     struct engine_work w = {.sliding_window = info->sliding_window};
-    for (int32_t i = 0; i < m->weights.n_layers; i++) {
-        const struct layer_weights *l = &m->weights.layers[i];
-        const struct weight *all[] = {l->qkv, l->o, l->up, l->down};
-        for (size_t k = 0; k < sizeof all / sizeof *all; k++) add_product(all[k], &w.row_flop, &w.layer_bytes);
-    }
-    add_product(m->weights.lm_head, &w.head_flop, &w.head_bytes);
+    for (int32_t i = 0; i < m->weights.n_layers; i++) add_layer(&w, &m->weights.layers[i]);
+    w.head_flop = flop_of(m->weights.lm_head);
+    w.head_bytes = (double)weight_bytes(m->weights.lm_head);
     w.kv_bytes = (double)kv_cache_block_bytes(m->dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;
     w.pair_flop = 4.0 * info->n_layers * info->n_heads * info->head_dim;
     *out = w;

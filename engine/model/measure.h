@@ -12,8 +12,8 @@ enum { MEASURE_SETTLING_RUNS = 40 };
 /* See engine_measure_roof. */
 int measure_roof(struct engine_roof *out, struct model *m, struct err *err);
 
-/* The same for any device and dtype. */
-int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, struct err *err);
+/* The same for any device and dtype; quant: QUANT_NONE, or a kind whose products are measured too. */
+int measure_device(struct engine_roof *out, struct dev *dev, enum dtype dtype, enum quant_kind quant, struct err *err);
 
 /* From the weights as they lie on the device. */
 void measure_work(struct engine_work *out, const struct model *m);

@@ -23,13 +23,18 @@ DEVICES = {"h200": (4.26e12, 815e12), "small": (3.0e11, 4.0e13)}
 SHAPES = [(128, 128, 2048), (512, 512, 2048), (1024, 128, 870), (2048, 128, 448), (21, 77, 1), (8000, 100, 16), (1, 1, 8)]
 
 
-def seconds_per_token(model, device, isl, osl, at_once):
+# bytes a number of the layers' weights, and the matrix rate with them over that without
+KINDS = {"none": (2, 1), "fp8": (1, 1.8), "nf4": (0.5625, 1)}
+
+
+def seconds_per_token(model, device, isl, osl, at_once, kind="none"):
     layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
     copy, matrix = DEVICES[device]
     numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
     head = vocab * hidden
     rows = 1 + isl / osl  # each token brings so many prompt rows with it
-    layer_s = max(2 * numbers * rows / matrix, 2 * numbers / copy / at_once)
+    size_of, faster = KINDS[kind]
+    layer_s = max(2 * numbers * rows / (matrix * faster), size_of * numbers / copy / at_once)
     head_s = max(2 * head / matrix, 2 * head / copy / at_once)
     seen = isl + osl / 2
     if window:
@@ -42,10 +47,12 @@ def seconds_per_token(model, device, isl, osl, at_once):
     return [layer_s, head_s, kv_s, attention_s]
 
 
-def work(model):
+def work(model, kind="none"):
     layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
     numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
-    return {"row_flop": 2 * numbers, "layer_bytes": 2 * numbers, "head_flop": 2 * vocab * hidden,
+    size_of, faster = KINDS[kind]
+    return {"row_flop": 2 * numbers, "layer_bytes": size_of * numbers,
+            "row_flop_quant": 2 * numbers if faster != 1 else 0, "head_flop": 2 * vocab * hidden,
             "head_bytes": 2 * vocab * hidden, "kv_bytes": 4 * layers * kv_heads * size,
             "pair_flop": 4 * layers * heads * size, "sliding_window": window}
 
@@ -75,7 +82,15 @@ def main():
                 cases.append({"model": model, "copy": DEVICES[device][0], "matrix": DEVICES[device][1], "input_len": isl,
                               "output_len": osl, "n_seqs": at_once, "parts_s": [p * at_once for p in parts],
                               "tokens_per_s": 1 / sum(parts)})
-    out = {"work": {m: work(m) for m in MODELS}, "cases": cases,
+    for kind in ("fp8", "nf4"):
+        for isl, osl, at_once in SHAPES:
+            copy, matrix = DEVICES["h200"]
+            parts = seconds_per_token("llama-3.1-8b", "h200", isl, osl, at_once, kind)
+            cases.append({"model": "llama-3.1-8b " + kind, "copy": copy, "matrix": matrix, "faster": KINDS[kind][1],
+                          "input_len": isl, "output_len": osl, "n_seqs": at_once, "parts_s": [p * at_once for p in parts],
+                          "tokens_per_s": 1 / sum(parts)})
+    works = {m: work(m) for m in MODELS} | {"llama-3.1-8b " + k: work("llama-3.1-8b", k) for k in ("fp8", "nf4")}
+    out = {"work": works, "cases": cases,
            "models": [counted(pathlib.Path("tests/models") / m) for m in ("demo", "tiny-llama3", "tiny-mistral")]}
     rows = [json.dumps(c) for c in cases]
     print('{"work": ' + json.dumps(out["work"]) + ',\n"models": ' + json.dumps(out["models"]) + ',\n"cases": [\n'
