@@ -7,17 +7,20 @@ static double longer(double a, double b) {
     return a > b ? a : b;
 }
 
-/* Positions whose keys a token reads, halfway through its completion. */
-static double positions_in_sight(const struct engine_work *w, const struct roof_shape *s) {
-    double n = s->input_len + s->output_len / 2;
-    return w->sliding_window > 0 && n > w->sliding_window ? w->sliding_window : n;
+static double shorter(double a, double b) {
+    return a < b ? a : b;
 }
 
-/* Query-key pairs of a prompt: the causal half, or a band of it. */
+/* Positions whose keys a token reads, halfway through its completion; the mean over layers. */
+static double positions_in_sight(const struct engine_work *w, const struct roof_shape *s) {
+    double n = s->input_len + s->output_len / 2;
+    return w->sliding_share * shorter(n, w->sliding_window) + (1 - w->sliding_share) * n;
+}
+
+/* Query-key pairs of a prompt: the causal half, or a band of it; the mean over layers. */
 static double prompt_pairs(const struct engine_work *w, const struct roof_shape *s) {
-    double n = s->input_len, band = w->sliding_window;
-    if (band == 0 || band >= n) return n * n / 2;
-    return band * n - band * band / 2;
+    double n = s->input_len, band = shorter(n, w->sliding_window);
+    return w->sliding_share * (band * n - band * band / 2) + (1 - w->sliding_share) * n * n / 2;
 }
 
 /* Products of so many rows: each kind of weight at its own rate. */

@@ -317,6 +317,7 @@ struct engine_work { /* what the model asks of a device */
     double kv_bytes;              /* keys and values of one position, all layers */
     double pair_flop;             /* attention between one query and one key, all layers and heads */
     int32_t sliding_window;       /* 0 = none */
+    double sliding_share;         /* of the layers: it holds there */
 };
 void engine_work(const struct engine *e, struct engine_work *out);
 

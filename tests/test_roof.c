@@ -33,7 +33,8 @@ static struct engine_work work_of(const json_t *o) {
                                 .head_bytes = number(o, "head_bytes"),
                                 .kv_bytes = number(o, "kv_bytes"),
                                 .pair_flop = number(o, "pair_flop"),
-                                .sliding_window = (int32_t)number(o, "sliding_window")};
+                                .sliding_window = (int32_t)number(o, "sliding_window"),
+                                .sliding_share = number(o, "sliding_share")};
 }
 
 static void roofs_are_those_of_the_script(void **state) {
@@ -51,7 +52,7 @@ static void roofs_are_those_of_the_script(void **state) {
             assert_close(parts[k], json_number_value(json_array_get(json_object_get(c, "parts_s"), k)), model);
         assert_close(roof_tokens_per_s(&work, &device, &shape), number(c, "tokens_per_s"), model);
     }
-    assert_int_equal(i, 84);
+    assert_int_equal(i, 98);
     json_decref(f);
 }
 
@@ -86,6 +87,8 @@ static void engines_know_their_work(void **state) {
         assert_true(w.layer_bytes >= w.row_flop && w.head_bytes >= w.head_flop); /* two bytes a number; padding */
     }
     assert_int_equal(i, 3);
+    struct engine_work slides = work_of_engine("tests/models/tiny-mistral", NULL);
+    assert_true(slides.sliding_window > 0 && fabs(slides.sliding_share - 1) < 1e-9);
     json_decref(f);
 }
 

@@ -8,11 +8,11 @@
 #include <string.h>
 
 static const struct kernel_shape shapes[] = {
-    {"phi-2", 2560, 32, 32, 80, 32, 10240, 51200, false},
-    {"mistral-7b", 4096, 32, 8, 128, 128, 14336, 32000, true},
-    {"llama-3.1-8b", 4096, 32, 8, 128, 128, 14336, 128256, true},
-    {"llama-70b", 8192, 64, 8, 128, 128, 28672, 128256, true},
-    {"small", 256, 4, 2, 64, 64, 768, 4096, true}, /* for the CPU */
+    {"phi-2", 2560, 32, 32, 80, 32, 10240, 51200, false, true},
+    {"mistral-7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false},
+    {"llama-3.1-8b", 4096, 32, 8, 128, 128, 14336, 128256, true, false},
+    {"llama-70b", 8192, 64, 8, 128, 128, 28672, 128256, true, false},
+    {"small", 256, 4, 2, 64, 64, 768, 4096, true, false}, /* for the CPU */
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 

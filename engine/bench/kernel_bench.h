@@ -14,7 +14,8 @@
 struct kernel_shape { /* sizes of a model's layer */
     const char *name;
     int32_t hidden, n_heads, n_kv_heads, head_dim, n_rotated, intermediate, vocab;
-    bool gated; /* the MLP has a gate beside up */
+    bool gated;    /* the MLP has a gate beside up */
+    bool parallel; /* attention and MLP side by side, behind one layer norm: Phi */
 };
 
 struct kernel_bench {

@@ -136,7 +136,8 @@ void bench_attention(struct kernel_bench *b) {
 
 struct rows {
     struct tensor in[SETS], out[SETS]; /* what is read, and written */
-    struct tensor residual[SETS], norm;
+    struct tensor residual[SETS], also_in[SETS];
+    struct norm norm;
     const struct weight *table;
     const struct step *step;
     struct attention_shape shape;
@@ -146,10 +147,10 @@ struct rows {
 static void run_norm(struct kernel_bench *b, void *arg, int32_t i) {
     struct rows *r = arg;
     int32_t k = i % r->n_sets;
-    struct product y = {.y = r->in[k]};
+    struct product y = {.y = r->in[k]}, z = {.y = r->also_in[k]};
     struct activation out = {.x = r->out[k]};
-    struct norm norm = {.kind = NORM_RMS, .eps = 1e-5f, .weight = r->norm};
-    op_residual_norm(b->dev, &out, &r->residual[k], &(struct addend){.y = &y}, &norm);
+    struct addend add = {.y = &y, .z = b->shape->parallel ? &z : NULL};
+    op_residual_norm(b->dev, &out, &r->residual[k], &add, &r->norm);
 }
 
 static void run_qkv(struct kernel_bench *b, void *arg, int32_t i) {
@@ -165,6 +166,14 @@ static void run_glu(struct kernel_bench *b, void *arg, int32_t i) {
     struct product gate_up = {.y = r->in[k]};
     struct activation out = {.x = r->out[k]};
     op_glu(b->dev, &out, &gate_up, ACT_SILU);
+}
+
+static void run_act(struct kernel_bench *b, void *arg, int32_t i) {
+    struct rows *r = arg;
+    int32_t k = i % r->n_sets;
+    struct product y = {.y = r->in[k]};
+    struct activation out = {.x = r->out[k]};
+    op_act(b->dev, &out, &y, ACT_GELU_TANH);
 }
 
 static void run_gather(struct kernel_bench *b, void *arg, int32_t i) {
@@ -189,14 +198,17 @@ static void take_sets(struct kernel_bench *b, struct rows *r, int64_t rows_in, i
 }
 
 static void norm(struct kernel_bench *b, int32_t t) {
-    struct rows r = {0};
+    bool parallel = b->shape->parallel;
+    struct rows r = {.norm = {.kind = parallel ? NORM_LAYER : NORM_RMS, .eps = 1e-5f}};
     int64_t h = b->shape->hidden;
     char what[48];
     take_sets(b, &r, t, h, t, h);
     for (int32_t i = 0; i < r.n_sets; i++) r.residual[i] = bench_tensor(b, b->dtype, t, h);
-    r.norm = bench_tensor(b, DTYPE_F32, h, 1);
+    for (int32_t i = 0; i < r.n_sets && parallel; i++) r.also_in[i] = bench_tensor(b, b->dtype, t, h);
+    r.norm.weight = bench_tensor(b, DTYPE_F32, h, 1);
+    if (parallel) r.norm.bias = bench_tensor(b, DTYPE_F32, h, 1);
     snprintf(what, sizeof what, "%d rows of %d", t, (int)h);
-    bench_time(b, "residual_norm", what, bytes_of(b, 4.0 * t * (double)h), 0, run_norm, &r, r.n_sets);
+    bench_time(b, "residual_norm", what, bytes_of(b, (parallel ? 5.0 : 4.0) * t * (double)h), 0, run_norm, &r, r.n_sets);
     bench_case_end(b);
 }
 
@@ -221,14 +233,14 @@ static void qkv_finish(struct kernel_bench *b, int32_t t) {
     bench_step_clear(&step);
 }
 
-static void glu(struct kernel_bench *b, int32_t t) {
+static void activation(struct kernel_bench *b, int32_t t) {
     struct rows r = {0};
-    int64_t f = b->shape->intermediate;
+    bool gated = b->shape->gated;
+    int64_t f = b->shape->intermediate, in = gated ? 2 * f : f;
     char what[48];
-    if (!b->shape->gated) return;
-    take_sets(b, &r, t, 2 * f, t, f);
-    snprintf(what, sizeof what, "%d rows of 2 x %d", t, (int)f);
-    bench_time(b, "glu", what, bytes_of(b, 3.0 * t * (double)f), 0, run_glu, &r, r.n_sets);
+    take_sets(b, &r, t, in, t, f);
+    snprintf(what, sizeof what, gated ? "%d rows of 2 x %d" : "%d rows of %d", t, (int)f);
+    bench_time(b, gated ? "glu" : "act", what, bytes_of(b, t * (double)(in + f)), 0, gated ? run_glu : run_act, &r, r.n_sets);
     bench_case_end(b);
 }
 
@@ -268,7 +280,7 @@ void bench_rows(struct kernel_bench *b) {
     int32_t t = rows_of_step(b);
     norm(b, t);
     qkv_finish(b, t);
-    glu(b, t);
+    activation(b, t);
     embed(b, t);
     gather(b, t);
 }

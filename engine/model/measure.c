@@ -210,7 +210,10 @@ static void add_layer(struct engine_work *w, const struct layer_weights *l) {
 void measure_work(struct engine_work *out, const struct model *m) {
     const struct model_info *info = &m->config.info;
     struct engine_work w = {.sliding_window = info->sliding_window};
-    for (int32_t i = 0; i < m->weights.n_layers; i++) add_layer(&w, &m->weights.layers[i]);
+    for (int32_t i = 0; i < m->weights.n_layers; i++) {
+        add_layer(&w, &m->weights.layers[i]);
+        if (config_layer_slides(&m->config, i)) w.sliding_share += 1.0 / m->weights.n_layers;
+    }
     w.head_flop = flop_of(m->weights.lm_head);
     w.head_bytes = (double)weight_bytes(m->weights.lm_head);
     w.kv_bytes = (double)kv_cache_block_bytes(m->dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;

@@ -9,13 +9,15 @@ import json
 import pathlib
 import struct
 
-# layers, hidden, heads, KV heads, head size, intermediate, vocabulary, matrices of the MLP, window
+# layers, hidden, heads, KV heads, head size, intermediate, vocabulary, matrices of the MLP, window,
+# share of the layers where it holds
 MODELS = {
-    "phi-2": (32, 2560, 32, 32, 80, 10240, 51200, 2, 0),
-    "mistral-7b": (32, 4096, 32, 8, 128, 14336, 32000, 3, 4096),
-    "llama-3.1-8b": (32, 4096, 32, 8, 128, 14336, 128256, 3, 0),
-    "llama-70b": (80, 8192, 64, 8, 128, 28672, 128256, 3, 0),
-    "smollm2-135m": (30, 576, 9, 3, 64, 1536, 49152, 3, 0),
+    "phi-2": (32, 2560, 32, 32, 80, 10240, 51200, 2, 0, 0),
+    "mistral-7b": (32, 4096, 32, 8, 128, 14336, 32000, 3, 4096, 1),
+    "llama-3.1-8b": (32, 4096, 32, 8, 128, 14336, 128256, 3, 0, 0),
+    "llama-70b": (80, 8192, 64, 8, 128, 28672, 128256, 3, 0, 0),
+    "smollm2-135m": (30, 576, 9, 3, 64, 1536, 49152, 3, 0, 0),
+    "gemma-2-2b": (26, 2304, 8, 4, 256, 9216, 256000, 3, 4096, 0.5),
 }
 # copy B/s, matrix FLOP/s
 DEVICES = {"h200": (4.26e12, 815e12), "small": (3.0e11, 4.0e13)}
@@ -28,7 +30,7 @@ KINDS = {"none": (2, 1), "fp8": (1, 1.8), "nf4": (0.5625, 1)}
 
 
 def seconds_per_token(model, device, isl, osl, at_once, kind="none"):
-    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
+    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window, share = MODELS[model]
     copy, matrix = DEVICES[device]
     numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
     head = vocab * hidden
@@ -37,24 +39,23 @@ def seconds_per_token(model, device, isl, osl, at_once, kind="none"):
     layer_s = max(2 * numbers * rows / (matrix * faster), size_of * numbers / copy / at_once)
     head_s = max(2 * head / matrix, 2 * head / copy / at_once)
     seen = isl + osl / 2
-    if window:
-        seen = min(seen, window)
+    seen = share * min(seen, window) + (1 - share) * seen
     kv_s = seen * layers * 2 * kv_heads * size * 2 / copy
     pairs = isl * isl / 2
     if window and window < isl:
-        pairs -= (isl - window) ** 2 / 2
+        pairs -= share * (isl - window) ** 2 / 2
     attention_s = 4 * layers * heads * size * pairs / osl / (0.6 * matrix)
     return [layer_s, head_s, kv_s, attention_s]
 
 
 def work(model, kind="none"):
-    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window = MODELS[model]
+    layers, hidden, heads, kv_heads, size, ffn, vocab, mats, window, share = MODELS[model]
     numbers = layers * (hidden * size * (2 * heads + 2 * kv_heads) + mats * hidden * ffn)
     size_of, faster = KINDS[kind]
     return {"row_flop": 2 * numbers, "layer_bytes": size_of * numbers,
             "row_flop_quant": 2 * numbers if faster != 1 else 0, "head_flop": 2 * vocab * hidden,
             "head_bytes": 2 * vocab * hidden, "kv_bytes": 4 * layers * kv_heads * size,
-            "pair_flop": 4 * layers * heads * size, "sliding_window": window}
+            "pair_flop": 4 * layers * heads * size, "sliding_window": window, "sliding_share": share}
 
 
 def counted(folder):
