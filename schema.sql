@@ -66,7 +66,8 @@ CREATE TABLE job (                     -- one submitted file
   submitted_at INTEGER NOT NULL,       -- wall
   started_at INTEGER, finished_at INTEGER,
   export_path TEXT, export_mark TEXT,  -- the last export, so that `run -o` may replace its own file
-  error TEXT
+  error TEXT,
+  chat_settings TEXT                   -- JSON: template, kwargs, allow_special_tokens; NULL = the model's template
 ) STRICT;
 CREATE INDEX job_ready ON job(priority DESC, job_id) WHERE state IN ('queued','running');
 

@@ -60,6 +60,7 @@ static int64_t now_ms(void) {
 
 static void job_unref(struct job_ref *job) {
     if (!job || --job->refs > 0) return;
+    chat_template_free(job->chat_template);
     job_work_clear(&job->work);
     free(job);
 }
@@ -256,14 +257,25 @@ static enum fit fit_pipeline(struct daemon *d, const struct job_work *work) {
     return r == 0 ? fit : give_up_job(d, work->job_id, &err);
 }
 
-static void use_job(struct daemon *d, struct job_work *work) {
+/* Takes both. */
+static void use_job(struct daemon *d, struct job_work *work, struct chat_template *chat_template) {
     job_unref(d->job);
     d->job = mem_zalloc(1, sizeof *d->job);
     d->job->work = *work;
+    d->job->chat_template = chat_template;
     d->job->refs = 1;
     pthread_mutex_lock(&d->lock);
     d->stats.job_id = work->job_id;
     pthread_mutex_unlock(&d->lock);
+}
+
+/* The job's own chat template; it was checked at the submit, by a batchd that may have been newer. */
+static enum fit fit_chat_template(struct daemon *d, const struct job_work *work, struct chat_template **out) {
+    struct err err = ERR_INIT;
+    const char *text = work->settings.chat_template;
+    if (!text || chat_template_new(out, text, strlen(text), &err) == 0) return FIT_NOW;
+    err_wrap(&err, "chat template");
+    return give_up_job(d, work->job_id, &err);
 }
 
 static int passing_or(struct daemon *d, int r, const struct err *err) {
@@ -276,6 +288,7 @@ static int passing_or(struct daemon *d, int r, const struct err *err) {
 /* One lease, if there is one that the pipeline can take. */
 static int take_lease(struct daemon *d, bool *taken) {
     struct job_work work;
+    struct chat_template *chat_template = NULL;
     bool found = false;
     struct err err = ERR_INIT;
     *taken = false;
@@ -283,6 +296,7 @@ static int take_lease(struct daemon *d, bool *taken) {
     if (r == 0 && !found) d->nothing_ready = true;
     if (r < 0 || !found) return passing_or(d, r, &err);
     enum fit fit = fit_pipeline(d, &work);
+    if (fit == FIT_NOW) fit = fit_chat_template(d, &work, &chat_template);
     if (fit != FIT_NOW) {
         job_work_clear(&work);
         return fit == FIT_NEVER ? d->err.code : 0;
@@ -290,8 +304,11 @@ static int take_lease(struct daemon *d, bool *taken) {
     drop_lease(d);
     r = worker_lease(d->worker, work.job_id, &d->lease, taken, &err);
     if (r == 0) tell_going_on(d);
-    if (r == 0 && *taken) use_job(d, &work);
-    else job_work_clear(&work);
+    if (r == 0 && *taken) use_job(d, &work, chat_template);
+    else {
+        job_work_clear(&work);
+        chat_template_free(chat_template);
+    }
     return passing_or(d, r, &err);
 }
 

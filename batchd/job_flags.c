@@ -9,6 +9,7 @@
 #include "batchd/exit.h"
 #include "batchd/model_arg.h"
 #include "batchd/signals.h"
+#include "engine/engine.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -31,6 +32,28 @@ static int read_text(char **out, const char *flag, const char *value, struct err
     if (n > 0 && (*out)[n - 1] == '\n') (*out)[--n] = '\0';
     if (n > 0 && (*out)[n - 1] == '\r') (*out)[--n] = '\0';
     return 0;
+}
+
+/* --chat-template, checked as far as can be without a conversation. */
+static int read_chat_template(char **out, const struct args *args, struct err *err) {
+    struct chat_template *t = NULL;
+    size_t n;
+    if (!args->chat_template) return 0;
+    if (args->chat && strcmp(args->chat, "never") == 0) return err_set(err, E_USAGE, "--chat-template is of no use with --chat never");
+    if (file_read(args->chat_template, MAX_TEXT, out, &n, err) < 0) return err_wrap(err, "--chat-template");
+    int r = strlen(*out) == n ? chat_template_new(&t, *out, n, err) : err_set(err, E_PARSE, "it holds NUL bytes");
+    chat_template_free(t);
+    return r < 0 ? err_wrap(err, "%s", args->chat_template) : 0;
+}
+
+static int read_chat_kwargs(char **out, const struct args *args, struct err *err) {
+    json_error_t why;
+    if (!args->chat_kwargs) return 0;
+    json_t *json = json_loads(args->chat_kwargs, JSON_REJECT_DUPLICATES, &why);
+    if (json_is_object(json)) *out = json_dumps(json, JSON_COMPACT);
+    else err_set(err, E_USAGE, "--chat-template-kwargs is no JSON object: %s", json ? args->chat_kwargs : why.text);
+    json_decref(json);
+    return *out ? 0 : E_USAGE;
 }
 
 static int set_stops(struct params *p, const struct args *args, struct err *err) {
@@ -65,6 +88,10 @@ int job_flags_read(struct job_flags *out, const struct args *args) {
     if (read_text(&s->template_text, "template", args->template_text, &err) < 0 ||
         read_text(&s->system_text, "system", args->system_text, &err) < 0)
         return exit_with(ABOUT_INPUT, &err);
+    int r = read_chat_template(&s->chat_template, args, &err);
+    if (r == 0) r = read_chat_kwargs(&s->chat_kwargs, args, &err);
+    if (r < 0) return exit_with(r == E_USAGE ? ABOUT_FLAGS : ABOUT_INPUT, &err);
+    s->allow_special_tokens = args->allow_special_tokens;
     params_overlay(&s->params, &args->params);
     if (set_stops(&s->params, args, &err) < 0) return exit_with(ABOUT_FLAGS, &err);
     s->dtype = mem_strdup(args->dtype ? args->dtype : "auto");

@@ -62,6 +62,12 @@ static const struct option_def options[] = {
     {"chat", 0, KIND_CHOICE, AT(chat), LOADS, "auto|always|never",
      "make each prompt a user message of the model's chat template. auto: rows\n"
      "from CSV, lines or --template, when the model has a template", 0, 0},
+    {"chat-template", 0, KIND_TEXT, AT(chat_template), LOADS, "FILE", "a chat template (Jinja) in place of the model's", 0, 0},
+    {"chat-template-kwargs", 0, KIND_TEXT, AT(chat_kwargs), LOADS, "JSON",
+     "variables of the chat template: '{\"enable_thinking\": false}'", 0, 0},
+    {"allow-special-tokens", 0, KIND_FLAG, AT(allow_special_tokens), LOADS, NULL,
+     "control tokens written out in a row, such as <|im_end|>, are taken as\n"
+     "such; without this they are plain text", 0, 0},
     {"reject", 0, KIND_CHOICE, AT(reject), LOADS, "fail|skip",
      "bad lines stop the submit (default), or go to the view `rejects`", 0, 0},
     {"name", 0, KIND_TEXT, AT(name), LOADS, "TEXT", "for people (default: the file's name)", 0, 0},

@@ -33,6 +33,8 @@ struct args {
 
     /* what a job is */
     const char *template_text, *system_text, *prompt_col, *id_col, *param_cols, *format, *key, *name;
+    const char *chat_template, *chat_kwargs;
+    bool allow_special_tokens;
     const char *reject, *chat, *model, *dtype, *quantization, *quantization_skip;
     int64_t priority, max_model_len, seed;
     struct params params; /* the sampling flags */

@@ -68,29 +68,33 @@ static void fail_row(struct row_work *row, const char *code, const char *message
 }
 
 /* The date that a template writes is the job's, so that a row says the same whenever it runs. */
-static int encode_chat(const struct tokenizer *tok, const struct job_work *job, const struct prompt *prompt,
+static int encode_chat(const struct tokenizer *tok, const struct job_ref *job, const struct prompt *prompt,
                        struct token_list *out, struct err *err) {
     struct chat_text chat = {0};
-    struct chat_options options = {.add_generation_prompt = true, .now = job->submitted_us / 1000000};
+    struct chat_options options = {.chat_template = job->chat_template, .add_generation_prompt = true,
+                                   .now = job->work.submitted_us / 1000000};
     int r = tokenizer_render_chat(tok, &chat, prompt->variables, &options, err);
     struct encode_options o = {.parse_special = true, .plain = chat.plain, .n_plain = chat.n_plain};
+    if (job->work.settings.allow_special_tokens) o.n_plain = 0;
     if (r == 0) r = tokenizer_encode(tok, out, chat.text.data ? chat.text.data : "", chat.text.n, &o, err);
     chat_text_clear(&chat);
     return r;
 }
 
 /* Rows of columns become a user message where the model speaks in messages. */
-static bool wants_chat(const struct tokenizer *tok, const struct job_settings *set, const struct prompt *prompt) {
+static bool wants_chat(const struct tokenizer *tok, const struct job_ref *job, const struct prompt *prompt) {
+    const char *chat = job->work.settings.chat;
     if (prompt->kind != PROMPT_TEXT) return prompt->kind == PROMPT_MESSAGES;
-    if (set->chat && strcmp(set->chat, "always") == 0) return true;
-    if (set->chat && strcmp(set->chat, "never") == 0) return false;
-    return tokenizer_has_chat_template(tok);
+    if (chat && strcmp(chat, "always") == 0) return true;
+    if (chat && strcmp(chat, "never") == 0) return false;
+    return job->chat_template || tokenizer_has_chat_template(tok);
 }
 
-static int encode_prompt(const struct tokenizer *tok, const struct job_work *job, const struct prompt *prompt,
+static int encode_prompt(const struct tokenizer *tok, const struct job_ref *job, const struct prompt *prompt,
                          struct token_list *out, struct err *err) {
-    if (wants_chat(tok, &job->settings, prompt)) return encode_chat(tok, job, prompt, out, err);
-    return tokenizer_encode(tok, out, prompt->text, strlen(prompt->text), &(struct encode_options){.add_special = true}, err);
+    if (wants_chat(tok, job, prompt)) return encode_chat(tok, job, prompt, out, err);
+    struct encode_options o = {.add_special = true, .parse_special = job->work.settings.allow_special_tokens};
+    return tokenizer_encode(tok, out, prompt->text, strlen(prompt->text), &o, err);
 }
 
 static int32_t *narrow_ids(const int64_t *ids, size_t n) {
@@ -149,7 +153,7 @@ static struct engine_request *make_request(struct pipeline *p, struct row_work *
         return NULL;
     }
     row->result.seed = prompt.seed;
-    if (encode_prompt(engine_tokenizer(p->engine), &row->job->work, &prompt, &ids, &err) < 0)
+    if (encode_prompt(engine_tokenizer(p->engine), row->job, &prompt, &ids, &err) < 0)
         fail_row(row, "bad_prompt", err.text);
     else {
         r = engine_request_new();

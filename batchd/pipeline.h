@@ -14,6 +14,7 @@
 
 struct job_ref { /* a job's settings, shared by its rows; the jobs thread counts */
     struct job_work work;
+    struct chat_template *chat_template; /* of the job's own, NULL = the model's */
     int64_t refs;
 };
 

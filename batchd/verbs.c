@@ -94,7 +94,7 @@ const struct verb_def verbs[N_VERBS] = {
          .text =
              "Needs tokenizer.json alone. Reads standard input line by line and prints one JSON\n"
              "array of ids a line. No BOS unless \"add_special\" is true; special tokens written out\n"
-             "in the text become their ids (in prompts of jobs they never do).\n"
+             "in the text become their ids (in prompts of jobs only with --allow-special-tokens).\n"
              "\n"
              "--decode goes back: each line is a JSON array of ids; the exact text is printed and a\n"
              "newline. Text may hold newlines of its own: --jsonl --decode prints objects instead.\n",

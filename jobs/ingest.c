@@ -9,6 +9,7 @@
 #include "base/mem.h"
 #include "base/suggest.h"
 #include "base/utf8.h"
+#include "jobs/chat_settings.h"
 #include "jobs/locks.h"
 #include "jobs/messages.h"
 #include "jobs/row_reader.h"
@@ -487,11 +488,11 @@ static int insert_job(struct loader *l, const char *content) {
     sqlite3_stmt *st = sql_prepare(
         l->s,
         "INSERT INTO job(key, name, state, priority, family_id, model, dtype, quantization, kv_cache_dtype, max_model_len,"
-        " template, system, chat, seed, params, columns, prompt_column, id_column, source_name, content, submitted_at)"
-        " VALUES (?1, ?2, 'loading', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20)",
+        " template, system, chat, seed, params, columns, prompt_column, id_column, source_name, content, submitted_at, chat_settings)"
+        " VALUES (?1, ?2, 'loading', ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18, ?19, ?20, ?21)",
         l->err);
     if (!st) return sql_error(l->s, l->err);
-    char *params = params_to_json(&set->params), *columns = columns_json(l);
+    char *params = params_to_json(&set->params), *columns = columns_json(l), *chat = chat_settings_to_json(set);
     const char *base = strrchr(l->source.name, '/');
     sql_bind_text(st, 1, l->o->key);
     sql_bind_text(st, 2, l->o->name ? l->o->name : base ? base + 1 : l->source.name);
@@ -513,10 +514,12 @@ static int insert_job(struct loader *l, const char *content) {
     sql_bind_text(st, 18, l->source.name);
     sql_bind_text(st, 19, content);
     sql_bind_int(st, 20, clock_wall_us());
+    sql_bind_text(st, 21, chat);
     r = sql_run(l->s, st, l->err);
     l->job_id = sqlite3_last_insert_rowid(l->s->db);
     free(params);
     free(columns);
+    free(chat);
     return r;
 }
 
@@ -632,17 +635,19 @@ void submit_clean(struct store *s) {
 static int content_of(const struct submit_options *o, const struct source *source, char hex[65]) {
     const struct job_settings *set = o->settings;
     struct sha256 *h = sha256_new();
-    char *params = params_to_json(&set->params), numbers[128];
+    char *params = params_to_json(&set->params), *chat = chat_settings_to_json(set), numbers[128];
     const char *texts[] = {set->model,         set->dtype,       set->quantization, set->kv_cache_dtype, set->template_text,
                            set->system_text,   set->chat,        o->prompt_col,     o->id_col,           o->param_cols,
                            params};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) sha256_add_text(h, texts[i]);
+    if (chat) sha256_add_text(h, chat); /* without it a job is the same as it was before there was one */
     snprintf(numbers, sizeof numbers, "%" PRIu64 " %" PRId64 " %d %d", set->seed, set->max_model_len,
              (int)row_format(source, o->format), o->skip_rejects);
     sha256_add_text(h, numbers);
     sha256_add(h, source->data, source->size);
     sha256_finish(h, hex);
     free(params);
+    free(chat);
     return 0;
 }
 
@@ -707,6 +712,8 @@ void job_settings_clear(struct job_settings *s) {
     free(s->template_text);
     free(s->system_text);
     free(s->chat);
+    free(s->chat_template);
+    free(s->chat_kwargs);
     params_clear(&s->params);
     *s = (struct job_settings){0};
 }

@@ -119,6 +119,9 @@ struct job_settings {
     char *template_text;  /* {column} template, or NULL */
     char *system_text;    /* first message of every row, or NULL */
     char *chat;           /* auto, always, never */
+    char *chat_template;  /* Jinja in place of the model's, or NULL */
+    char *chat_kwargs;    /* variables of the chat template, a JSON object, or NULL; a row's own lie over them */
+    bool allow_special_tokens; /* control tokens written out in a row's text become such */
     uint64_t seed;        /* a row's seed is hash(seed, row) unless the row sets one */
     struct params params; /* defaults of the rows */
 };

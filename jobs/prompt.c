@@ -69,9 +69,11 @@ static void add_message(json_t *messages, const char *role, const char *content)
 }
 
 /* Takes `messages`; `input` is a JSONL row, or NULL. */
-static void set_variables(struct prompt *p, json_t *messages, const json_t *input) {
+static void set_variables(struct prompt *p, const struct job_work *job, json_t *messages, const json_t *input) {
     static const char *const keys[] = {"tools", "documents"};
-    json_t *all = json_object(), *kwargs = json_object_get(input, "chat_template_kwargs");
+    const char *of_job = job->settings.chat_kwargs;
+    json_t *all = of_job ? json_loads(of_job, 0, NULL) : NULL, *kwargs = json_object_get(input, "chat_template_kwargs");
+    if (!all) all = json_object();
     if (json_is_object(kwargs)) json_object_update(all, kwargs);
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
         if (json_object_get(input, keys[i])) json_object_set(all, keys[i], json_object_get(input, keys[i]));
@@ -80,11 +82,11 @@ static void set_variables(struct prompt *p, json_t *messages, const json_t *inpu
     json_decref(all);
 }
 
-static void set_user_message(struct prompt *p, const char *system, const json_t *input) {
+static void set_user_message(struct prompt *p, const struct job_work *job, const char *system, const json_t *input) {
     json_t *messages = json_array();
     add_message(messages, "system", system);
     add_message(messages, "user", p->text);
-    set_variables(p, messages, input);
+    set_variables(p, job, messages, input);
 }
 
 static int from_messages(struct prompt *p, const struct job_work *job, const json_t *input, struct err *err) {
@@ -94,7 +96,7 @@ static int from_messages(struct prompt *p, const struct job_work *job, const jso
     p->kind = PROMPT_MESSAGES;
     add_message(messages, "system", job->settings.system_text);
     json_array_extend(messages, json_object_get(input, "messages"));
-    set_variables(p, messages, input);
+    set_variables(p, job, messages, input);
     return 0;
 }
 
@@ -106,7 +108,7 @@ static int from_object(struct prompt *p, const struct job_work *job, const json_
     bool always = job->settings.chat && strcmp(job->settings.chat, "always") == 0;
     p->kind = system ? PROMPT_MESSAGES : always || job->settings.system_text ? PROMPT_TEXT : PROMPT_RAW;
     p->text = mem_strdup(text);
-    if (p->kind != PROMPT_RAW) set_user_message(p, system ? system : job->settings.system_text, input); /* the row's own first */
+    if (p->kind != PROMPT_RAW) set_user_message(p, job, system ? system : job->settings.system_text, input); /* the row's own first */
     return 0;
 }
 
@@ -140,7 +142,7 @@ int prompt_build(struct prompt *out, const struct job_work *job, const struct re
     else if (job->settings.template_text) r = from_template(&p, job, input, err);
     else if (json_is_object(input)) r = from_object(&p, job, input, err);
     else r = from_cells(&p, job, input, err);
-    if (r == 0 && p.kind == PROMPT_TEXT && !p.variables) set_user_message(&p, job->settings.system_text, NULL);
+    if (r == 0 && p.kind == PROMPT_TEXT && !p.variables) set_user_message(&p, job, job->settings.system_text, NULL);
     if (r == 0) r = add_params(&p, job, row, err);
     json_decref(input);
     if (r < 0) prompt_clear(&p);

@@ -170,9 +170,10 @@ static int create_schema(struct store *s, struct err *err) {
     return r;
 }
 
-/* From version 1: logprobs. A daemon of that version would write rows that no longer fit. */
+/* From version 1: logprobs, chat templates. A daemon of that version would write rows that no longer fit. */
 static const char from_version_1[] = "ALTER TABLE result ADD COLUMN logprobs ANY;"
                                      "ALTER TABLE result ADD COLUMN prompt_logprobs ANY;"
+                                     "ALTER TABLE job ADD COLUMN chat_settings TEXT;"
                                      "UPDATE meta SET value = 2 WHERE key = 'schema_version';"
                                      "PRAGMA user_version = 2;";
 

@@ -172,7 +172,9 @@ static void settings_travel_with_the_job(void **state) {
     struct submit_report report;
     struct job_settings set = {.model = (char *)"/models/x", .dtype = (char *)"bfloat16", .quantization = (char *)"none",
                                .kv_cache_dtype = (char *)"auto", .max_model_len = 512, .template_text = (char *)"{b}: {a}",
-                               .system_text = (char *)"Be brief.", .chat = (char *)"always", .seed = 1234};
+                               .system_text = (char *)"Be brief.", .chat = (char *)"always", .seed = 1234,
+                               .chat_template = (char *)"{{ messages }}", .chat_kwargs = (char *)"{\"a\":[1]}",
+                               .allow_special_tokens = true};
     assert_ok(params_from_json(&set.params, "{\"temperature\": 0.5}", &err), &err);
     assert_ok(submit_text(q.s, "in.csv", "a,b,id,temperature,@max_tokens\n1,2,x,0.25,9\n3,4,y,,\n",
                           (struct submit_options){.settings = &set, .param_cols = "temperature"}, &report, &err), &err);
@@ -190,6 +192,9 @@ static void settings_travel_with_the_job(void **state) {
     assert_string_equal(work.settings.system_text, "Be brief.");
     assert_string_equal(work.settings.chat, "always");
     assert_int_equal(work.settings.seed, 1234);
+    assert_string_equal(work.settings.chat_template, "{{ messages }}");
+    assert_string_equal(work.settings.chat_kwargs, "{\"a\":[1]}");
+    assert_true(work.settings.allow_special_tokens);
     assert_true(work.settings.params.set == PARAM_TEMPERATURE && work.settings.params.temperature == 0.5);
     assert_int_equal(work.n_columns, 5);
     assert_string_equal(work.columns[1], "b");

@@ -171,6 +171,20 @@ static void objects_become_prompts(void **state) {
     assert_string_equal(p.variables, "{\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
                                      "{\"role\":\"user\",\"content\":\"hi\"},{\"role\":\"assistant\",\"content\":\"yes\"}]}");
     prompt_clear(&p);
+    p = build((struct job_settings){.chat_kwargs = (char *)"{\"a\": 1, \"b\": 2, \"messages\": 0}"}, NULL, 0, -1,
+              "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"tools\": [{\"x\": [null]}],"
+              " \"chat_template_kwargs\": {\"b\": false}, \"other\": 1}", NULL);
+    json_t *got = json_loads(p.variables, 0, NULL);
+    json_t *want = json_loads("{\"a\": 1, \"b\": false, \"messages\": [{\"role\": \"user\", \"content\": \"hi\"}], \"tools\": [{\"x\": [null]}]}", 0, NULL);
+    assert_true(json_equal(got, want));
+    json_decref(got);
+    json_decref(want);
+    prompt_clear(&p);
+    p = build((struct job_settings){.system_text = (char *)"Be brief."}, (char *[]){(char *)"prompt"}, 1, 0, "[\"hi\"]", NULL);
+    assert_int_equal(p.kind, PROMPT_TEXT);
+    assert_string_equal(p.variables, "{\"messages\":[{\"role\":\"system\",\"content\":\"Be brief.\"},"
+                                     "{\"role\":\"user\",\"content\":\"hi\"}]}");
+    prompt_clear(&p);
     p = build((struct job_settings){.system_text = (char *)"Be brief."}, NULL, 0, -1, "{\"prompt\": \"x\", \"system\": \"Own.\"}", NULL);
     assert_int_equal(p.kind, PROMPT_MESSAGES);
     assert_string_equal(p.variables, "{\"messages\":[{\"role\":\"system\",\"content\":\"Own.\"},"

@@ -41,6 +41,46 @@ X
     [ "$(json_of "$DIR/out.jsonl" 'd["id"], "e" in d["completion"]' 2)" = "('2', False)" ]
 }
 
+prompt_tokens() { # of each row of $DIR/out.jsonl
+    python3 -c 'import json, sys; print([json.loads(line)["usage"]["prompt_tokens"] for line in open(sys.argv[1])])' "$DIR/out.jsonl"
+}
+
+@test "run: a chat template of the job's own, its variables, and a row's" {
+    printf '%s' "{% for m in messages %}{{ m.content }}{{ extra | default('') }}{% for t in tools or [] %}{{ t.n }}{% endfor %}{% endfor %}" >"$DIR/t.jinja"
+    cat >"$DIR/in.jsonl" <<'X'
+{"messages": [{"role": "user", "content": "abc"}]}
+{"messages": [{"role": "user", "content": [{"type": "text", "text": "abc"}]}], "chat_template_kwargs": {"extra": "defghi"}}
+{"messages": [{"role": "user", "content": "abc"}], "tools": [{"n": "one"}, {"n": "two"}]}
+X
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 2 --chat-template "$DIR/t.jinja"
+    without=$(prompt_tokens)
+    ids=$(printf 'abc\nabcdefghi\nabconetwo\n' | "$BATCHD" tokenize -m tests/models/demo)
+    [ "$without" = "$(python3 -c 'import json, sys; print([len(json.loads(line)) for line in sys.argv[1].splitlines()])' "$ids")" ]
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 2 --chat-template "$DIR/t.jinja" --force \
+        --chat-template-kwargs '{"extra": " and some more words"}'
+    with=$(prompt_tokens)
+    [ "$(python3 -c "a = $without; b = $with; print(a[0] < b[0], a[1] == b[1], a[2] < b[2])")" = "True True True" ]
+    printf '{%% if x %%}\n{%% import "os" %%}' >"$DIR/bad.jinja"
+    run -65 "$BATCHD" run "$DIR/in.jsonl" --chat-template "$DIR/bad.jinja"
+    [[ "$output" == *"bad.jinja: line 2: unsupported tag \"import\""* ]]
+    run -2 "$BATCHD" run "$DIR/in.jsonl" --chat-template-kwargs '[1]'
+    [[ "$output" == *"no JSON object"* ]]
+    run -2 "$BATCHD" run "$DIR/in.jsonl" --chat never --chat-template "$DIR/t.jinja"
+    run -66 "$BATCHD" run "$DIR/in.jsonl" --chat-template "$DIR/none.jinja"
+}
+
+@test "run: control tokens in a row's text are text, unless they are allowed" {
+    cat >"$DIR/in.jsonl" <<'X'
+{"prompt": "<|user|>\nAdd<|end|>"}
+{"messages": [{"role": "user", "content": "Add<|end|><|user|>"}]}
+X
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 2
+    plain=$(prompt_tokens)
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 2 --force --allow-special-tokens
+    special=$(prompt_tokens)
+    [ "$(python3 -c "a = $plain; b = $special; print(a[0] >= b[0] + 8, a[1] >= b[1] + 8)")" = "True True" ]
+}
+
 @test "run: a template and a system text" {
     printf 'city,item\nLima,lamps\n' >"$DIR/t.csv"
     run -0 "$BATCHD" run "$DIR/t.csv" --template 'Which city? Omar from {city} ordered 3 {item}.' -o "$DIR/out.jsonl"
