@@ -12,6 +12,7 @@
 /* ---------------------------------------------------------------- dicts */
 
 static struct value dict_get_or(struct interp *in, const struct value *self, struct call *call) {
+    if (!value_can_be_key(in, &call->slot[0])) return value_none();
     const struct value *v = dict_get(in, self->dict, &call->slot[0]);
     return v ? *v : call->slot[1].kind == VALUE_MISSING ? value_none() : call->slot[1];
 }

@@ -62,6 +62,7 @@ static struct value of_floats(struct interp *in, int op, double x, double y) {
     if (rest != 0 && (rest < 0) != (y < 0)) rest += y;
     if (op == '%') return value_float(rest == 0 ? copysign(0, y) : rest);
     double quotient = (x - rest) / y, whole = floor(quotient);
+    if (quotient == 0) return value_float(copysign(0, x / y));
     return value_float(quotient - whole > 0.5 ? whole + 1 : whole);
 }
 

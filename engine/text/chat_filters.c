@@ -136,13 +136,13 @@ static struct value filter_indent(struct interp *in, const struct value *self, s
 }
 
 static struct value filter_truncate(struct interp *in, const struct value *self, struct call *call) {
-    if (self->kind != VALUE_STRING) return chat_fail(in, E_PARSE, "truncate of a %s", value_kind_name(self));
-    struct value s = text_of(in, self), end = given(&call->slot[2]) ? call->slot[2] : value_literal("...");
+    struct value s = *self, end = given(&call->slot[2]) ? call->slot[2] : value_literal("...");
     int64_t length = integer(in, &call->slot[0], 255);
     int64_t leeway = call->slot[3].kind == VALUE_NONE ? 5 : integer(in, &call->slot[3], 5);
     if (end.kind != VALUE_STRING || length < (int64_t)string_characters(&end) || leeway < 0)
         return chat_fail(in, E_PARSE, "truncate: arguments that do not fit");
-    if ((int64_t)string_characters(&s) <= length + leeway) return s;
+    if (value_length(in, &s) <= length + leeway) return s;
+    if (s.kind != VALUE_STRING || s.safe) return chat_fail(in, E_UNSUPPORTED, "unsupported: truncate of what is no plain string");
     s = string_part(&s, 0, string_byte_of(&s, (size_t)length - string_characters(&end)));
     const char *space = s.n ? memrchr(s.text, ' ', s.n) : NULL;
     if (!flag(&call->slot[1]) && space) s.n = (size_t)(space - s.text);
@@ -167,8 +167,13 @@ static struct value filter_wordcount(struct interp *in, const struct value *self
 
 /* ---------------------------------------------------------------- numbers */
 
+static struct value undefined_number(struct interp *in, const struct value *v) {
+    return chat_fail(in, E_PARSE, "%s is undefined", v->text ? v->text : "a number");
+}
+
 static struct value filter_int(struct interp *in, const struct value *self, struct call *call) {
     bool ok;
+    if (self->kind == VALUE_UNDEFINED) return undefined_number(in, self);
     struct value v = value_to_int(in, self, integer(in, &call->slot[1], 10), &ok);
     if (ok || in->r < 0) return v;
     v = value_to_float(in, self, &ok); /* "42.9" is 42 */
@@ -178,13 +183,15 @@ static struct value filter_int(struct interp *in, const struct value *self, stru
 
 static struct value filter_float(struct interp *in, const struct value *self, struct call *call) {
     bool ok;
+    if (self->kind == VALUE_UNDEFINED) return undefined_number(in, self);
     struct value v = value_to_float(in, self, &ok);
     return ok ? v : given(&call->slot[0]) ? call->slot[0] : value_float(0);
 }
 
 static struct value filter_abs(struct interp *in, const struct value *self, struct call *call) {
     if (!value_is_number(self)) return chat_fail(in, E_PARSE, "abs of a %s", value_kind_name(self));
-    if (value_real(self) < 0) return value_negate(in, self);
+    if (self->kind == VALUE_FLOAT) return value_float(fabs(self->real));
+    if (self->number < 0) return value_negate(in, self);
     return self->kind == VALUE_BOOL ? value_int(self->number) : *self;
 }
 
@@ -204,8 +211,8 @@ static struct value filter_round(struct interp *in, const struct value *self, st
     const struct value *method = &call->slot[1];
     if (!value_is_number(self)) return chat_fail(in, E_PARSE, "round of a %s", value_kind_name(self));
     double x = value_real(self), scale = pow(10, (double)precision);
-    if (given(method) && value_is(method, "ceil")) return value_float(ceil(x * scale) / scale);
-    if (given(method) && value_is(method, "floor")) return value_float(floor(x * scale) / scale);
+    if (given(method) && value_is(method, "ceil")) return value_float((ceil(x * scale) + 0.0) / scale);
+    if (given(method) && value_is(method, "floor")) return value_float((floor(x * scale) + 0.0) / scale);
     if (given(method) && !value_is(method, "common")) return chat_fail(in, E_PARSE, "round: no such method");
     if (self->kind == VALUE_FLOAT) return value_float(fabs(x) < 1e300 ? round_decimal(x, precision) : x);
     return precision >= 0 ? value_int(self->number) : value_int((int64_t)round_decimal(x, precision));

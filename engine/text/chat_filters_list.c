@@ -168,7 +168,7 @@ static struct value filter_unique(struct interp *in, const struct value *self, s
     struct list *out = list_new(in, 0), *seen = list_new(in, 0);
     for (size_t i = 0; i < items->n && in->r == 0; i++) {
         struct value key = sort_key(in, &items->items[i], &call->slot[1], flag(&call->slot[0])), all = value_list(VALUE_LIST, seen);
-        if (value_contains(in, &all, &key)) continue;
+        if (!value_can_be_key(in, &key) || value_contains(in, &all, &key)) continue;
         list_push(in, seen, key);
         list_push(in, out, items->items[i]);
     }

@@ -230,6 +230,7 @@ static void render_node(struct interp *in, const struct node *node) {
     case NODE_CALL: render_call(in, node); break;
     case NODE_FILTER:
         v = captured_through(in, node);
+        if (in->r == 0 && v.kind != VALUE_STRING) chat_fail(in, E_PARSE, "a filter block gives a %s", value_kind_name(&v));
         write_value(in, &v);
         break;
     case NODE_WITH: render_with(in, node); break;

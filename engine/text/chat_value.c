@@ -120,11 +120,20 @@ const struct value *dict_get_text(struct interp *in, const struct dict *dict, co
     return dict_get(in, dict, &v);
 }
 
-void dict_set(struct interp *in, struct dict *dict, struct value key, struct value v) {
-    if (key.kind == VALUE_LIST || key.kind == VALUE_DICT) {
-        chat_fail(in, E_PARSE, "a %s as a key", value_kind_name(&key));
-        return;
+bool value_can_be_key(struct interp *in, const struct value *v) {
+    for (size_t i = 0; v->kind == VALUE_TUPLE && i < v->list->n; i++) { /* ((1, 2), []) */
+        if (!chat_enter(in)) return false;
+        bool can = value_can_be_key(in, &v->list->items[i]);
+        in->depth--;
+        if (!can) return false;
     }
+    if (v->kind != VALUE_LIST && v->kind != VALUE_DICT) return true;
+    chat_fail(in, E_PARSE, "a %s as a key", value_kind_name(v));
+    return false;
+}
+
+void dict_set(struct interp *in, struct dict *dict, struct value key, struct value v) {
+    if (!value_can_be_key(in, &key)) return;
     struct value *old = (struct value *)dict_get(in, dict, &key);
     if (old) {
         *old = v;
@@ -316,7 +325,7 @@ bool value_contains(struct interp *in, const struct value *whole, const struct v
     }
     if (whole->kind == VALUE_DICT) {
         chat_charge(in, 16 * whole->dict->n);
-        return dict_get(in, whole->dict, part) != NULL;
+        return value_can_be_key(in, part) && dict_get(in, whole->dict, part) != NULL;
     }
     if (value_is_sequence(whole)) return list_contains(in, value_items(in, whole), part);
     if (whole->kind != VALUE_UNDEFINED)

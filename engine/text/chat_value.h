@@ -179,6 +179,7 @@ struct value value_from_json(struct interp *in, const json_t *json); /* strings 
 struct list *list_new(struct interp *in, size_t n); /* n undefined items; empty where there is no room */
 void list_push(struct interp *in, struct list *list, struct value v);
 struct dict *dict_new(struct interp *in);
+bool value_can_be_key(struct interp *in, const struct value *v); /* fails for a list and a dict */
 void dict_set(struct interp *in, struct dict *dict, struct value key, struct value v);
 const struct value *dict_get(struct interp *in, const struct dict *dict, const struct value *key);
 const struct value *dict_get_text(struct interp *in, const struct dict *dict, const char *key);

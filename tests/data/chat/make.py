@@ -115,4 +115,5 @@ def main():
     print(head + ', "cases": [\n' + ",\n".join(json.dumps(c, ensure_ascii=False) for c in cases) + "\n]}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -150,6 +150,13 @@ FILTERS = [
     "{{ 1 | upper | lower }}{{ words | first | upper | length + 1 }}{{ 'a,b' | replace(',', ' ') | title }}",
 ]
 
+FOUND = [  # by fuzz.py
+    "{{ 3 * ((7 % -0.5) // 99.5) }} {{ -(-0.5 - -0.5) | abs }} {{ (0 * (2.5 // -1)) | round(1, 'ceil') }} {{ 0.0 // -1 }} {{ -0.0 % 3 }}",
+    "{{ missing | int }}", "{{ missing | float }}", "{{ [[1], [2]] | unique | list }}", "{{ [] in d }}", "{{ d.get([]) }}", "{{ d[[]] }}|",
+    "{% filter length %}abc{% endfilter %}", "{{ missing | truncate(5) }}{{ ['a'] | truncate(5) }}|", "{{ 'a b'.split() | truncate(3, leeway=0, end='') }}",
+    "{{ ' a  b  c '.rsplit(none, 1) }}{{ ' a  b  c '.split(none, 1) }}", "{% for (a, b) in [(1, 2)] %}{{ b }}{% endfor %}", "{{ d.get() }}",
+]
+
 TESTS = [
     "{{ missing is defined }} {{ none is defined }} {{ missing is undefined }} {{ d.q is not defined }} {{ none is none }} {{ missing is none }} {{ d.q.z is defined if d.q else '-' }}",
     "{{ 'a' is string }} {{ 1 is string }} {{ 1 is number }} {{ true is number }} {{ 1.5 is float }} {{ 1 is float }} {{ 1 is integer }} {{ true is integer }} {{ true is boolean }} {{ 1 is boolean }}",
@@ -183,4 +190,4 @@ PARTS = [
     "{% for m in messages %}{{ m.role }}:{{ m.get('tool_calls', []) | length }}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %} {% endfor %}",
 ]
 
-TEMPLATES = WHITESPACE + LITERALS + OPERATORS + ACCESS + STATEMENTS + FILTERS + TESTS + METHODS + PARTS
+TEMPLATES = WHITESPACE + LITERALS + OPERATORS + ACCESS + STATEMENTS + FILTERS + TESTS + METHODS + PARTS + FOUND
