@@ -11,9 +11,8 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
-/* Rows of one sequence that one attention item takes: query tokens, before the heads of
- * a group are packed beside them. */
-enum { ATTENTION_QUERIES = 16 };
+/* Query tokens of one sequence that one attention item takes. */
+enum { ATTENTION_QUERIES = 128 };
 
 struct attention_item { /* consecutive query rows of one sequence */
     int32_t slot;
@@ -26,6 +25,7 @@ struct cuda_step {                      /* a step whose arrays are on the device
     struct step step;                   /* counts are for the host, pointers for the device */
     const struct attention_item *items; /* device: those of one row first, then longest context first */
     int32_t n_items, n_single;          /* n_single: of one row */
+    int32_t most_tokens;                /* of an item */
     int32_t longest;                    /* positions: the most keys that a row of this step sees */
 };
 
@@ -57,6 +57,7 @@ struct cuda_dev {
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL before the first weight is loaded */
     bool is_loading;            /* pieces of weights are on their way */
+    bool has_wgmma;             /* this build has the device's own matrix instructions */
     bool is_recording;          /* what is launched becomes a graph */
     struct cuda_graph *graphs;  /* a list */
     void *scratch;              /* cuda_scratch */
@@ -135,6 +136,7 @@ void cuda_gather(struct dev *dev, struct activation *out, const struct activatio
                  const struct step *step);
 
 /* cuda_attention.cu */
+bool cuda_attention_open(struct cuda_dev *cuda);
 void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,
                     const struct kv_cache *kv, int32_t layer, const struct attention_shape *shape,
                     const struct step *step);

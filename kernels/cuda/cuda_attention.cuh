@@ -8,8 +8,26 @@ enum { MAX_HEAD_DIM = 256 };
 
 struct attention_args {
     int32_t n_heads, n_kv_heads, group, head_dim, window, block_table_stride;
-    float scale_log2; /* the scale times log2(e): exponents are of base 2 */
+    float scale_log2; /* from a score to an exponent of base 2; adjusted scores are scaled already */
+    bool is_adjusted; /* scores are scaled, soft-capped, biased by position: struct attention_shape */
+    bool alibi_bf16;
+    float scale, softcap, alibi_scale;
+    const float *alibi;
 };
+
+/* ALiBi's term for a key, seen from a position. */
+__device__ __forceinline__ float alibi_of(const attention_args &a, float slope, int32_t key, int32_t position) {
+    if (!a.alibi_bf16) return a.alibi_scale * slope * (float)(key - position);
+    float of_key = __bfloat162float(__float2bfloat16_rn(slope * (float)key));
+    return a.alibi_scale * (of_key - __bfloat162float(__float2bfloat16_rn(slope * (float)position)));
+}
+
+__device__ __forceinline__ float adjusted_score(const attention_args &a, float product, float slope, int32_t key,
+                                                int32_t position) {
+    float s = product * a.scale;
+    if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
+    return slope != 0 ? s + alibi_of(a, slope, key, position) : s;
+}
 
 /* Elements from the slab's beginning to a block's keys (which = 0) or values (1) of a head;
  * its KV_BLOCK rows of head_dim follow each other. */
@@ -21,5 +39,13 @@ __device__ __forceinline__ int64_t kv_tile_at(const attention_args &a, int32_t b
 __device__ __forceinline__ int32_t first_key_of(const attention_args &a, int32_t position) {
     return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
 }
+
+/* One dtype's kernels on the tensor cores; false: none for this head_dim. */
+bool cuda_attention_bf16(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
+                         const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
+                         const struct step *step);
+bool cuda_attention_f16(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
+                        const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
+                        const struct step *step);
 
 #endif

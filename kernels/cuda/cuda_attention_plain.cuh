@@ -1,5 +1,5 @@
 /* cuda_attention_plain.cuh - attention of one query row and head by one warp: any head_dim,
- * float32 or bfloat16, no tensor cores. For float32, and for shapes that the kernel of
+ * float32 or 16 bits, no tensor cores. For float32, and for shapes that the kernel of
  * cuda_attention.cu does not have. The reduction tree is op_attention's. */
 #ifndef BATCHD_KERNELS_CUDA_ATTENTION_PLAIN_CUH
 #define BATCHD_KERNELS_CUDA_ATTENTION_PLAIN_CUH
@@ -7,6 +7,12 @@
 #include "kernels/cuda/cuda_attention.cuh"
 
 enum { PLAIN_WARPS = 4, PLAIN_DIMS = MAX_HEAD_DIM / 32 }; /* output columns of a lane: lane, lane + 32, ... */
+
+struct plain_query { /* one row and head */
+    const float *q;
+    float slope; /* ALiBi's */
+    int32_t position;
+};
 
 struct plain_partial {
     float m, l, o[PLAIN_DIMS];
@@ -25,17 +31,18 @@ __device__ __forceinline__ float warp_sum(float x) {
 /* The score of one key, in the exponent's base 2. */
 template <typename T>
 __device__ __forceinline__ float plain_score(const attention_args &a, const T *slab, const int32_t *table,
-                                             const float *q, int32_t key, int32_t kv_head) {
+                                             const plain_query &query, int32_t key, int32_t kv_head) {
     const T *k =
         slab + kv_tile_at(a, table[key / KV_BLOCK], 0, kv_head) + (int64_t)(key % KV_BLOCK) * a.head_dim;
     float sum = 0.0f;
-    for (int32_t d = 0; d < a.head_dim; d++) sum = fmaf(q[d], cuda_float(k[d]), sum);
+    for (int32_t d = 0; d < a.head_dim; d++) sum = fmaf(query.q[d], cuda_float(k[d]), sum);
+    if (a.is_adjusted) sum = adjusted_score(a, sum, query.slope, key, query.position);
     return sum * a.scale_log2;
 }
 
 /* Take keys [first, end) of the tile into the split's sums; p is the warp's room for weights. */
 template <typename T>
-__device__ void plain_tile(const attention_args &a, const T *slab, const int32_t *table, const float *q,
+__device__ void plain_tile(const attention_args &a, const T *slab, const int32_t *table, const plain_query &q,
                            float *p, int32_t kv_head, int32_t tile, int32_t first, int32_t end,
                            plain_partial &part) {
     int lane = threadIdx.x & 31;
@@ -68,7 +75,7 @@ __device__ void plain_tile(const attention_args &a, const T *slab, const int32_t
 }
 
 template <typename T>
-__device__ void plain_split(const attention_args &a, const T *slab, const int32_t *table, const float *q,
+__device__ void plain_split(const attention_args &a, const T *slab, const int32_t *table, const plain_query &q,
                             float *p, int32_t kv_head, int32_t split, int32_t first_key, int32_t end,
                             plain_partial &part) {
     part = {};
@@ -92,6 +99,8 @@ template <typename T>
 __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     plain_attention_kernel(T *out, const T *q, const T *slab, const int32_t *position, const int32_t *slot,
                            const int32_t *block_table, attention_args a, int64_t n_pairs) {
+    cuda_release();
+    cuda_follow();
     __shared__ float q_room[PLAIN_WARPS][MAX_HEAD_DIM], p_room[PLAIN_WARPS][ATTENTION_TILE];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     int64_t pair = (int64_t)blockIdx.x * PLAIN_WARPS + warp;
@@ -103,10 +112,11 @@ __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     __syncwarp();
     const int32_t *table = block_table + (int64_t)slot[row] * a.block_table_stride;
     int32_t first_key = first_key_of(a, position[row]), kv_head = head / a.group;
+    const plain_query query = {q_room[warp], a.alibi ? a.alibi[head] : 0.0f, position[row]};
     plain_partial all, next;
     for (int32_t split = first_key / ATTENTION_SPLIT * ATTENTION_SPLIT, n = 0; split < end;
          split += ATTENTION_SPLIT, n++) {
-        plain_split(a, slab, table, q_room[warp], p_room[warp], kv_head, split, first_key, end,
+        plain_split(a, slab, table, query, p_room[warp], kv_head, split, first_key, end,
                     n ? next : all);
         if (n) plain_fold(all, next);
     }

@@ -202,7 +202,7 @@ extern "C" int cuda_dev_open(struct dev **out, const struct dev_options *options
     bool ok = cuda_ok(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "a stream");
     for (int i = 0; ok && i < CUDA_MARKS; i++)
         ok = cuda_ok(cuda, cudaEventCreateWithFlags(&cuda->marks[i], cudaEventDisableTiming), "an event");
-    ok = ok && cuda_linear_open(cuda);
+    ok = ok && cuda_linear_open(cuda) && cuda_attention_open(cuda);
     if (!ok) {
         r = err_set(err, E_DEVICE, "%s: %s", cuda->prop.name, cuda->dev.failed.text);
         cuda_close(&cuda->dev);

@@ -10,17 +10,14 @@
  * why stages are long and another warp does the fetching. */
 #include "kernels/cuda/cuda_linear.h"
 #include "kernels/cuda/cuda_mma.cuh"
+#include "kernels/cuda/cuda_tma.cuh"
 
 #include <assert.h>
-#include <cuda.h>
 
 enum {
     WARP_ROWS = 16,
-    TMA_COLUMNS = 64, /* of a box */
-    TMA_ROW_BYTES = TMA_COLUMNS * 2,
     TMA_STEPS = TMA_COLUMNS / 16,
-    BOXES = 4,            /* of w, and of x, in a stage */
-    TMA_ALIGNMENT = 1024, /* of a swizzled box */
+    BOXES = 4, /* of w, and of x, in a stage */
     MAX_STAGES = 32
 };
 
@@ -31,40 +28,6 @@ template <typename U> struct tma_args {
     int32_t n_stages;          /* of the ring */
     uint32_t w_bytes, x_bytes; /* of a box, with what aligns the next; a stage has those of w first */
 };
-
-/* ---------------------------------------------------------------- barriers and copies */
-
-__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t count) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-                 : "memory");
-}
-
-__device__ __forceinline__ void barrier_arrive(uint32_t barrier) {
-    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-
-__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity) {
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "again:\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n"
-                 "@!p bra again;\n"
-                 "}" ::"r"(barrier),
-                 "r"(parity)
-                 : "memory");
-}
-
-__device__ __forceinline__ void tma_fetch(uint32_t to, const CUtensorMap *map, int column, int row,
-                                          uint32_t barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-                 " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-                 "l"(map), "r"(column), "r"(row), "r"(barrier)
-                 : "memory");
-}
 
 /* ---------------------------------------------------------------- kernel */
 
@@ -235,36 +198,6 @@ __global__ void __launch_bounds__(160)
 
 /* ---------------------------------------------------------------- launch */
 
-typedef CUresult encode_fn(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
-                           const cuuint64_t *, const cuuint32_t *, const cuuint32_t *, CUtensorMapInterleave,
-                           CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-/* The driver's function, without linking with the driver's library. */
-static encode_fn *encoder(void) {
-    static encode_fn *fn;
-    enum cudaDriverEntryPointQueryResult found;
-    void *p = NULL;
-    if (fn) return fn;
-    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &p, 12000, cudaEnableDefault, &found) ==
-            cudaSuccess &&
-        found == cudaDriverEntryPointSuccess)
-        fn = (encode_fn *)p;
-    return fn;
-}
-
-/* rows x columns of 16-bit numbers, fetched in boxes of box_rows x 64. */
-static bool make_map(CUtensorMap *map, enum dtype dtype, const void *data, int64_t rows, int64_t columns,
-                     int64_t ld, int box_rows) {
-    cuuint64_t size[2] = {(cuuint64_t)columns, (cuuint64_t)rows}, stride[1] = {(cuuint64_t)ld * 2};
-    cuuint32_t box[2] = {TMA_COLUMNS, (cuuint32_t)box_rows}, unit[2] = {1, 1};
-    CUtensorMapDataType type =
-        dtype == DTYPE_F16 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
-    return encoder() &&
-           encoder()(map, type, 2, (void *)data, size, stride, box, unit, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                     CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                     CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
-}
-
 struct tma_plan {
     int warps, warp_rows, stages;
 };
@@ -308,8 +241,8 @@ static bool launch_tma(struct cuda_dev *cuda, const struct linear_shape *s, int6
             aligned_bytes((int)m)
     };
     CUtensorMap w_map, x_map;
-    if (!make_map(&w_map, s->in, o->w, s->n, s->k, s->ldw, rows)) return false;
-    if (!make_map(&x_map, s->in, o->x, m, s->k, s->k, (int)m)) return false;
+    if (!tma_map(&w_map, s->in, o->w, s->n, s->k, s->ldw, rows)) return false;
+    if (!tma_map(&x_map, s->in, o->x, m, s->k, s->k, (int)m)) return false;
     auto kernel = tma_kernel<T, U, TILES>;
     static bool prepared;
     if (!prepared)
