@@ -16,16 +16,20 @@ struct attention_args {
 };
 
 /* ALiBi's term for a key, seen from a position. */
-__device__ __forceinline__ float alibi_of(const attention_args &a, float slope, int32_t key, int32_t position) {
+__device__ __forceinline__ float alibi_of(const attention_args &a, float slope, int32_t key,
+                                          int32_t position) {
     if (!a.alibi_bf16) return a.alibi_scale * slope * (float)(key - position);
     float of_key = __bfloat162float(__float2bfloat16_rn(slope * (float)key));
     return a.alibi_scale * (of_key - __bfloat162float(__float2bfloat16_rn(slope * (float)position)));
 }
 
-__device__ __forceinline__ float adjusted_score(const attention_args &a, float product, float slope, int32_t key,
-                                                int32_t position) {
+/* By one exponential; off by some 1e-7, which a score of any size can bear. */
+__device__ __forceinline__ float short_tanh(float x) { return 1.0f - 2.0f / (1.0f + exp2f(2.88539008f * x)); }
+
+__device__ __forceinline__ float adjusted_score(const attention_args &a, float product, float slope,
+                                                int32_t key, int32_t position) {
     float s = product * a.scale;
-    if (a.softcap > 0) s = a.softcap * tanhf(s / a.softcap);
+    if (a.softcap > 0) s = a.softcap * short_tanh(s / a.softcap);
     return slope != 0 ? s + alibi_of(a, slope, key, position) : s;
 }
 

@@ -75,8 +75,8 @@ struct mma_rows {
 };
 
 /* Row r of an item: token r / group, head r % group of the KV head's. */
-__device__ __forceinline__ mma_rows rows_of_lane(const attention_args &a, const attention_item &item, int32_t kv_head,
-                                                 int32_t tile_row, int lane) {
+__device__ __forceinline__ mma_rows rows_of_lane(const attention_args &a, const attention_item &item,
+                                                 int32_t kv_head, int32_t tile_row, int lane) {
     mma_rows rows;
 #pragma unroll
     for (int h = 0; h < 2; h++) {
@@ -136,18 +136,13 @@ __device__ __forceinline__ void hide_keys(float s[8][4], const mma_rows &rows, i
         }
 }
 
-__device__ __noinline__ float adjusted_apart(const attention_args &a, float product, float slope, int32_t key,
-                                            int32_t position) {
-    return adjusted_score(a, product, slope, key, position);
-}
-
 __device__ __forceinline__ void adjust_scores(float s[8][4], const attention_args &a, const mma_rows &rows,
                                               int32_t tile, int lane) {
 #pragma unroll
     for (int j = 0; j < 8; j++)
 #pragma unroll
         for (int c = 0; c < 4; c++)
-            s[j][c] = adjusted_apart(a, s[j][c], rows.slope[c >> 1], tile + 8 * j + 2 * (lane & 3) + (c & 1),
+            s[j][c] = adjusted_score(a, s[j][c], rows.slope[c >> 1], tile + 8 * j + 2 * (lane & 3) + (c & 1),
                                      rows.end[c >> 1] - 1);
 }
 

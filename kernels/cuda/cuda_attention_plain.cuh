@@ -75,9 +75,9 @@ __device__ void plain_tile(const attention_args &a, const T *slab, const int32_t
 }
 
 template <typename T>
-__device__ void plain_split(const attention_args &a, const T *slab, const int32_t *table, const plain_query &q,
-                            float *p, int32_t kv_head, int32_t split, int32_t first_key, int32_t end,
-                            plain_partial &part) {
+__device__ void plain_split(const attention_args &a, const T *slab, const int32_t *table,
+                            const plain_query &q, float *p, int32_t kv_head, int32_t split, int32_t first_key,
+                            int32_t end, plain_partial &part) {
     part = {};
     part.m = -INFINITY;
     int32_t first = first_key > split ? first_key : split;
@@ -116,8 +116,7 @@ __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     plain_partial all, next;
     for (int32_t split = first_key / ATTENTION_SPLIT * ATTENTION_SPLIT, n = 0; split < end;
          split += ATTENTION_SPLIT, n++) {
-        plain_split(a, slab, table, query, p_room[warp], kv_head, split, first_key, end,
-                    n ? next : all);
+        plain_split(a, slab, table, query, p_room[warp], kv_head, split, first_key, end, n ? next : all);
         if (n) plain_fold(all, next);
     }
     T *to = out + pair * a.head_dim;
