@@ -80,7 +80,7 @@ LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all cuda test-gpu deps demo test all-tests check bench tokenizer-vectors layers man install uninstall help clean
+.PHONY: all cuda test-gpu deps demo test all-tests check bench fuzz-chat tokenizer-vectors layers man install uninstall help clean
 
 CUDA_LIBRARY := build/libbatchd_cuda.so
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
@@ -206,6 +206,14 @@ PYTHON ?= python3
 tokenizer-vectors: all
 	@$(PYTHON) tests/data/tokenizer/golden.py compare $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) $(BUILD)/batchd
 
+# Chat templates: mutated ones, and, where Python has transformers and jinja2, generated ones
+# against jinja2. RUNS and SEED say how many and which.
+fuzz-chat: $(BUILD)/tests/test_chat
+	BATCHD_FUZZ_RUNS=$(or $(RUNS),100000) BATCHD_FUZZ_SEED=$(or $(SEED),1) $< 'mutated*'
+	@$(PYTHON) -c 'import transformers, jinja2' 2>/dev/null || { echo 'no transformers: nothing is compared'; exit 0; }; \
+	  $(PYTHON) -W ignore tests/data/chat/fuzz.py $(or $(SEED),1) $$(( $(or $(RUNS),100000) / 50 )) >$(BUILD)/fuzz-chat.json && \
+	  BATCHD_CHAT_CASES=$(BUILD)/fuzz-chat.json $< 'generated*'
+
 layers:
 	@tests/layers
 
@@ -254,6 +262,7 @@ help:
 	@echo 'make test-gpu     kernels and engine on the GPU'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make tokenizer-vectors  100,000 texts a tokenizer against the Python package tokenizers'
+	@echo 'make fuzz-chat    chat templates: mutated, and against jinja2; RUNS=100000 SEED=1'
 	@echo 'make layers       check which folder includes which'
 	@echo 'make man          build/batchd.1, the manual page'
 	@echo 'make install      PREFIX=/usr/local, DESTDIR= ; make uninstall'

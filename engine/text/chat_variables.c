@@ -37,7 +37,23 @@ static struct value joined_parts(struct interp *in, const struct list *parts) {
     return text_value(t);
 }
 
+/* The model's reasoning goes under several names; as in transformers, a template that reads
+ * reasoning_content or thinking finds it. */
+static void name_reasoning(struct interp *in, struct dict *message) {
+    static const char *const names[] = {"reasoning_content", "thinking", "reasoning"};
+    const struct value *v = NULL;
+    for (size_t i = 0; i < 3; i++) {
+        const struct value *found = dict_get_text(in, message, names[i]);
+        if (!v && found && found->kind != VALUE_NONE) v = found;
+    }
+    if (!v) return;
+    struct value reasoning = *v;
+    if (!dict_get_text(in, message, "thinking")) dict_set(in, message, value_literal("thinking"), reasoning);
+    dict_set(in, message, value_literal("reasoning_content"), reasoning);
+}
+
 static void prepare_message(struct interp *in, struct dict *message) {
+    name_reasoning(in, message);
     struct value *role = (struct value *)dict_get_text(in, message, "role");
     if (role && is_known_role(role)) role->plain = false;
     struct value *content = (struct value *)dict_get_text(in, message, "content");
@@ -89,6 +105,14 @@ static void hand_over(struct interp *in, struct chat_text *out) {
         for (end = i + 1; end < all.n && string_plain_at(&all, end) == plain;) end++;
         if (plain) add_span(out, i, end);
     }
+}
+
+bool chat_has_tools(const char *variables) {
+    json_t *json = json_loads(variables, JSON_ALLOW_NUL, NULL);
+    const json_t *tools = json_object_get(json, "tools");
+    bool has = tools && !json_is_null(tools);
+    json_decref(json);
+    return has;
 }
 
 int chat_template_render(const struct chat_template *t, struct chat_text *out, const char *variables,

@@ -45,7 +45,8 @@ void tokenizer_close(struct tokenizer *tok) {
     token_list_clear(&tok->before);
     token_list_clear(&tok->after);
     for (size_t i = 0; i < CHAT_TOKENS; i++) free(tok->chat_tokens.text[i]);
-    chat_template_free(tok->chat);
+    chat_template_free(tok->chat.template);
+    chat_template_free(tok->chat_tools.template);
     free(tok);
 }
 
@@ -177,15 +178,20 @@ int tokenizer_encode(const struct tokenizer *tok, struct token_list *out, const 
 
 /* ---------------------------------------------------------------- chat */
 
+static bool is_there(const struct model_chat *chat) {
+    return chat->template || chat->refused.code;
+}
+
 bool tokenizer_has_chat_template(const struct tokenizer *tok) {
-    return tok->chat || tok->chat_refused.code;
+    return is_there(&tok->chat);
 }
 
 int tokenizer_render_chat(const struct tokenizer *tok, struct chat_text *out, const char *variables,
                           const struct chat_options *options, struct err *err) {
-    const struct chat_template *t = options->chat_template ? options->chat_template : tok->chat;
-    if (!t && tok->chat_refused.code)
-        return err_set(err, tok->chat_refused.code, "chat template: %s", tok->chat_refused.text);
+    bool tools = !options->chat_template && is_there(&tok->chat_tools) && chat_has_tools(variables);
+    const struct model_chat *chat = tools ? &tok->chat_tools : &tok->chat;
+    const struct chat_template *t = options->chat_template ? options->chat_template : chat->template;
+    if (!t && chat->refused.code) return err_set(err, chat->refused.code, "chat template: %s", chat->refused.text);
     if (!t) return err_set(err, E_NOT_FOUND, "the model has no chat template");
     return chat_template_render(t, out, variables, options, &tok->chat_tokens, err);
 }

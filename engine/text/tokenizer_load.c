@@ -308,26 +308,36 @@ static char *token_text(const json_t *v) {
     return mem_strdup(text);
 }
 
-static void take_template(struct tokenizer *tok, const char *source, size_t n) {
-    tok->chat_refused.code = 0;
-    chat_template_new(&tok->chat, source, n, &tok->chat_refused);
+static void take_template(struct model_chat *chat, const char *source, size_t n) {
+    chat_template_free(chat->template);
+    *chat = (struct model_chat){0};
+    chat_template_new(&chat->template, source, n, &chat->refused);
 }
 
-/* chat_template: a string, or a list of named ones of which "default" counts. */
+/* chat_template: a string, or a list of named ones of which "default" counts, and "tool_use"
+ * for rows with tools. */
 static void take_config_template(struct tokenizer *tok, const json_t *v) {
+    if (json_is_string(v)) take_template(&tok->chat, json_string_value(v), json_string_length(v));
     for (size_t i = 0; json_is_array(v) && i < json_array_size(v); i++) {
-        const char *name = json_string_value(json_object_get(json_array_get(v, i), "name"));
-        if (name && strcmp(name, "default") == 0) {
-            v = json_object_get(json_array_get(v, i), "template");
-            break;
-        }
+        const json_t *named = json_array_get(v, i), *source = json_object_get(named, "template");
+        const char *name = json_string_value(json_object_get(named, "name"));
+        if (!name || !json_is_string(source)) continue;
+        if (strcmp(name, "default") == 0) take_template(&tok->chat, json_string_value(source), json_string_length(source));
+        if (strcmp(name, "tool_use") == 0) take_template(&tok->chat_tools, json_string_value(source), json_string_length(source));
     }
-    if (json_is_string(v)) take_template(tok, json_string_value(v), json_string_length(v));
+}
+
+/* A template in a file of its own goes before one in tokenizer_config.json. */
+static void take_template_file(struct model_chat *chat, const char *dir, const char *name) {
+    char *path = path_join(dir, name), *text = NULL;
+    size_t n;
+    if (file_read(path, MAX_CONFIG, &text, &n, NULL) == 0) take_template(chat, text, n);
+    free(text);
+    free(path);
 }
 
 static int load_companions(struct tokenizer *tok, const char *dir, struct err *err) {
-    char *config_path = path_join(dir, "tokenizer_config.json"), *jinja_path = path_join(dir, "chat_template.jinja");
-    char *text = NULL;
+    char *config_path = path_join(dir, "tokenizer_config.json"), *text = NULL;
     size_t n;
     int r = file_read(config_path, MAX_CONFIG, &text, &n, err);
     if (r == 0) {
@@ -341,14 +351,9 @@ static int load_companions(struct tokenizer *tok, const char *dir, struct err *e
         free(text);
         text = NULL;
     } else if (r == E_NOT_FOUND) r = 0;
-    if (r == 0 && file_read(jinja_path, MAX_CONFIG, &text, &n, NULL) == 0) {
-        chat_template_free(tok->chat);
-        tok->chat = NULL;
-        take_template(tok, text, n);
-        free(text);
-    }
+    take_template_file(&tok->chat, dir, "chat_template.jinja");
+    take_template_file(&tok->chat_tools, dir, "additional_chat_templates/tool_use.jinja");
     free(config_path);
-    free(jinja_path);
     return r;
 }
 

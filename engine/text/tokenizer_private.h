@@ -246,6 +246,11 @@ int pre_tokenize(const struct pre_step *steps, size_t n_steps, struct matcher *m
 
 /* ---------------------------------------------------------------- tokenizer */
 
+struct model_chat {
+    struct chat_template *template; /* NULL = none, or one that was refused: */
+    struct err refused;             /* why, to be told when it is used */
+};
+
 /* Tokens that a chat template reads as variables. */
 enum { CHAT_TOKENS = 4 };
 extern const char *const chat_token_names[CHAT_TOKENS]; /* "bos_token" ... */
@@ -285,8 +290,7 @@ struct tokenizer {
     struct token_list before, after;     /* what the post-processor puts around a text */
     struct decoder decoder;
     struct chat_tokens chat_tokens;      /* tokenizer_config.json */
-    struct chat_template *chat;          /* NULL = none, or one that was refused: */
-    struct err chat_refused;             /* why, to be told when it is used */
+    struct model_chat chat, chat_tools;  /* the model's template, and the one for rows with tools */
 };
 
 /* Fill an all-zero tokenizer from the folder's files. */
@@ -301,6 +305,9 @@ int load_decoder(struct tokenizer *tok, const json_t *part, struct err *err);
 
 int check_id(const json_t *id, const char *token, struct err *err);
 int unsupported(struct err *err, const char *key, const char *value);
+
+/* Do these variables hold tools? */
+bool chat_has_tools(const char *variables);
 
 /* Render `variables`, a JSON object (chat_variables.c). */
 int chat_template_render(const struct chat_template *t, struct chat_text *out, const char *variables,

@@ -59,7 +59,7 @@ class Maker:
         if k < 0.7:
             return f"({self.any(depth - 1)} ~ {self.any(depth - 1)})"
         if k < 0.78:
-            return f"({self.text(depth - 1)})[{self.index()}]"
+            return f"({self.text(depth - 1)} | string)[{self.index()}]"
         if k < 0.85:
             return f"({self.text(depth - 1)} if {self.any(depth - 1)} else {self.text(depth - 1)})"
         if k < 0.9:
@@ -96,7 +96,7 @@ class Maker:
         if k < 0.7:
             return f"({self.list(depth - 1)} + {self.list(depth - 1)})"
         if k < 0.85:
-            return f"({self.list(depth - 1)})[{self.index()}]"
+            return f"({self.list(depth - 1)} | list)[{self.index()}]"
         return f"({self.list(depth - 1)} | {self.pick(LIST_FILTERS)})"
 
     def dict(self, depth):

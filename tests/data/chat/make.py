@@ -16,7 +16,7 @@ import pathlib
 import sys
 
 import jinja2
-from transformers.utils.chat_template_utils import _compile_jinja_template
+from transformers.utils.chat_template_utils import _alias_reasoning_fields, _compile_jinja_template
 
 NOW = datetime.datetime(2025, 7, 24, 10, 0, 0)  # test_chat.c has the same
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -48,6 +48,10 @@ CONVERSATIONS = {
             "name": "get_weather", "arguments": "{\"place\": \"Köln\"}"}}]},
         {"role": "tool", "tool_call_id": "call12345", "name": "get_weather", "content": "cloudy"}],
         "tools": [WEATHER], "functions": "[]", "datetime": "2025-07-24"},
+    "reasoning": {"messages": [
+        {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4", "reasoning": "Two and two é."},
+        {"role": "user", "content": "3+3?"}, {"role": "assistant", "content": "6", "reasoning_content": "Three.\n"},
+        {"role": "user", "content": "And 4+4?"}, {"role": "assistant", "content": "8", "thinking": "Four."}]},
     "definitions": {"messages": [{"role": "system", "content": "é"}, {"role": "user", "content": "Weather?"}], "tools": [
         {"name": "get_weather", "description": "The weather.", "parameters": {"type": "object", "properties": {}},
          "parameter_definitions": {"place": {"type": "str", "description": "City", "required": True}, "days": {"type": "int", "description": "n"}}}]},
@@ -66,9 +70,10 @@ def compiled(text):
 
 def render(source, variables):
     """The text, or None where jinja2 or Python raised."""
-    given = {"tools": None, "documents": None, "add_generation_prompt": False, **TOKENS, **variables}
+    given = json.loads(json.dumps({"tools": None, "documents": None, "add_generation_prompt": False, **TOKENS, **variables}))
+    given["messages"] = _alias_reasoning_fields(given["messages"])
     try:
-        return compiled(source).render(**json.loads(json.dumps(given)))
+        return compiled(source).render(**given)
     except (jinja2.exceptions.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError):
         return None
 
