@@ -72,10 +72,15 @@ static void put_alternatives(struct buf *out, const struct tokenizer *tok, const
 
 /* ---------------------------------------------------------------- the whole */
 
-static size_t n_characters(const struct buf *text, size_t from) {
+static size_t n_characters(const struct buf *text, size_t from, size_t end) {
     size_t count = 0;
-    for (size_t i = from; i < text->n; i++) count += ((unsigned char)text->data[i] & 0xc0) != 0x80;
+    for (size_t i = from; i < end; i++) count += ((unsigned char)text->data[i] & 0xc0) != 0x80;
     return count;
+}
+
+/* Whole characters that are held back, because byte tokens are decoded together. */
+static size_t n_held(const struct buf *held) {
+    return held->n == 0 ? 0 : n_characters(held, 0, utf8_valid_prefix(held->data, held->n));
 }
 
 /* Where each token's text begins in the completion's; what is not a whole character yet
@@ -85,9 +90,9 @@ static void put_offsets(struct buf *out, const struct tokenizer *tok, const int3
     size_t seen = 0, characters = 0;
     detokenizer_init(&d, tok, true);
     for (int32_t i = 0; i < n; i++) {
-        characters += n_characters(&d.text, seen);
+        characters += n_characters(&d.text, seen, d.text.n);
         seen = d.text.n;
-        buf_printf(out, i ? ",%zu" : "%zu", characters);
+        buf_printf(out, i ? ",%zu" : "%zu", characters + n_held(&d.held));
         detokenizer_push(&d, tokens[i]);
     }
     detokenizer_clear(&d);

@@ -356,6 +356,7 @@ static void check_logprobs(struct bed *b, int vocab, float range, int n_levels) 
             int32_t id = k < vocab ? next_highest(row, vocab, got->top_id, k) : -1;
             assert_int_equal(got->top_id[k], id);
             if (id >= 0) assert_logprob(b, (double)got->top[k], (double)row[id] - less);
+            else assert_true(got->top[k] == 0);
         }
     }
 }

@@ -187,7 +187,8 @@ static void a_reader_leaves_version_1_as_it_is(void **state) {
 static void a_writer_brings_version_1_up_to_date(void **state) {
     static const char rows[] = "SELECT group_concat(id || status || codec || coalesce(hex(completion), '-') || e2e_us, ' ')"
                                " FROM (SELECT * FROM result ORDER BY id)";
-    static const char columns[] = "SELECT group_concat(name || ' ' || type, ',') FROM pragma_table_info('result')";
+    static const char columns[] = "SELECT group_concat(t.name || '.' || c.name || ' ' || c.type, ',') FROM sqlite_schema t,"
+                                  " pragma_table_info(t.name) c WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'";
     for (int mode = STORE_WRITE; mode <= STORE_CREATE; mode++) {
         char *path = version_1(mode == STORE_WRITE ? "old_write.db" : "old_create.db"), *fresh = temp_path("fresh2.db");
         char *before = look_text(path, rows);

@@ -208,7 +208,7 @@ static float find_highest(const struct simd *simd, struct candidates *c, int64_t
     for (int64_t i = 0; i < n; i++)
         if (!is_full(out, s->n_top, c->l[i])) keep_highest(out, s->n_top, c->l[i], (int32_t)i);
     float less = max + (float)log(sum);
-    for (int32_t i = 0; i < s->n_top; i++) out->top[i] -= less;
+    for (int32_t i = 0; i < s->n_top && out->top_id[i] >= 0; i++) out->top[i] -= less;
     return less;
 }
 

@@ -46,7 +46,10 @@ __device__ void write_highest(struct sample_logprobs *out, const struct source *
         out->top_id[i] = ranked_id(below);
         out->top[i] = ranked_float(below) - less;
     }
-    for (int32_t i = n + threadIdx.x; i < MAX_LOGPROBS; i += THREADS) out->top_id[i] = -1;
+    for (int32_t i = n + threadIdx.x; i < MAX_LOGPROBS; i += THREADS) {
+        out->top_id[i] = -1;
+        out->top[i] = 0.0f;
+    }
 }
 
 /* What a logit is less than its own by, when it is a logprob. The list, and whether the
