@@ -61,6 +61,9 @@ struct backend {
     void (*weight_random)(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
                           float deviation);
 
+    /* Scratch that products with a quantized weight will need; may be NULL. */
+    void (*weight_reserve)(struct dev *dev, const struct weight *w);
+
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
     void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                   const struct step *step);

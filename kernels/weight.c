@@ -33,6 +33,7 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
     w->quant = quant;
     w->data = dev_alloc(dev, quant == QUANT_NONE ? dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype)
                                                  : code_bytes(w->n_pad, w->k_pad, quant));
+    if (w->data && quant != QUANT_NONE && dev->backend->weight_reserve) dev->backend->weight_reserve(dev, w);
     if (w->data) return w;
     free(w);
     return NULL;

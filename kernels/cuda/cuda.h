@@ -60,6 +60,7 @@ struct cuda_dev {
     bool has_wgmma;             /* this build has the device's own matrix instructions */
     bool is_recording;          /* what is launched becomes a graph */
     struct cuda_graph *graphs;  /* a list */
+    struct cuda_quant *quant;   /* cuda_quantize.cu: scratch of quantized products */
     void *scratch;              /* cuda_scratch */
     size_t scratch_bytes;
     int64_t n_allocations;
@@ -118,6 +119,13 @@ static inline void cuda_loader_drain(struct cuda_dev *cuda) {
 bool cuda_linear_open(struct cuda_dev *cuda);
 void cuda_linear_close(struct cuda_dev *cuda);
 void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+
+/* cuda_quantize.cu: cuda_linear where the weight is quantized. Its scratch is taken when the
+ * weight is made, before the KV cache takes what is left. */
+void cuda_quantized_reserve(struct dev *dev, const struct weight *w);
+void cuda_quantized_close(struct cuda_dev *cuda);
+void cuda_linear_quantized(struct cuda_dev *cuda, struct product *y, const struct activation *x,
+                           const struct weight *w);
 
 /* cuda_norm.cu */
 void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual,

@@ -124,6 +124,7 @@ static void cuda_close(struct dev *dev) {
     cuda_graphs_close(cuda);
     cuda_step_close(cuda);
     cuda_linear_close(cuda);
+    cuda_quantized_close(cuda);
     cuda_profile_close(cuda);
     cudaFree(cuda->scratch);
     for (int i = 0; i < CUDA_MARKS; i++)
@@ -159,6 +160,7 @@ static const struct backend *cuda_backend(void) {
     b.weight_bytes = cuda_weight_bytes;
     b.weight_load = cuda_weight_load;
     b.weight_random = cuda_weight_random;
+    b.weight_reserve = cuda_quantized_reserve;
     b.linear = cuda_linear;
     b.embed = cuda_embed;
     b.residual_norm = cuda_residual_norm;

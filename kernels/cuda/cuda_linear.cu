@@ -94,6 +94,10 @@ void cuda_linear(struct dev *dev, struct product *y, const struct activation *x,
     struct cuda_dev *cuda = cuda_of(dev);
     int64_t m = x->x.shape[0];
     cuda_loader_drain(cuda);
+    if (w->quant != QUANT_NONE) {
+        cuda_linear_quantized(cuda, y, x, w);
+        return;
+    }
     if (is_plain(x, w)) {
         plain_linear(cuda, y, x, w);
         return;
