@@ -214,6 +214,15 @@ fuzz-chat: $(BUILD)/tests/test_chat
 	  $(PYTHON) -W ignore tests/data/chat/fuzz.py $(or $(SEED),1) $$(( $(or $(RUNS),100000) / 50 )) >$(BUILD)/fuzz-chat.json && \
 	  BATCHD_CHAT_CASES=$(BUILD)/fuzz-chat.json $< 'generated*'
 
+# Mutated model files by the hundred thousand, under ASan; SEED=2 for others.
+.PHONY: fuzz-tokenizer fuzz-config fuzz-safetensors
+fuzz-tokenizer fuzz-config fuzz-safetensors:
+	@$(MAKE) --no-print-directory V=asan build/asan/tests/test_hostile
+	@BATCHD_FUZZ_RUNS=$(or $(RUNS),200000) BATCHD_FUZZ_SEED=$(or $(SEED),2) build/asan/tests/test_hostile $(FUZZ_CASE_$(@:fuzz-%=%))
+FUZZ_CASE_tokenizer := tokenizers
+FUZZ_CASE_config := configs
+FUZZ_CASE_safetensors := checkpoints
+
 layers:
 	@tests/layers
 
@@ -261,6 +270,7 @@ help:
 	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="90a" ... for other GPUs than this one'
 	@echo 'make test-gpu     kernels and engine on the GPU'
 	@echo 'make bench        speed of the engine on this machine'
+	@echo 'make fuzz-tokenizer  mutated files under ASan; fuzz-config, fuzz-safetensors; RUNS=200000 SEED=2'
 	@echo 'make tokenizer-vectors  100,000 texts a tokenizer against the Python package tokenizers'
 	@echo 'make fuzz-chat    chat templates: mutated, and against jinja2; RUNS=100000 SEED=1'
 	@echo 'make layers       check which folder includes which'

@@ -198,7 +198,7 @@ void normalize_step_clear(struct normalize_step *s) {
 
 int normalize(const struct normalize_step *steps, size_t n_steps, struct matcher *m, struct buf *out, const char *text,
               size_t n, struct err *err) {
-    struct buf now = BUF_INIT(0), next = BUF_INIT(0);
+    struct buf now = BUF_INIT(out->max), next = BUF_INIT(out->max); /* steps that double a text add up */
     int r = 0;
     for (size_t i = 0; r == 0 && i < n_steps; i++) {
         buf_reset(&next);
@@ -210,7 +210,7 @@ int normalize(const struct normalize_step *steps, size_t n_steps, struct matcher
         n = now.n;
     }
     if (n_steps == 0) buf_append(out, text, n);
-    if (r == 0 && (out->full || now.full || next.full)) r = err_set(err, E_RANGE, "the normalized text is longer than 1 GiB");
+    if (r == 0 && (out->full || now.full || next.full)) r = err_set(err, E_RANGE, "the normalized text is too long");
     buf_clear(&now);
     buf_clear(&next);
     return r;

@@ -14,7 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MAX_FILE = 128 << 20, MAX_CONFIG = 16 << 20 };
+enum { MAX_FILE = 48 << 20, MAX_CONFIG = 16 << 20, MAX_VALUES = 1 << 23 };
 
 static bool flag(const json_t *o, const char *key) {
     return json_is_true(json_object_get(o, key));
@@ -66,7 +66,7 @@ static int load_vocab(struct vocab *v, const json_t *vocab, struct err *err) {
         if (r < 0) return r;
         if (json_integer_value(id) > highest) highest = (int32_t)json_integer_value(id);
     }
-    if ((size_t)highest > 16 * json_object_size(vocab) + 65536)
+    if ((size_t)highest > 2 * json_object_size(vocab) + 65536)
         return err_set(err, E_RANGE, "tokenizer.json: id %d for %zu tokens", (int)highest, json_object_size(vocab));
     vocab_room(v, highest);
     json_object_foreach((json_t *)vocab, key, id) {
@@ -117,6 +117,7 @@ static int load_merges(struct tokenizer *tok, const json_t *merges, struct err *
     int r = 0;
     size_t n = json_array_size(merges);
     if (!json_is_array(merges)) return err_set(err, E_PARSE, "tokenizer.json: model.merges is not an array");
+    if (n > MAX_MERGES) return err_set(err, E_RANGE, "tokenizer.json: model.merges has more than %d pairs", MAX_MERGES);
     bpe_reserve_merges(&tok->bpe, n);
     for (size_t i = 0; r == 0 && i < n; i++) {
         const char *left, *right;
@@ -194,8 +195,7 @@ static int load_unigram(struct tokenizer *tok, const json_t *model, struct err *
     if (r < 0) return r;
     tok->vocab.unk_id = (int32_t)json_integer_value(unk);
     vocab_index(&tok->vocab);
-    unigram_index(&tok->unigram, &tok->vocab);
-    return 0;
+    return unigram_index(&tok->unigram, &tok->vocab, err);
 }
 
 static int load_model(struct tokenizer *tok, const json_t *model, struct err *err) {
@@ -249,15 +249,15 @@ static void set_added_text(struct tokenizer *tok, const struct added_token *t, c
     p->special = t->special;
 }
 
-static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_token *t, struct err *err) {
+static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_token *t, size_t max_id, struct err *err) {
     const char *content = json_string_value(json_object_get(o, "content"));
     const json_t *id = json_object_get(o, "id");
     if (!content || !*content) return err_set(err, E_PARSE, "tokenizer.json: an added token has no content");
     int r = check_id(id, content, err);
     if (r < 0) return r;
-    if ((size_t)json_integer_value(id) > tok->vocab.n_ids + 65536)
-        return err_set(err, E_RANGE, "tokenizer.json: added token \"%.40s\" has id %lld, the vocabulary %zu", content,
-                       (long long)json_integer_value(id), tok->vocab.n_ids);
+    if ((size_t)json_integer_value(id) > max_id)
+        return err_set(err, E_RANGE, "tokenizer.json: added token \"%.40s\" has id %lld; with so few tokens %zu is the limit",
+                       content, (long long)json_integer_value(id), max_id);
     *t = (struct added_token){mem_strdup(content),     strlen(content),   (int32_t)json_integer_value(id),
                               flag(o, "single_word"), flag(o, "lstrip"), flag(o, "rstrip"),
                               flag(o, "normalized"),  flag(o, "special")};
@@ -269,31 +269,40 @@ static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_t
 /* A token that matches normalized text is looked for, and said, in its own normalized form. Where a
  * text has plain spans, which do not survive the normalizer, special tokens are looked
  * for in the raw text whatever they say. */
+static int index_one_added(struct tokenizer *tok, struct matcher *m, size_t i, size_t *bytes, struct err *err) {
+    struct added_token *t = &tok->added[i];
+    *bytes += t->n;
+    if (*bytes > MAX_TRIE) return err_set(err, E_RANGE, "tokenizer.json: the added tokens have more than %d bytes", MAX_TRIE);
+    if (!t->normalized) added_insert(&tok->raw, (int32_t)i, t->content, t->n);
+    if (!t->normalized || t->special) added_insert(&tok->control, (int32_t)i, t->content, t->n);
+    if (!t->normalized) return 0;
+    struct buf form = BUF_INIT(MAX_TOKEN_TEXT);
+    int r = normalize(tok->normalizers, tok->n_normalizers, m, &form, t->content, t->n, err);
+    *bytes += form.n;
+    if (r == 0 && form.n > 0) {
+        added_insert(&tok->normalized, (int32_t)i, form.data, form.n);
+        set_added_text(tok, t, form.data, form.n);
+    }
+    buf_clear(&form);
+    return r;
+}
+
 static int index_added(struct tokenizer *tok, struct err *err) {
     struct matcher *m = matcher_new();
+    size_t bytes = 0;
     int r = 0;
     tok->raw.tokens = tok->normalized.tokens = tok->control.tokens = tok->added;
-    for (size_t i = 0; r == 0 && i < tok->n_added; i++) {
-        struct added_token *t = &tok->added[i];
-        if (!t->normalized) added_insert(&tok->raw, (int32_t)i, t->content, t->n);
-        if (!t->normalized || t->special) added_insert(&tok->control, (int32_t)i, t->content, t->n);
-        if (!t->normalized) continue;
-        struct buf form = BUF_INIT(1 << 20);
-        r = normalize(tok->normalizers, tok->n_normalizers, m, &form, t->content, t->n, err);
-        if (r == 0 && form.n > 0) {
-            added_insert(&tok->normalized, (int32_t)i, form.data, form.n);
-            set_added_text(tok, t, form.data, form.n);
-        }
-        buf_clear(&form);
-    }
+    for (size_t i = 0; r == 0 && i < tok->n_added; i++) r = index_one_added(tok, m, i, &bytes, err);
     matcher_free(m);
     return r;
 }
 
 static int load_added(struct tokenizer *tok, const json_t *list, struct err *err) {
-    tok->added = mem_zalloc(json_array_size(list), sizeof *tok->added);
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        int r = load_one_added(tok, json_array_get(list, i), &tok->added[i], err);
+    size_t n = json_array_size(list), max_id = tok->vocab.n_ids + 2 * n + 65536;
+    if (n > MAX_TOKEN_ID) return err_set(err, E_RANGE, "tokenizer.json: more than %d added tokens", MAX_TOKEN_ID);
+    tok->added = mem_zalloc(n, sizeof *tok->added);
+    for (size_t i = 0; i < n; i++) {
+        int r = load_one_added(tok, json_array_get(list, i), &tok->added[i], max_id, err);
         if (r < 0) return r;
         tok->n_added++;
     }
@@ -357,16 +366,34 @@ static int load_companions(struct tokenizer *tok, const char *dir, struct err *e
     return r;
 }
 
+/* A tree of JSON is many times its text, an array of zeros most of all; so the values are
+ * counted before it is built: commas, colons and brackets outside of strings. */
+static bool has_few_values(const char *text, size_t n) {
+    size_t values = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < n && values <= MAX_VALUES; i++) {
+        char c = text[i];
+        if (c == '"') in_string = !in_string;
+        else if (in_string && c == '\\') i++;
+        else if (!in_string && (c == ',' || c == ':' || c == '[' || c == '{')) values++;
+    }
+    return values <= MAX_VALUES;
+}
+
+static int parse(json_t **root, const char *path, const char *text, size_t n, struct err *err) {
+    json_error_t why;
+    if (!has_few_values(text, n)) return err_set(err, E_RANGE, "%s has more than %d values", path, MAX_VALUES);
+    *root = json_loadb(text, n, 0, &why);
+    if (!*root) return err_set(err, E_PARSE, "%s:%d: %s", path, why.line, why.text);
+    return json_is_object(*root) ? 0 : err_set(err, E_PARSE, "%s is not a JSON object", path);
+}
+
 int tokenizer_load(struct tokenizer *tok, const char *model_dir, struct err *err) {
     char *path = path_join(model_dir, "tokenizer.json"), *text = NULL;
     size_t n;
-    json_error_t why;
     json_t *root = NULL;
     int r = file_read(path, MAX_FILE, &text, &n, err);
-    if (r < 0) goto out;
-    root = json_loadb(text, n, 0, &why);
-    if (!root) r = err_set(err, E_PARSE, "%s:%d: %s", path, why.line, why.text);
-    else if (!json_is_object(root)) r = err_set(err, E_PARSE, "%s is not a JSON object", path);
+    if (r == 0) r = parse(&root, path, text, n, err);
     if (r == 0) r = load_normalizer(tok, json_object_get(root, "normalizer"), err);
     if (r == 0) r = load_pre_tokenizer(tok, json_object_get(root, "pre_tokenizer"), err);
     if (r == 0) r = load_model(tok, json_object_get(root, "model"), err);
@@ -376,7 +403,6 @@ int tokenizer_load(struct tokenizer *tok, const char *model_dir, struct err *err
     if (r == 0) r = load_decoder(tok, json_object_get(root, "decoder"), err);
     if (r == 0) r = load_companions(tok, model_dir, err);
     if (r < 0 && !strstr(err ? err->text : path, model_dir)) err_wrap(err, "%s", model_dir);
-out:
     json_decref(root);
     free(text);
     free(path);

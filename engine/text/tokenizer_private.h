@@ -19,7 +19,15 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-enum { MAX_TOKEN_ID = 1 << 24, MAX_STEPS = 32 };
+/* What a hostile file can cost is bounded by these: no single allocation passes 64 MiB. */
+enum {
+    MAX_TOKEN_ID = 1 << 20,
+    MAX_STEPS = 32,
+    MAX_MERGES = (1 << 21) - 1,
+    MAX_TRIE = 1 << 21,        /* bytes of all pieces of a Unigram, of all added tokens */
+    MAX_TOKEN_TEXT = 4096,     /* of one token, decoded */
+    MAX_TOKEN_TEXTS = 64 << 20 /* of all */
+};
 
 /* ---------------------------------------------------------------- patterns (pattern.c) */
 
@@ -119,7 +127,7 @@ struct unigram {
     size_t n_nodes, nodes_cap;
 };
 
-void unigram_index(struct unigram *u, const struct vocab *v); /* scores are there already */
+int unigram_index(struct unigram *u, const struct vocab *v, struct err *err); /* scores are there already */
 void unigram_clear(struct unigram *u);
 
 /* Append the ids of the likeliest segmentation; O(n x longest piece). */

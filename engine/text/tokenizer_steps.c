@@ -373,11 +373,12 @@ static int load_one_decoder(struct tokenizer *tok, const json_t *o, struct err *
 static int prepare_texts(struct tokenizer *tok, struct err *err) {
     struct matcher *m = matcher_new();
     struct decoder *d = &tok->decoder;
+    size_t all = 0;
     int r = 0;
     for (size_t i = 0; r == 0 && i < tok->vocab.n_ids; i++) {
         struct piece *p = &tok->vocab.pieces[i];
         if (!p->bytes) continue;
-        struct buf text = BUF_INIT(1 << 20);
+        struct buf text = BUF_INIT(MAX_TOKEN_TEXT);
         const char *said = p->text ? p->text : p->bytes;
         size_t said_n = p->text ? p->text_n : p->n;
         r = normalize(d->steps, d->n_steps, m, &text, said, said_n, err);
@@ -391,6 +392,8 @@ static int prepare_texts(struct tokenizer *tok, struct err *err) {
             p->text = buf_take(&text);
         }
         buf_clear(&text);
+        all += p->text_n;
+        if (r == 0 && all > MAX_TOKEN_TEXTS) r = err_set(err, E_RANGE, "tokenizer.json: decoded tokens have more than 64 MiB");
     }
     matcher_free(m);
     return r;

@@ -63,15 +63,19 @@ static void trie_insert(struct unigram *u, const struct piece *p, int32_t id) {
     u->ids[node] = id; /* of two equal pieces the later one holds */
 }
 
-void unigram_index(struct unigram *u, const struct vocab *v) {
+int unigram_index(struct unigram *u, const struct vocab *v, struct err *err) {
     double worst = 0;
+    size_t bytes = 0;
     grow_edges(u);
     trie_node(u);
     for (size_t id = 0; id < u->n_scores; id++) {
         if (id == 0 || u->scores[id] < worst) worst = u->scores[id];
-        if (v->pieces[id].n > 0) trie_insert(u, &v->pieces[id], (int32_t)id);
+        bytes += v->pieces[id].n;
+        if (bytes > MAX_TRIE) return err_set(err, E_RANGE, "tokenizer.json: the pieces have more than %d bytes", MAX_TRIE);
+        trie_insert(u, &v->pieces[id], (int32_t)id);
     }
     u->unk_score = worst - UNK_PENALTY;
+    return 0;
 }
 
 void unigram_clear(struct unigram *u) {
