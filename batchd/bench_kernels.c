@@ -4,6 +4,7 @@
 #include "batchd/bench.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
+#include "batchd/version.h"
 
 #include <string.h>
 
@@ -17,6 +18,7 @@ static void print_json(struct printer *p, const struct engine_kernel_figure *f) 
     json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:f, s:f, s:f, s:f, s:f}", "device", p->device->name, "shape", f->shape,
                           "kernel", f->kernel, "case", f->what, "us", f->seconds * 1e6, "bytes", f->bytes, "flop", f->flop,
                           "roof_us", f->roof_seconds * 1e6, "fraction_of_roof", f->roof_seconds / f->seconds);
+    json_object_set_new(o, "version", json_string(VERSION_TEXT));
     bench_add_roof(o, p->device->name, &p->device->roof);
     command_print_json(o);
 }

@@ -11,6 +11,7 @@
 #include "batchd/progress.h"
 #include "batchd/roof.h"
 #include "batchd/signals.h"
+#include "batchd/version.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -147,6 +148,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
                           (double)p->n_prompts / f->seconds, "steps", (json_int_t)s->n_steps, "cached_tokens",
                           (json_int_t)s->n_cached_tokens, "preemptions", (json_int_t)s->n_preemptions, //
                           "rows_per_s", rows, "matmul_rows_per_s", products, "fraction_of_matmul", rows / products);
+    json_object_set_new(o, "version", json_string(VERSION_TEXT));
     bench_add_roof(o, engine_device_name(e), &f->roof);
     json_object_set_new(o, "roof_tokens_per_s", json_real(f->roof_tokens_per_s));
     json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));

@@ -26,7 +26,7 @@ struct kernel_bench {
     struct engine_roof roof;
     engine_kernel_fn *each;
     void *arg;
-    uint64_t seed;
+    uint64_t seed, n_recorded; /* of random numbers; recordings, for their keys */
     int error;       /* the first; later calls do nothing */
     struct err *err;
 
