@@ -252,6 +252,52 @@ static void plain_text_never_becomes_a_control_token(void **state) {
     tokenizer_close(tok);
 }
 
+static void write_folder(char *dir, const char *json) {
+    strcpy(dir, "/tmp/batchd-test-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    char *path = path_join(dir, "tokenizer.json");
+    FILE *f = fopen(path, "w");
+    fputs(json, f);
+    fclose(f);
+    free(path);
+}
+
+static void remove_folder(const char *dir) {
+    char *path = path_join(dir, "tokenizer.json");
+    unlink(path);
+    rmdir(dir);
+    free(path);
+}
+
+/* A special token that is looked for in normalized text must be found in raw text where
+ * there are plain spans, and nowhere that touches one. */
+static void plain_text_never_helps_to_write_a_control_token(void **state) {
+    char dir[64], *json;
+    size_t n;
+    struct err err = ERR_INIT;
+    struct tokenizer *tok = NULL;
+    static const char text[] = "<|end|>a<|end|><|end|>";
+    static const struct {
+        struct text_span plain;
+        size_t n;
+    } cases[] = {{{7, 8}, 3}, {{0, 8}, 2}, {{0, 3}, 2}, {{5, 9}, 1}, {{14, 16}, 1}, {{0, 22}, 0}, {{21, 22}, 2}};
+    assert_ok(file_read("tests/data/fuzz/tokenizer/bytes.json", 1 << 16, &json, &n, &err), &err);
+    write_folder(dir, json);
+    assert_ok(tokenizer_open(&tok, dir, &err), &err);
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        struct token_list ids = {0};
+        struct encode_options o = {.parse_special = true, .plain = &cases[c].plain, .n_plain = 1};
+        assert_ok(tokenizer_encode(tok, &ids, text, sizeof text - 1, &o, &err), &err);
+        size_t n_special = 0;
+        for (size_t i = 0; i < ids.n; i++) n_special += ids.ids[i] == 108;
+        if (n_special != cases[c].n) fail_msg("case %zu: %zu", c, n_special);
+        token_list_clear(&ids);
+    }
+    tokenizer_close(tok);
+    remove_folder(dir);
+    free(json);
+}
+
 static void bytes_that_are_not_utf8_are_refused(void **state) {
     struct tokenizer *tok = NULL;
     struct err err = ERR_INIT;
@@ -318,23 +364,6 @@ static void threads_share_a_tokenizer(void **state) {
 
 /* ---------------------------------------------------------------- hostile files */
 
-static void write_folder(char *dir, const char *json) {
-    strcpy(dir, "/tmp/batchd-test-XXXXXX");
-    assert_non_null(mkdtemp(dir));
-    char *path = path_join(dir, "tokenizer.json");
-    FILE *f = fopen(path, "w");
-    fputs(json, f);
-    fclose(f);
-    free(path);
-}
-
-static void remove_folder(const char *dir) {
-    char *path = path_join(dir, "tokenizer.json");
-    unlink(path);
-    rmdir(dir);
-    free(path);
-}
-
 static void bad_files_are_refused_with_a_reason(void **state) {
 #define MODEL(vocab, merges) "{\"model\":{\"type\":\"BPE\",\"vocab\":{" vocab "},\"merges\":[" merges "]}}"
     static const struct {
@@ -358,7 +387,7 @@ static void bad_files_are_refused_with_a_reason(void **state) {
         {"{\"normalizer\":{\"type\":\"Precompiled\"}}", "normalizer.type \"Precompiled\""},
         {"{\"normalizer\":{\"type\":\"Sequence\"}}", "normalizers"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"String\":\"a\"},\"behavior\":\"Half\"}}", "\"Half\""},
-        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[b]]\"},\"behavior\":\"Isolated\"}}", "class"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a[^b]]\"},\"behavior\":\"Isolated\"}}", "class"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[a-z&&[^b]]\"},\"behavior\":\"Isolated\"}}", "intersection"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(?m).\"},\"behavior\":\"Isolated\"}}", "flag"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"a{1,3}+\"},\"behavior\":\"Isolated\"}}", "repetition"},
@@ -445,6 +474,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(long_runs_take_no_time),
     cmocka_unit_test(text_round_trips),
     cmocka_unit_test(plain_text_never_becomes_a_control_token),
+    cmocka_unit_test(plain_text_never_helps_to_write_a_control_token),
     cmocka_unit_test(bytes_that_are_not_utf8_are_refused),
     cmocka_unit_test(threads_share_a_tokenizer),
     cmocka_unit_test(bad_files_are_refused_with_a_reason),

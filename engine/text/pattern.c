@@ -64,7 +64,7 @@ static const struct escape escapes[] = {
 struct translation {
     struct buf out;
     const char *at, *end;
-    bool in_class;
+    int in_class; /* how deep: a class in a class adds to it */
 };
 
 static int refuse(struct err *err, const char *what, const char *at, const char *end) {
@@ -113,7 +113,13 @@ static int translate_escape(struct translation *t, struct err *err) {
 }
 
 static int translate_in_class(struct translation *t, struct err *err) {
-    if (t->at[0] == '[' && !(t->end - t->at > 1 && t->at[1] == ':')) return refuse(err, "a class in a class,", t->at, t->end);
+    const char next = t->end - t->at > 1 ? t->at[1] : '\0';
+    if (t->at[0] == '[' && (next == '^' || next == ']')) return refuse(err, "a class in a class,", t->at, t->end);
+    if (t->at[0] == '[' && next != ':') { /* [a[bc]] is [abc] */
+        t->in_class++;
+        t->at++;
+        return 0;
+    }
     if (t->at[0] == '[') { /* [:name:] */
         const char *close = memmem(t->at, (size_t)(t->end - t->at), ":]", 2);
         if (!close) return refuse(err, "class", t->at, t->end);
@@ -121,15 +127,15 @@ static int translate_in_class(struct translation *t, struct err *err) {
         t->at = close + 2;
         return 0;
     }
-    if (t->end - t->at > 1 && t->at[0] == '&' && t->at[1] == '&') return refuse(err, "intersection", t->at, t->end);
-    if (t->at[0] == ']') t->in_class = false;
-    buf_putc(&t->out, *t->at++);
+    if (t->at[0] == '&' && next == '&') return refuse(err, "intersection", t->at, t->end);
+    if (t->at[0] != ']' || --t->in_class == 0) buf_putc(&t->out, *t->at);
+    t->at++;
     return 0;
 }
 
 /* The start of a class, with a ']' that stands first and so is a member. */
 static void enter_class(struct translation *t) {
-    t->in_class = true;
+    t->in_class = 1;
     buf_putc(&t->out, *t->at++);
     if (t->at < t->end && *t->at == '^') buf_putc(&t->out, *t->at++);
     if (t->at < t->end && *t->at == ']') {

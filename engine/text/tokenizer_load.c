@@ -43,7 +43,6 @@ static int set_piece(struct vocab *v, int32_t id, const char *text, size_t n, st
     struct piece *p = &v->pieces[id];
     if (p->bytes)
         return err_set(err, E_PARSE, "tokenizer.json: tokens \"%.40s\" and \"%.40s\" have the same id", p->bytes, text);
-    if (n == 0) return err_set(err, E_PARSE, "tokenizer.json: token %d of model.vocab is empty", (int)id);
     if (v->byte_level) p->bytes = bytes_of_letters(text, n, &p->n, &p->foreign);
     else {
         p->bytes = mem_strndup(text, n);
@@ -225,7 +224,7 @@ static void learn_spaces(struct tokenizer *tok) {
             if (memcmp(p->bytes + k, space, 3) == 0) tok->before_space[(unsigned char)p->bytes[k - 1]] = true;
     }
     const struct piece *unk = &v->pieces[v->unk_id];
-    if (tok->before_space['>'] || tok->before_space[(unsigned char)unk->bytes[unk->n - 1]]) return;
+    if (unk->n == 0 || tok->before_space['>'] || tok->before_space[(unsigned char)unk->bytes[unk->n - 1]]) return;
     memcpy(tok->space, space, sizeof space);
     tok->splits_at_space = true;
 }

@@ -294,6 +294,11 @@ def part_tokenizers():
         one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [SPACED, {"type": "Digits", "individual_digits": digits}]})
     one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [BYTES, split("Removed", {"Regex": "[Ġ\\p{Lu}]"}),
                                                                             split("MergedWithNext", {"String": "Ã"})]})
+    for pattern in (" ?[^(\\s|[.,!?…。，、।۔،])]+", "[[a-c]x[[:digit:]]]+|[^[:space:]]", "[가-힣一-龥]+|[\\r\\n]|\\p{^Lu}?+\\p{L}++",
+                    "[!-#\\[\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+",
+                    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}",
+                    "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"):
+        one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [split("Isolated", {"Regex": pattern}), BYTES]})
     one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES]})
     one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, SPACED]})
     one("bytes", BYTES, pre_tokenizer=SPACED, overrides={"ignore_merges": True})
@@ -316,6 +321,8 @@ def part_tokenizers():
     old = {"type": "Metaspace", "replacement": "▁", "add_prefix_space": True}
     one("pieces", old, pre_tokenizer=old)
     one("pieces", BOTH, pre_tokenizer=META)
+    one("pieces", BOTH, normalizer={"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        pre_tokenizer=split("MergedWithPrevious", {"String": " "}))
     one("pieces", {"type": "Sequence", "decoders": [META, {"type": "ByteFallback"}, {"type": "Fuse"}]}, pre_tokenizer=META)
     one("pieces", {"type": "Sequence", "decoders": [{"type": "Replace", "pattern": {"Regex": "[▁a-c]+"}, "content": "-"}, {"type": "Fuse"}]})
     one("pieces", None)
