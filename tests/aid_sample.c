@@ -46,7 +46,18 @@ static struct tensor put_history(struct bed *b, struct bed_step *paged, const st
     return t;
 }
 
+struct draw_room draw_room(struct bed *b, int64_t n) {
+    return (struct draw_room){bed_tensor(b, DTYPE_I32, n, 1, NULL), bed_tensor(b, DTYPE_I32, SLOTS, 1, NULL),
+                              bed_tensor(b, DTYPE_F32, n, sizeof(struct sample_logprobs) / sizeof(float), NULL)};
+}
+
 void draw(struct bed *b, struct draws *d, const struct tensor *logits, const struct weight *w) {
+    struct draw_room room = draw_room(b, logits->shape[0]);
+    draw_into(b, d, &room, logits, w);
+}
+
+void draw_into(struct bed *b, struct draws *d, const struct draw_room *room, const struct tensor *logits,
+               const struct weight *w) {
     static struct bed_step paged;
     int32_t n = (int32_t)logits->shape[0];
     struct step step = {.n_rows = n, .n_samples = n, .samples = d->sample, .banned = d->banned, .bias = d->bias,
@@ -59,15 +70,14 @@ void draw(struct bed *b, struct draws *d, const struct tensor *logits, const str
         step.block_table = paged.table;
         step.block_table_stride = BED_STRIDE;
     }
-    struct tensor drawn = bed_tensor(b, DTYPE_I32, n, 1, NULL), last = bed_tensor(b, DTYPE_I32, SLOTS, 1, NULL);
-    struct tensor logprobs = bed_tensor(b, DTYPE_F32, n, sizeof *d->logprobs / sizeof(float), NULL);
     struct product y = {.y = *logits, .weight = w};
-    op_sample(b->dev, drawn.data, last.data, step.has_logprobs ? logprobs.data : NULL, &y, step_upload(b->dev, &step));
-    dev_download(b->dev, d->drawn, drawn.data, tensor_bytes(&drawn));
-    dev_download(b->dev, d->last, last.data, tensor_bytes(&last));
-    dev_download(b->dev, d->logprobs, logprobs.data, tensor_bytes(&logprobs));
+    struct sample_logprobs *logprobs = step.has_logprobs ? room->logprobs.data : NULL;
+    op_sample(b->dev, room->drawn.data, room->last.data, logprobs, &y, step_upload(b->dev, &step));
+    dev_download(b->dev, d->drawn, room->drawn.data, tensor_bytes(&room->drawn));
+    dev_download(b->dev, d->last, room->last.data, tensor_bytes(&room->last));
+    if (logprobs) dev_download(b->dev, d->logprobs, logprobs, tensor_bytes(&room->logprobs));
     for (int32_t i = 0; i < n; i++) b->digest = b->digest * 1000003 + (uint64_t)d->drawn[i];
-    b->digest = hash64(d->logprobs, tensor_bytes(&logprobs), b->digest);
+    if (logprobs) b->digest = hash64(d->logprobs, tensor_bytes(&room->logprobs), b->digest);
     step_set_history(b->dev, NULL);
 }
 

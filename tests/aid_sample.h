@@ -24,6 +24,14 @@ void draws_begin(struct draws *d, int n);
  * those of `d` up to the last that a sample names. */
 void draw(struct bed *b, struct draws *d, const struct tensor *logits, const struct weight *w);
 
+/* The same, into memory that one has for many calls. */
+struct draw_room {
+    struct tensor drawn, last, logprobs;
+};
+struct draw_room draw_room(struct bed *b, int64_t n);
+void draw_into(struct bed *b, struct draws *d, const struct draw_room *room, const struct tensor *logits,
+               const struct weight *w);
+
 int32_t draw_one(struct bed *b, const float *logits, int vocab, struct step_sample sample, const int32_t *banned);
 
 /* The rule of op_sample on logits in double precision, whatever was done to them before;

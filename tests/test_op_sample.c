@@ -238,6 +238,7 @@ static int n_kept(const double *p, int vocab, const struct step_sample *how) {
 static void count_draws(struct bed *b, const struct tensor *logits, struct step_sample how, bool by_seed,
                         int64_t count[MAX_VOCAB]) {
     static struct draws d;
+    struct draw_room room = draw_room(b, MAX_SAMPLES);
     draws_begin(&d, MAX_SAMPLES);
     for (int round = 0; round < n_rounds(); round++) {
         for (int i = 0; i < MAX_SAMPLES; i++) {
@@ -247,7 +248,7 @@ static void count_draws(struct bed *b, const struct tensor *logits, struct step_
             d.sample[i].position = by_seed ? 17 : at;
             d.sample[i].seed = by_seed ? (uint64_t)at : 42;
         }
-        draw(b, &d, logits, NULL);
+        draw_into(b, &d, &room, logits, NULL);
         for (int i = 0; i < MAX_SAMPLES; i++) count[d.drawn[i]]++;
     }
 }
