@@ -76,6 +76,8 @@ struct backend {
                       int32_t layer, const struct attention_shape *shape, const struct step *step);
     void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
     void (*act)(struct dev *dev, struct activation *out, const struct product *y, enum act act);
+    void (*moe_experts)(struct dev *dev, struct tensor *out, const struct activation *x, const struct product *router,
+                        const struct moe *moe, const struct moe_room *room); /* NULL: the device has none */
     void (*gather)(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
     void (*logits_finish)(struct dev *dev, struct product *logits, float softcap);
     void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,

@@ -300,6 +300,32 @@ void op_glu(struct dev *dev, struct activation *out, const struct product *gate_
 /* out[T, F] = act(y). */
 void op_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 
+/* A mixture of experts: each row goes through the top_k of n_experts gated MLPs. */
+struct moe {
+    int32_t n_experts, top_k;
+    enum act act;
+    struct weight *const *up;   /* [n_experts] of [2 F, H]: gate | up; no bias */
+    struct weight *const *down; /* [n_experts] of [H, F]; no bias */
+};
+
+struct moe_room { /* for the T rows of a step */
+    struct tensor choice;   /* i32 [T, top_k] */
+    struct tensor share;    /* f32 [T, top_k] */
+    struct tensor rows;     /* i32 [T, 1] */
+    struct tensor gathered; /* [T, H] */
+    struct tensor up;       /* [T, 2 F] */
+    struct tensor active;   /* [T, F] */
+    struct tensor down;     /* [T, H] */
+};
+
+/* router[T, n_experts]; out[T, H] = for each row the sum over its best experts of share times
+ * down(act(gate x) * up x), where the shares are the softmax over the router's numbers,
+ * divided by its sum over the chosen ones. Best: the highest number, ties to the lower
+ * expert. Experts are added in ascending order, each sum rounded. */
+void op_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x, const struct product *router,
+                    const struct moe *moe, const struct moe_room *room);
+bool op_has_moe_experts(const struct dev *dev); /* not every device has them */
+
 /* out[S, K] = the rows of x that want logits. */
 void op_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
 

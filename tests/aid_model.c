@@ -3,14 +3,11 @@
 
 #include <string.h>
 
-void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
-    rig_open_quantized(r, dir, options, NULL);
-}
-
-void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
+static void open_rig(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
+                     int32_t max_positions) {
     struct err err = ERR_INIT;
     struct model_options model = {
-        .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = RIG_CONTEXT};
+        .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
     struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
     memset(r, 0, sizeof *r);
     assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
@@ -22,6 +19,18 @@ void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options
     for (int32_t s = 0; s < RIG_SLOTS; s++)
         for (int32_t b = 0; b < RIG_BLOCKS; b++)
             r->table[s * RIG_BLOCKS + b] = (RIG_BLOCKS - 1 - b) * RIG_SLOTS + s;
+}
+
+void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
+    open_rig(r, dir, options, NULL, RIG_CONTEXT);
+}
+
+void rig_open_for(struct rig *r, const char *dir, const struct rig_options *options, int32_t max_positions) {
+    open_rig(r, dir, options, NULL, max_positions);
+}
+
+void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
+    open_rig(r, dir, options, quantization, RIG_CONTEXT);
 }
 
 void rig_close(struct rig *r) {

@@ -233,6 +233,103 @@ static void tiny_phi_bf16_is_as_good_as_transformers(void **state) {
     check_tiny("tests/models/tiny-phi", DTYPE_BF16);
 }
 
+/* Biases of Q, K and V alone, yarn, a window in the later layers. */
+static void tiny_qwen2_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-qwen2", DTYPE_F32);
+}
+static void tiny_qwen2_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-qwen2", DTYPE_BF16);
+}
+
+/* Norms of Q and K, heads wider than hidden / heads. */
+static void tiny_qwen3_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-qwen3", DTYPE_F32);
+}
+static void tiny_qwen3_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-qwen3", DTYPE_BF16);
+}
+
+/* 1 + w, scaled embeddings, GELU by tanh. */
+static void tiny_gemma_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-gemma", DTYPE_F32);
+}
+static void tiny_gemma_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-gemma", DTYPE_BF16);
+}
+
+/* Sandwich norms, soft caps, a window in every other layer. */
+static void tiny_gemma2_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-gemma2", DTYPE_F32);
+}
+static void tiny_gemma2_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-gemma2", DTYPE_BF16);
+}
+
+/* Multi-query attention, GELU by erf. */
+static void tiny_falcon_7b_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-7b", DTYPE_F32);
+}
+static void tiny_falcon_7b_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-7b", DTYPE_BF16);
+}
+
+/* Groups of heads in one tensor, two norms in a parallel block. */
+static void tiny_falcon_40b_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-40b", DTYPE_F32);
+}
+static void tiny_falcon_40b_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-40b", DTYPE_BF16);
+}
+
+/* ALiBi as Falcon rounds it, six heads. */
+static void tiny_falcon_rw_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-rw", DTYPE_F32);
+}
+static void tiny_falcon_rw_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-falcon-rw", DTYPE_BF16);
+}
+
+/* ALiBi of six heads, clipped Q, K and V. */
+static void tiny_mpt_fp32_agrees_with_transformers(void **state) {
+    check_tiny("tests/models/tiny-mpt", DTYPE_F32);
+}
+static void tiny_mpt_bf16_is_as_good_as_transformers(void **state) {
+    check_tiny("tests/models/tiny-mpt", DTYPE_BF16);
+}
+
+/* Three of five experts for each token; with the experts' tensors apart, and all in one. */
+static void check_mixtral(enum dtype dtype) {
+    check_tiny("tests/models/tiny-mixtral", dtype);
+    struct rig r;
+    rig_open(&r, "tests/models/tiny-mixtral-fused", &(struct rig_options){dtype, 2, false});
+    each_line(&r, "tests/models/tiny-mixtral", "reference.jsonl", dtype == DTYPE_F32 ? check_f32 : check_bf16);
+    rig_close(&r);
+}
+static void tiny_mixtral_fp32_agrees_with_transformers(void **state) {
+    if (strcmp(test_device(), "cuda") == 0) skip();
+    check_mixtral(DTYPE_F32);
+}
+static void tiny_mixtral_bf16_is_as_good_as_transformers(void **state) {
+    if (strcmp(test_device(), "cuda") == 0) skip();
+    check_mixtral(DTYPE_BF16);
+}
+
+/* Fused tensors, a window, and longrope: an engine for at most 256 tokens takes the short factors. */
+static void check_phi3(enum dtype dtype) {
+    static const char dir[] = "tests/models/tiny-phi3";
+    check_tiny(dir, dtype);
+    struct rig r;
+    rig_open_for(&r, dir, &(struct rig_options){dtype, 2, false}, 256);
+    assert_int_equal(each_line(&r, dir, "reference_short.jsonl", dtype == DTYPE_F32 ? check_f32 : check_bf16), 5);
+    rig_close(&r);
+}
+static void tiny_phi3_fp32_agrees_with_transformers(void **state) {
+    check_phi3(DTYPE_F32);
+}
+static void tiny_phi3_bf16_is_as_good_as_transformers(void **state) {
+    check_phi3(DTYPE_BF16);
+}
+
 /* ---------------------------------------------------------------- the same bits */
 
 static void random_ids(int32_t *ids, int32_t n, int32_t vocab, uint32_t seed) {
@@ -242,7 +339,9 @@ static void random_ids(int32_t *ids, int32_t n, int32_t vocab, uint32_t seed) {
     }
 }
 
-static const char *const models[] = {"tests/models/tiny-llama3", "tests/models/tiny-mistral", "tests/models/tiny-phi"};
+static const char *const models[] = {"tests/models/tiny-llama3",    "tests/models/tiny-mistral",  "tests/models/tiny-phi",
+                                     "tests/models/tiny-gemma2",    "tests/models/tiny-qwen3",    "tests/models/tiny-mpt",
+                                     "tests/models/tiny-falcon-40b", "tests/models/tiny-falcon-rw"};
 enum { N_MODELS = sizeof models / sizeof *models };
 
 /* The same prompt in chunks of any size, in another slot, on other threads: the same bits.
@@ -385,6 +484,26 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(tiny_mistral_bf16_is_as_good_as_transformers),
     cmocka_unit_test(tiny_phi_fp32_agrees_with_transformers),
     cmocka_unit_test(tiny_phi_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_qwen2_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_qwen2_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_qwen3_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_qwen3_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_gemma_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_gemma_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_gemma2_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_gemma2_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_falcon_7b_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_falcon_7b_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_falcon_40b_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_falcon_40b_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_falcon_rw_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_falcon_rw_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_mpt_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_mpt_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_phi3_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_phi3_bf16_is_as_good_as_transformers),
+    cmocka_unit_test(tiny_mixtral_fp32_agrees_with_transformers),
+    cmocka_unit_test(tiny_mixtral_bf16_is_as_good_as_transformers),
     cmocka_unit_test(chunks_change_no_bit),
     cmocka_unit_test(company_changes_no_bit),
     cmocka_unit_test(a_step_without_samples),

@@ -162,7 +162,7 @@ static void read_positions(struct reader *rd, struct model_config *c) {
     const struct family *f = c->family;
     c->positions.attention_factor = 1.0f;
     if (f->theta_default > 0)
-        positions_read_rope(&c->positions, rd, c->info.head_dim, c->info.context, f->theta_default, f->partial_default);
+        positions_read_rope(&c->positions, rd, f, c->info.head_dim, c->info.context);
 }
 
 static void read_dtype(struct reader *rd, struct model_config *c) {
@@ -227,6 +227,14 @@ static int read_generation(struct model_info *m, const char *dir, struct err *er
     return rd.r;
 }
 
+/* What older files call a key counts where the key is not there. */
+static void rename_keys(json_t *root, const struct alias *alias) {
+    for (; alias && alias->key; alias++) {
+        json_t *v = json_object_get(root, alias->old);
+        if (v && !json_object_get(root, alias->key)) json_object_set(root, alias->key, v);
+    }
+}
+
 int config_read(struct model_config *out, const char *model_dir, struct err *err) {
     struct model_config c = {0};
     json_t *root = NULL;
@@ -239,6 +247,7 @@ int config_read(struct model_config *out, const char *model_dir, struct err *err
     if (r < 0) return r;
     struct reader rd = {root, "config.json: ", err, 0};
     read_family(&rd, &c);
+    if (rd.r == 0) rename_keys(root, c.family->aliases);
     if (rd.r == 0) read_model(&rd, &c);
     r = rd.r < 0 ? rd.r : read_generation(&c.info, model_dir, err);
     json_decref(root);

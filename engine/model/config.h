@@ -27,6 +27,7 @@ struct model_config {
     enum block_form block;
     enum mlp_form mlp;
     enum act act;
+    int32_t n_experts, experts_per_row; /* MLP_EXPERTS */
     unsigned biases;                  /* enum biases, or-ed */
     enum qkv_layout qkv;
     const struct tensor_names *names;

@@ -24,6 +24,7 @@ enum block_form {
 enum mlp_form {
     MLP_GATED, /* down(act(gate x) * up x) */
     MLP_PLAIN, /* down(act(up x)) */
+    MLP_EXPERTS, /* of several gated ones those that a router chooses, each with its share */
 };
 
 enum qkv_layout {
@@ -55,6 +56,12 @@ struct tensor_names {
     const char *q, *k, *v;                  /* k, v NULL: q is all three */
     const char *q_norm, *k_norm, *o;
     const char *gate, *up, *down;           /* up NULL: gate is gate and up, in this order */
+    const char *router, *expert;            /* MLP_EXPERTS: gate, up and down follow `expert`, with %d */
+    const char *fused_router, *fused_up, *fused_down; /* or all experts in one tensor [n_experts, rows, columns] */
+};
+
+struct alias { /* what older files call a key */
+    const char *old, *key;
 };
 
 struct family {
@@ -70,7 +77,9 @@ struct family {
     int32_t context_default, n_kv_heads_default, head_dim_default; /* 0: n_heads; hidden / n_heads */
     int32_t mlp_ratio_default;    /* intermediate / hidden where its key is absent; 0 = it must be there */
     double eps_default, theta_default, partial_default;            /* theta 0: no rotary embedding */
+    int32_t original_context_default; /* of longrope; 0 = the context */
     bool tied_default;
+    const struct alias *aliases;      /* up to one without a key; NULL = none */
     const struct key_names *keys;
     const struct tensor_names *names;
     void (*specials)(struct model_config *c, struct reader *rd); /* last; may change what is above */

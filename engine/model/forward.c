@@ -5,7 +5,8 @@
  *     sequential   r += O attention(QKV norm(r));         r += mlp(norm(r))
  *     parallel     r += O attention(QKV norm(r)) + mlp(norm(r))
  *     sandwich     r += norm(O attention(QKV norm(r)));   r += norm(mlp(norm(r)))
- *   where mlp(x) = down(act(gate x) * up x), or without a gate down(act(up x))
+ *   where mlp(x) = down(act(gate x) * up x), or without a gate down(act(up x)), or the sum of
+ *   some of several, chosen by router x
  *   logits = head norm(r), for the rows that want them
  *
  * A sum into r waits for the norm that follows it, and both are one operation. */
@@ -32,10 +33,24 @@ static void attention(struct model *m, const struct layer_weights *w, int32_t la
     op_linear(m->dev, out, &attended, w->o);
 }
 
+static void experts(struct model *m, const struct layer_weights *w, struct workspace *ws, const struct activation *x,
+                    struct product *out, int64_t t) {
+    const struct model_config *c = &m->config;
+    struct product router = {.y = rows_of(&ws->router, t)};
+    struct moe moe = {c->n_experts, c->experts_per_row, c->act, w->expert_up, w->expert_down};
+    op_linear(m->dev, &router, x, w->router);
+    op_moe_experts(m->dev, &out->y, x, &router, &moe, &ws->moe);
+    out->weight = NULL; /* nothing is pending */
+}
+
 static void mlp(struct model *m, const struct layer_weights *w, struct workspace *ws, const struct activation *x,
                 struct product *out, int64_t t) {
     struct product up = {.y = rows_of(&ws->up, t)};
     struct activation active = {.x = rows_of(&ws->active, t)};
+    if (m->config.mlp == MLP_EXPERTS) {
+        experts(m, w, ws, x, out, t);
+        return;
+    }
     op_linear(m->dev, &up, x, w->up);
     if (m->config.mlp == MLP_GATED) op_glu(m->dev, &active, &up, m->config.act);
     else op_act(m->dev, &active, &up, m->config.act);

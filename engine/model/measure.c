@@ -197,13 +197,26 @@ static double flop_of(const struct weight *w) {
     return 2.0 * (double)w->n * (double)w->k;
 }
 
+/* is_multiplied: a row is multiplied with it; its bytes are read in any case. */
+static void add_product(struct engine_work *w, const struct weight *of, bool is_multiplied) {
+    w->layer_bytes += (double)weight_bytes(of);
+    if (!is_multiplied) return;
+    w->row_flop += flop_of(of);
+    if (multiplies_otherwise(of)) w->row_flop_quant += flop_of(of);
+}
+
 static void add_layer(struct engine_work *w, const struct layer_weights *l) {
     struct products p = products_of(l);
-    for (int k = 0; k < N_PRODUCTS; k++) {
-        if (!p.of[k]) continue;
-        w->row_flop += flop_of(p.of[k]);
-        w->layer_bytes += (double)weight_bytes(p.of[k]);
-        if (multiplies_otherwise(p.of[k])) w->row_flop_quant += flop_of(p.of[k]);
+    for (int k = 0; k < N_PRODUCTS; k++)
+        if (p.of[k]) add_product(w, p.of[k], true);
+}
+
+/* A step reads the weights of all experts, a row is multiplied with some. */
+static void add_experts(struct engine_work *w, const struct layer_weights *l, int32_t n_experts, int32_t n_chosen) {
+    if (n_experts > 0) add_product(w, l->router, 1);
+    for (int32_t e = 0; e < n_experts; e++) {
+        add_product(w, l->expert_up[e], e < n_chosen);
+        add_product(w, l->expert_down[e], e < n_chosen);
     }
 }
 
@@ -212,6 +225,7 @@ void measure_work(struct engine_work *out, const struct model *m) {
     struct engine_work w = {.sliding_window = info->sliding_window};
     for (int32_t i = 0; i < m->weights.n_layers; i++) {
         add_layer(&w, &m->weights.layers[i]);
+        add_experts(&w, &m->weights.layers[i], m->weights.n_experts, m->config.experts_per_row);
         if (config_layer_slides(&m->config, i)) w.sliding_share += 1.0 / m->weights.n_layers;
     }
     w.head_flop = flop_of(m->weights.lm_head);

@@ -28,13 +28,15 @@ struct workspace {
     struct tensor projected2; /* [T, hidden]: down beside o, in parallel blocks only */
     struct tensor up;       /* [T, 2 intermediate]: gate|up; without a gate [T, intermediate] */
     struct tensor active;   /* [T, intermediate] */
+    struct tensor router;   /* [T, n_experts], and what mixtures of experts need besides */
+    struct moe_room moe;    /* its `up` and `active` are the two above */
     struct tensor wanted;   /* [S, hidden]: rows that want logits */
     struct tensor logits;   /* f32 [S, vocab] */
 };
 
 /* Columns of `up`. */
 static inline int64_t up_width(const struct model_config *c) {
-    return (c->mlp == MLP_GATED ? 2 : 1) * (int64_t)c->info.intermediate;
+    return (c->mlp == MLP_PLAIN ? 1 : 2) * (int64_t)c->info.intermediate;
 }
 
 /* One forward pass: the step's logits, bias pending. */

@@ -85,8 +85,8 @@ static void set_rotated(struct positions *p, struct reader *rd, int32_t head_dim
                         "number of dimensions is)", rd->where, partial, head_dim);
 }
 
-void positions_read_rope(struct positions *p, struct reader *rd, int32_t head_dim, int32_t context, double theta,
-                         double partial) {
+void positions_read_rope(struct positions *p, struct reader *rd, const struct family *f, int32_t head_dim,
+                         int32_t context) {
     bool has_scaling = reader_get(rd, "rope_scaling") != NULL;
     const char *key = has_scaling ? "rope_scaling" : "rope_parameters";
     const json_t *object = reader_get(rd, key);
@@ -94,10 +94,10 @@ void positions_read_rope(struct positions *p, struct reader *rd, int32_t head_di
     struct reader nested = {object, has_scaling ? "config.json: rope_scaling." : "config.json: rope_parameters.",
                             rd->err, rd->r};
     p->attention_factor = 1.0f;
-    theta = reader_number(rd, "rope_theta", theta, 1.0, 1e12);
-    partial = reader_number(rd, "partial_rotary_factor", partial, 0.0, 1.0);
-    p->original_context =
-        (int32_t)reader_int(&nested, "original_max_position_embeddings", context, 1, 1 << 28);
+    double theta = reader_number(rd, "rope_theta", f->theta_default, 1.0, 1e12);
+    double partial = reader_number(rd, "partial_rotary_factor", f->partial_default, 0.0, 1.0);
+    int32_t original = f->original_context_default ? f->original_context_default : context;
+    p->original_context = (int32_t)reader_int(&nested, "original_max_position_embeddings", original, 1, 1 << 28);
     p->original_context =
         (int32_t)reader_int(rd, "original_max_position_embeddings", p->original_context, 1, 1 << 28);
     nested.r = nested.r < 0 ? nested.r : rd->r;

@@ -4,6 +4,7 @@
 #define BATCHD_ENGINE_MODEL_POSITIONS_H
 
 #include "engine/model/config_reader.h"
+#include "engine/model/families.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -29,9 +30,9 @@ struct positions {
 };
 
 /* rope_theta, partial_rotary_factor and rope_scaling, which transformers 5 writes as one
- * object, rope_parameters. `theta` and `partial`: what an absent key means to the family. */
-void positions_read_rope(struct positions *p, struct reader *rd, int32_t head_dim, int32_t context, double theta,
-                         double partial);
+ * object, rope_parameters. The family says what an absent key means. */
+void positions_read_rope(struct positions *p, struct reader *rd, const struct family *f, int32_t head_dim,
+                         int32_t context);
 
 /* inv_freq[n_rotated / 2], scaling applied; formulas as in transformers' modeling_rope_utils.py.
  * n_positions: the longest sequence; longrope takes its long factors where that is more

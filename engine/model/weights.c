@@ -37,19 +37,23 @@ static void shape_text(char *out, size_t size, const struct checkpoint_tensor *t
     snprintf(out + n, size - n, "]");
 }
 
-/* n_dims 1: [rows]; 2: [rows, cols]. */
-static int find(struct loader *l, const char *name, int32_t n_dims, int64_t rows, int64_t cols, struct tensor *out) {
+/* A tensor of this shape, as rows of its last dimension (a vector: as rows of one). */
+static int find(struct loader *l, const char *name, int32_t n_dims, const int64_t *shape, struct tensor *out) {
     const struct checkpoint_tensor *t = checkpoint_find(l->checkpoint, name);
+    struct checkpoint_tensor expected = {.n_dims = n_dims};
     if (!t) return err_set(l->err, E_PARSE, "no tensor %s", name);
     if (!t->is_float)
         return err_set(l->err, E_UNSUPPORTED, "tensor %s has dtype %s; F32, F16 and BF16 are supported", name,
                        t->dtype_text);
-    if (t->n_dims != n_dims || t->shape[0] != rows || (n_dims == 2 && t->shape[1] != cols)) {
-        char has[200], expected[64];
+    memcpy(expected.shape, shape, (size_t)n_dims * sizeof *shape);
+    if (t->n_dims != n_dims || memcmp(t->shape, shape, (size_t)n_dims * sizeof *shape) != 0) {
+        char has[200], wanted[200];
         shape_text(has, sizeof has, t);
-        snprintf(expected, sizeof expected, n_dims == 1 ? "[%" PRId64 "]" : "[%" PRId64 ", %" PRId64 "]", rows, cols);
-        return err_set(l->err, E_PARSE, "%s has shape %s, expected %s", name, has, expected);
+        shape_text(wanted, sizeof wanted, &expected);
+        return err_set(l->err, E_PARSE, "%s has shape %s, expected %s", name, has, wanted);
     }
+    int64_t cols = n_dims > 1 ? shape[n_dims - 1] : 1, rows = shape[0];
+    for (int32_t i = 1; i < n_dims - 1; i++) rows *= shape[i];
     *out = tensor_2d((void *)t->data, t->dtype, rows, cols);
     l->n_used++;
     return 0;
@@ -100,7 +104,7 @@ static int load_rows(struct loader *l, struct weight *w, const struct spread *s,
     int n_runs;
     l->plan.n_params += spread_rows(s) * k;
     if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE) return load_quantized(l, w, s, k, name);
-    int r = l->checkpoint ? find(l, name, 2, spread_rows(s), k, &t) : 0;
+    int r = l->checkpoint ? find(l, name, 2, (int64_t[]){spread_rows(s), k}, &t) : 0;
     if (r < 0 || !w) return r;
     if (l->checkpoint && w->quant != QUANT_NONE && (r = quantization_check_finite(&t, name, l->err)) < 0) return r;
     struct weight_run *runs = spread_runs(s, &n_runs);
@@ -122,7 +126,7 @@ static int load_bias(struct loader *l, struct weight *w, const struct spread *s,
     if (!expected && checkpoint_find(l->checkpoint, name))
         return err_set(l->err, E_UNSUPPORTED, "tensor %s is there, but config.json says that the layer has no bias",
                        name);
-    int r = expected ? find(l, name, 1, spread_rows(s), 1, &t) : 0;
+    int r = expected ? find(l, name, 1, (int64_t[]){spread_rows(s)}, &t) : 0;
     if (r < 0 || !expected || !w) return r;
     struct weight_run *runs = spread_runs(s, &n_runs);
     for (int i = 0; i < n_runs; i++) {
@@ -151,7 +155,7 @@ static int load_vector(struct loader *l, struct tensor *out, int64_t n, const ch
     struct tensor t = {0};
     l->plan.n_params += n;
     l->plan.bytes += n * (int64_t)sizeof(float);
-    int r = l->checkpoint ? find(l, name, 1, n, 1, &t) : 0;
+    int r = l->checkpoint ? find(l, name, 1, &n, &t) : 0;
     if (r < 0 || !l->dev) return r;
     *out = tensor_1d(dev_alloc(l->dev, (size_t)n * sizeof(float)), DTYPE_F32, n);
     if (!out->data) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
@@ -283,6 +287,69 @@ static int load_up(struct loader *l, struct weight **out, const char *at) {
     return load_weight(l, out, h, has_bias, at, parts, 2);
 }
 
+/* One expert's share of a tensor that holds all of them. */
+static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t k, int32_t e, const char *prefix,
+                      const char *part) {
+    char name[MAX_TENSOR_NAME];
+    struct tensor all;
+    int64_t shape[] = {l->c->n_experts, n, k};
+    snprintf(name, sizeof name, "%s%s", prefix, part);
+    l->plan.n_params += n * k;
+    l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, l->quantization->kind, 1);
+    l->plan.is_quantized |= l->quantization->kind != QUANT_NONE;
+    int r = find(l, name, 3, shape, &all);
+    if (e > 0) l->n_used--; /* one tensor, however many take their share of it */
+    if (r < 0 || !l->dev) return r;
+    struct tensor slice = tensor_2d((char *)all.data + (size_t)(e * n * k) * dtype_bytes(all.dtype), all.dtype, n, k);
+    *out = weight_new_quantized(l->dev, n, k, l->dtype, l->quantization->kind);
+    if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
+    if ((*out)->quant != QUANT_NONE && (r = quantization_check_finite(&slice, name, l->err)) < 0) return r;
+    weight_load(l->dev, *out, 0, &slice);
+    return 0;
+}
+
+static int load_expert(struct loader *l, struct layer_weights *w, int32_t e, const char *at, bool fused) {
+    const struct tensor_names *names = l->c->names;
+    int64_t f = l->c->info.intermediate, h = l->c->info.hidden;
+    struct weight *ignored = NULL, **up = l->dev ? &w->expert_up[e] : &ignored;
+    struct weight **down = l->dev ? &w->expert_down[e] : &ignored;
+    if (fused) {
+        int r = load_slice(l, up, 2 * f, h, e, at, names->fused_up);
+        return r < 0 ? r : load_slice(l, down, h, f, e, at, names->fused_down);
+    }
+    char expert[MAX_TENSOR_NAME], prefix[2 * MAX_TENSOR_NAME];
+    snprintf(expert, sizeof expert, names->expert, e);
+    snprintf(prefix, sizeof prefix, "%s%s", at, expert);
+    const struct part parts[] = {{names->gate, plain(f, 0)}, {names->up, plain(f, f)}};
+    int r = load_weight(l, up, h, false, prefix, parts, 2);
+    return r < 0 ? r : load_one(l, down, h, f, false, prefix, names->down);
+}
+
+/* The router keeps its dtype: a small error there sends a row to other experts. */
+static int load_experts(struct loader *l, struct layer_weights *w, const char *at) {
+    const struct tensor_names *names = l->c->names;
+    int32_t n = l->c->n_experts;
+    char fused_up[MAX_TENSOR_NAME], router[MAX_TENSOR_NAME];
+    snprintf(fused_up, sizeof fused_up, "%s%s", at, names->fused_up);
+    bool fused = l->checkpoint && checkpoint_find(l->checkpoint, fused_up);
+    snprintf(router, sizeof router, "%s%s", at, fused ? names->fused_router : names->router);
+    if (l->dev) {
+        w->expert_up = mem_zalloc((size_t)n, sizeof(struct weight *));
+        w->expert_down = mem_zalloc((size_t)n, sizeof(struct weight *));
+    }
+    int r = load_one(l, &w->router, n, l->c->info.hidden, false, "", router);
+    for (int32_t e = 0; r == 0 && e < n; e++) r = load_expert(l, w, e, at, fused);
+    return r;
+}
+
+static int load_mlp(struct loader *l, struct layer_weights *w, const char *at) {
+    const struct model_info *m = &l->c->info;
+    if (l->c->mlp == MLP_EXPERTS) return load_experts(l, w, at);
+    int r = load_up(l, &w->up, at);
+    if (r < 0) return r;
+    return load_one(l, &w->down, m->hidden, m->intermediate, l->c->biases & BIAS_MLP, at, l->c->names->down);
+}
+
 static int load_layer(struct loader *l, int32_t i) {
     const struct model_info *m = &l->c->info;
     const struct tensor_names *names = l->c->names;
@@ -298,8 +365,7 @@ static int load_layer(struct loader *l, int32_t i) {
     if (r == 0) r = load_one(l, &w->o, h, q, l->c->biases & BIAS_O, at, names->o);
     if (r == 0) r = load_norm(l, &w->post_attention_norm, h, at, names->post_attention_norm);
     if (r == 0) r = load_norm(l, &w->mlp_norm, h, at, names->mlp_norm);
-    if (r == 0) r = load_up(l, &w->up, at);
-    if (r == 0) r = load_one(l, &w->down, h, m->intermediate, l->c->biases & BIAS_MLP, at, names->down);
+    if (r == 0) r = load_mlp(l, w, at);
     if (r == 0) r = load_norm(l, &w->post_mlp_norm, h, at, names->post_mlp_norm);
     return r;
 }
@@ -346,7 +412,7 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
                  struct err *err) {
-    struct weights w = {.n_layers = c->info.n_layers};
+    struct weights w = {.n_layers = c->info.n_layers, .n_experts = c->n_experts};
     struct loader l = {.dev = dev,
                        .c = c,
                        .checkpoint = checkpoint,
@@ -380,12 +446,16 @@ static struct norm *norm_at(struct layer_weights *l, int i) {
     return i < (int)(sizeof norms / sizeof *norms) ? norms[i] : NULL;
 }
 
-static struct weight *weight_at(const struct layer_weights *l, int i) {
-    struct weight *const weights[] = {l->qkv, l->o, l->up, l->down};
-    return weights[i];
-}
+enum { LAYER_WEIGHTS = 5 };
 
-enum { LAYER_WEIGHTS = 4 };
+/* Of LAYER_WEIGHTS + 2 n_experts; NULL where the layer has no such weight. */
+static struct weight *weight_at(const struct layer_weights *l, int i) {
+    struct weight *const weights[LAYER_WEIGHTS] = {l->qkv, l->o, l->up, l->down, l->router};
+    if (i < LAYER_WEIGHTS) return weights[i];
+    i -= LAYER_WEIGHTS;
+    struct weight **experts = i % 2 ? l->expert_down : l->expert_up;
+    return experts ? experts[i / 2] : NULL;
+}
 
 static void norm_clear(struct dev *dev, struct norm *n) {
     dev_free(dev, n->weight.data);
@@ -397,7 +467,9 @@ void weights_clear(struct dev *dev, struct weights *w) {
         struct layer_weights *l = &w->layers[i];
         struct norm *norm;
         for (int k = 0; (norm = norm_at(l, k)); k++) norm_clear(dev, norm);
-        for (int k = 0; k < LAYER_WEIGHTS; k++) weight_free(dev, weight_at(l, k));
+        for (int k = 0; k < LAYER_WEIGHTS + 2 * w->n_experts; k++) weight_free(dev, weight_at(l, k));
+        free(l->expert_up);
+        free(l->expert_down);
     }
     free(w->layers);
     if (w->lm_head != w->embed) weight_free(dev, w->lm_head);
@@ -417,7 +489,8 @@ int64_t weights_bytes(const struct weights *w) {
         struct layer_weights *l = &w->layers[i];
         const struct norm *norm;
         for (int k = 0; (norm = norm_at(l, k)); k++) bytes += norm_bytes(norm);
-        for (int k = 0; k < LAYER_WEIGHTS; k++) bytes += (int64_t)weight_bytes(weight_at(l, k));
+        for (int k = 0; k < LAYER_WEIGHTS + 2 * w->n_experts; k++)
+            if (weight_at(l, k)) bytes += (int64_t)weight_bytes(weight_at(l, k));
     }
     return bytes;
 }

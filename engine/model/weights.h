@@ -16,13 +16,15 @@ struct layer_weights {
     struct norm q_norm, k_norm;           /* [head_dim] */
     struct weight *qkv;                   /* [(heads + 2 kv_heads) head_dim, hidden] */
     struct weight *o;                     /* [hidden, heads head_dim] */
+    struct weight *router;                /* [n_experts, hidden]: MLP_EXPERTS, which has no up and down of its own */
+    struct weight **expert_up, **expert_down; /* [n_experts], each as the next two */
     struct weight *up;                    /* [2 intermediate, hidden]: gate|up; MLP_PLAIN: [intermediate, hidden] */
     struct weight *down;                  /* [hidden, intermediate] */
 };
 
 struct weights {
     struct layer_weights *layers;
-    int32_t n_layers;
+    int32_t n_layers, n_experts;
     struct weight *embed;       /* [vocab, hidden] */
     struct weight *lm_head;     /* the same as embed where they are tied */
     struct norm final_norm;     /* [hidden] */

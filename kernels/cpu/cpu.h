@@ -50,6 +50,10 @@ void cpu_act(struct dev *dev, struct activation *out, const struct product *y, e
 void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step);
 void cpu_logits_finish(struct dev *dev, struct product *logits, float softcap);
 
+/* cpu_moe.c */
+void cpu_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x, const struct product *router,
+                     const struct moe *moe, const struct moe_room *room);
+
 /* cpu_attention.c */
 void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
                     const struct product *qkv, const struct attention_shape *shape, const struct head_rules *rules,

@@ -145,6 +145,7 @@ static const struct backend cpu_backend = {
     .attention = cpu_attention,
     .glu = cpu_glu,
     .act = cpu_act,
+    .moe_experts = cpu_moe_experts,
     .gather = cpu_gather,
     .logits_finish = cpu_logits_finish,
     .sample = cpu_sample,
