@@ -173,7 +173,7 @@ static void what_is_not_built_is_named(void **state) {
         {"{% extends 'x' %}", E_UNSUPPORTED, "tag \"extends\""},
         {"{% block x %}{% endblock %}", E_UNSUPPORTED, "tag \"block\""},
         {"{% do x %}", E_UNSUPPORTED, "tag \"do\""},
-        {"{% for x in y recursive %}{% endfor %}", E_UNSUPPORTED, "recursive"},
+        {"{% for x in [1] %}{{ loop([]) }}{% endfor %}", E_PARSE, "not recursive"},
         {"{{ x | pprint }}", E_UNSUPPORTED, "filter \"pprint\""},
         {"{{ x | attr('y') }}", E_UNSUPPORTED, "filter \"attr\""},
         {"{{ x is nonsense }}", E_UNSUPPORTED, "test \"nonsense\""},
@@ -242,6 +242,7 @@ static void limits_hold(void **state) {
         {"{{ (-9223372036854775807 - 1) // -1 }}", E_RANGE, "too large"},
         {"{{ -(-9223372036854775807 - 1) }}", E_RANGE, "too large"},
         {"{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", E_RANGE, "too deeply"},
+        {"{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}", E_RANGE, "too deeply"},
         {"{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}", E_RANGE, "too deeply"},
         {"{% macro m(x) %}{{ m(x ~ x) }}{% endmacro %}{{ m('abcdefgh') }}", E_RANGE, ""},
         {"{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(40) }}", E_RANGE, "million steps"},
@@ -437,6 +438,9 @@ static void parts_become_one_text(void **state) {
     chat_text_clear(&out);
     assert_ok(render_text(&out, "{% for p in messages[0].content %}<{{ p.text }}>{% endfor %}", row, &err), &err);
     assert_string_equal(out.text.data, "<a><b>");
+    chat_text_clear(&out);
+    assert_ok(render_text(&out, "{{ messages[0].content | map(attribute='text') | join('+') }}", row, &err), &err);
+    assert_string_equal(out.text.data, "a+b");
     chat_text_clear(&out);
     assert_err(render_text(&out, "{{ messages[0].content }}", image, &err), E_UNSUPPORTED, "no text: image_url", &err);
     chat_text_clear(&out);

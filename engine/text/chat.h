@@ -39,7 +39,7 @@ struct chat_template {
     struct arena arena;
     struct chat_name *names[CHAT_NAME_BUCKETS];
     struct node *root;
-    bool reads_parts; /* something named "text" is read: content may be a list of parts */
+    bool reads_parts; /* it names "text": content may be a list of parts */
 };
 
 /* The name, NULL where the template does not know it and `add` is not set. */

@@ -84,6 +84,7 @@ struct value chat_call(struct interp *in, const struct value *callee, struct cal
     case VALUE_FUNCTION: return native_call(in, callee->native, callee, call);
     case VALUE_METHOD: return native_call(in, callee->native, callee->self, call);
     case VALUE_MACRO: return macro_call(in, callee->macro, call);
+    case VALUE_LOOP: return loop_call(in, callee->loop, call);
     case VALUE_UNDEFINED: return chat_fail(in, E_PARSE, "%s is undefined", callee->text ? callee->text : "what is called");
     default: return chat_fail(in, E_PARSE, "a call of a %s", value_kind_name(callee));
     }

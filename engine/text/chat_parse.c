@@ -143,6 +143,7 @@ static struct expr *parse_name(struct parser *p) {
 /* Strings that stand side by side are one. */
 static struct expr *parse_strings(struct parser *p) {
     const struct token *t = p->at++;
+    if (t->n == 4 && memcmp(t->text, "text", 4) == 0) p->t->reads_parts = true;
     if (p->at->kind != TOKEN_STRING) return constant(p, value_string(t->text, t->n, false));
     size_t n = t->n;
     for (const struct token *k = p->at; k->kind == TOKEN_STRING; k++) n += k->n;
@@ -315,7 +316,6 @@ static struct expr *parse_brackets(struct parser *p, struct expr *of) {
     struct expr *key = at_op(p, ':') ? NULL : parse_expression(p), *e;
     if (take_op(p, ':')) e = parse_slice(p, of, key);
     else e = new_expr(p, EXPR_ITEM, of, key);
-    if (key && key->kind == EXPR_CONST && value_is(&key->constant, "text")) p->t->reads_parts = true;
     if (at_op(p, ',')) return parse_fail(p, E_UNSUPPORTED, "unsupported index of several parts");
     expect_op(p, ']');
     return e;

@@ -144,10 +144,8 @@ static void forget(struct scope *s) {
 }
 
 /* The items that the loop takes: all, or those that pass its `if`. */
-static const struct list *loop_items(struct interp *in, const struct node *node) {
-    struct value v = eval_expr(in, node->expr);
-    if (in->r < 0) v = value_undefined(NULL);
-    const struct list *all = value_items(in, &v);
+static const struct list *loop_items(struct interp *in, const struct node *node, const struct value *v) {
+    const struct list *all = value_items(in, v);
     if (!node->filter || in->r < 0) return all;
     struct list *kept = list_new(in, 0);
     struct scope *outer = in->scope;
@@ -161,27 +159,52 @@ static const struct list *loop_items(struct interp *in, const struct node *node)
     return kept;
 }
 
-static void render_for(struct interp *in, const struct node *node) {
-    const struct list *items = loop_items(in, node);
-    const struct chat_name *loop_name = chat_name((struct chat_template *)in->template, "loop", 4, false);
+static void render_turns(struct interp *in, struct loop *loop) {
+    const struct chat_name *name = chat_name((struct chat_template *)in->template, "loop", 4, false);
+    struct scope *outer = in->scope;
+    in->scope = scope_new(in, outer);
+    for (; loop->index < loop->items->n && in->r == 0 && in->flow != FLOW_BREAK; loop->index++) {
+        forget(in->scope); /* what the body sets ends with the turn */
+        in->flow = FLOW_ON;
+        if (name) scope_bind(in, name, (struct value){.kind = VALUE_LOOP, .loop = loop});
+        assign(in, loop->node->target, loop->items->items[loop->index]);
+        render_nodes(in, loop->node->body);
+    }
+    in->flow = FLOW_ON;
+    in->scope = outer;
+}
+
+static void render_loop(struct interp *in, const struct node *node, const struct value *over, int64_t depth) {
+    const struct list *items = loop_items(in, node, over);
     if (in->r < 0) return;
     if (items->n == 0) {
         render_in_scope(in, node->orelse);
         return;
     }
     struct loop *loop = arena_alloc(&in->arena, sizeof *loop);
-    *loop = (struct loop){.items = items, .depth = 1, .changed = {.kind = VALUE_MISSING}};
-    struct scope *outer = in->scope;
-    in->scope = scope_new(in, outer);
-    for (; loop->index < items->n && in->r == 0 && in->flow != FLOW_BREAK; loop->index++) {
-        forget(in->scope); /* what the body sets ends with the turn */
-        in->flow = FLOW_ON;
-        if (loop_name) scope_bind(in, loop_name, (struct value){.kind = VALUE_LOOP, .loop = loop});
-        assign(in, node->target, items->items[loop->index]);
-        render_nodes(in, node->body);
-    }
-    in->flow = FLOW_ON;
-    in->scope = outer;
+    *loop = (struct loop){.node = node, .scope = in->scope, .items = items, .depth = depth, .changed = {.kind = VALUE_MISSING}};
+    render_turns(in, loop);
+}
+
+static void render_for(struct interp *in, const struct node *node) {
+    struct value over = eval_expr(in, node->expr);
+    if (in->r == 0) render_loop(in, node, &over, 1);
+}
+
+struct value loop_call(struct interp *in, const struct loop *loop, struct call *call) {
+    struct text *out = in->out;
+    struct scope *scope = in->scope;
+    if (!loop->node->recursive || call->n != 1 || call->n_keywords > 0)
+        return chat_fail(in, E_PARSE, "a call of a loop that is not recursive, or without a list");
+    if (!chat_enter(in)) return value_undefined(NULL);
+    in->out = text_new(in, 0);
+    in->scope = loop->scope;
+    render_loop(in, loop->node, &call->args[0], loop->depth + 1);
+    struct value v = text_value(in->out);
+    in->out = out;
+    in->scope = scope;
+    in->depth--;
+    return v;
 }
 
 /* ---------------------------------------------------------------- nodes */

@@ -107,7 +107,7 @@ static struct node *parse_for(struct parser *p) {
     if (!take_word(p, "in")) return parse_fail(p, E_PARSE, "for without in");
     n->expr = parse_tuple(p, false, "recursive");
     if (take_word(p, "if")) n->filter = parse_expression(p);
-    if (at_word(p, "recursive")) return parse_fail(p, E_UNSUPPORTED, "unsupported form of for: recursive");
+    n->recursive = take_word(p, "recursive");
     p->loops++;
     n->body = parse_body(p, "else endfor");
     p->loops--;

@@ -95,6 +95,7 @@ struct node {
     struct expr *target; /* FOR, SET, SET_BLOCK */
     struct param *params; /* MACRO, CALL, WITH */
     bool varargs, kwargs, caller; /* MACRO, CALL: its body names them */
+    bool recursive; /* FOR: its loop may be called */
     struct node *body, *orelse; /* IF: elif is an IF alone in orelse */
     struct node *next;
 };
@@ -148,6 +149,7 @@ struct value eval_call(struct interp *in, const struct expr *e, const struct val
 
 /* chat_render.c */
 struct value macro_call(struct interp *in, const struct macro *m, struct call *call);
+struct value loop_call(struct interp *in, const struct loop *loop, struct call *call); /* of a recursive for */
 void render_nodes(struct interp *in, const struct node *node);
 
 #endif

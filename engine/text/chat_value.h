@@ -77,9 +77,11 @@ struct dict { /* in order of insertion */
 };
 
 struct loop {
+    const struct node *node; /* its for */
+    struct scope *scope;     /* around the for */
     const struct list *items;
     size_t index;
-    int64_t depth;
+    int64_t depth;           /* 1, and one more in each call of a recursive one */
     struct value changed; /* MISSING before the first loop.changed() */
 };
 

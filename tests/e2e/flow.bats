@@ -69,6 +69,17 @@ X
     run -66 "$BATCHD" run "$DIR/in.jsonl" --chat-template "$DIR/none.jinja"
 }
 
+@test "run: a row that its chat template refuses fails alone, with the template's words" {
+    printf '%s' "{% if messages | length > 1 %}{{ raise_exception('One message, please') }}{% endif %}{{ messages[0].content }}" >"$DIR/t.jinja"
+    cat >"$DIR/in.jsonl" <<'X'
+{"id": "good", "messages": [{"role": "user", "content": "abc"}]}
+{"id": "bad", "messages": [{"role": "user", "content": "abc"}, {"role": "user", "content": "def"}]}
+X
+    run -3 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --max-tokens 2 --chat-template "$DIR/t.jinja"
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["status"]' 0)" = "('good', 'ok')" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["status"], d["error"]["message"]' 1)" = "('failed', 'chat template: One message, please')" ]
+}
+
 @test "run: control tokens in a row's text are text, unless they are allowed" {
     cat >"$DIR/in.jsonl" <<'X'
 {"prompt": "<|user|>\nAdd<|end|>"}
