@@ -27,6 +27,7 @@ struct figures {
     double seconds, products_before, products_after; /* token rows per second */
     struct engine_roof roof;
     double roof_tokens_per_s;
+    struct roof_step roof_step; /* what it is made of */
     struct engine_stats stats;
     struct engine_profile profile;
 };
@@ -108,6 +109,7 @@ static int measure(struct engine *e, const struct plan *p, const struct args *ar
     if (r < 0) return r;
     engine_work(e, &work);
     engine_stats(e, &out->stats);
+    out->roof_step = roof_step(&work, &out->roof, &shape);
     out->roof_tokens_per_s = roof_tokens_per_s(&work, &out->roof, &shape);
     return 0;
 }
@@ -126,6 +128,12 @@ static void add_device_time(json_t *o, const struct engine_stats *s) {
     json_object_set_new(o, "idle_share", json_real(idle_share(all)));
     json_object_set_new(o, "large_steps", json_integer(large->n_steps));
     json_object_set_new(o, "idle_share_large", large->n_steps ? json_real(idle_share(large)) : json_null());
+}
+
+static json_t *roof_json(const struct roof_step *t) {
+    double all = t->layers + t->head + t->kv + t->prompt_attention;
+    return json_pack("{s:f, s:f, s:f, s:f}", "layers", t->layers / all, "head", t->head / all, "kv", t->kv / all,
+                     "prompt_attention", t->prompt_attention / all);
 }
 
 static json_t *profile_json(const struct engine_profile *p) {
@@ -151,6 +159,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
     json_object_set_new(o, "version", json_string(VERSION_TEXT));
     bench_add_roof(o, engine_device_name(e), &f->roof);
     json_object_set_new(o, "roof_tokens_per_s", json_real(f->roof_tokens_per_s));
+    json_object_set_new(o, "roof_share", roof_json(&f->roof_step));
     json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));
     json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
     add_device_time(o, s);
@@ -168,6 +177,14 @@ static void print_idle(const json_t *o) {
         printf("; %.2f %% at the %.0f steps of %d rows or more", 100 * real(o, "idle_share_large"),
                real(o, "large_steps"), ENGINE_LARGE_STEP);
     putchar('\n');
+}
+
+static void print_roof(const json_t *o) {
+    const json_t *share = json_object_get(o, "roof_share");
+    printf("roof                %.1f output tokens/s: layers' products %.1f %%, head %.1f %%, keys and values %.1f %%, "
+           "prompts' attention %.1f %%\n",
+           real(o, "roof_tokens_per_s"), 100 * real(share, "layers"), 100 * real(share, "head"), 100 * real(share, "kv"),
+           100 * real(share, "prompt_attention"));
 }
 
 static void print_profile(const struct engine_profile *p) {
@@ -189,7 +206,7 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     printf("output tokens/s     %.1f\n", real(o, "output_tokens_per_s"));
     printf("total tokens/s      %.1f\n", real(o, "total_tokens_per_s"));
     printf("requests/s          %.2f\n", real(o, "requests_per_s"));
-    printf("roof                %.1f output tokens/s\n", real(o, "roof_tokens_per_s"));
+    print_roof(o);
     printf("fraction of roof    %.3f\n", real(o, "fraction_of_roof"));
     printf("steps               %.0f, %.1f rows each\n", real(o, "steps"),
            real(o, "rows_per_s") * real(o, "seconds") / real(o, "steps"));

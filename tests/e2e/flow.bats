@@ -273,6 +273,7 @@ assert d["copy_bytes_per_s"] > 1e8 and d["matrix_flop_per_s"] > 1e8 and d["void"
 assert abs(d["output_tokens_per_s"] / d["roof_tokens_per_s"] / d["fraction_of_roof"] - 1) < 1e-6, d
 assert d["finite_logits"] and d["device_busy_s"] > 0 and 0 <= d["idle_share"] < 1 and d["large_steps"] == 0, d
 assert d["device_busy_s"] + d["device_idle_s"] < d["seconds"], d
+assert abs(sum(d["roof_share"].values()) - 1) < 1e-9 and min(d["roof_share"].values()) > 0, d
 share = d["profile"]["share"]
 assert d["profile"]["steps"] > 0 and 0.5 < sum(share.values()) <= 1, d
 assert all(share[c] > 0 for c in "linear attention norm rope_kv activation embed_gather sample".split()), d' "$output"
