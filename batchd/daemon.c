@@ -39,7 +39,7 @@ struct daemon {
     struct store *store;
     struct worker *worker;
     struct pipeline *pipeline; /* NULL until a job needs it */
-    char *model_dir, *dtype, *quantization; /* what the pipeline runs */
+    char *model_dir, *dtype, *quantization, *kv_cache_dtype; /* what the pipeline runs */
     int64_t max_model_len;
     struct job_ref *job;       /* leased from last */
     struct lease lease;        /* rows that are not fed yet, from next_row on */
@@ -185,6 +185,7 @@ static bool same_text(const char *a, const char *b, const char *otherwise) {
 static bool pipeline_fits(const struct daemon *d, const struct job_settings *set, const char *model_dir) {
     return d->pipeline && strcmp(d->model_dir, model_dir) == 0 && same_text(d->dtype, set->dtype, "auto") &&
            same_text(d->quantization, set->quantization, "none") &&
+           same_text(d->kv_cache_dtype, set->kv_cache_dtype, "auto") &&
            d->max_model_len == set->max_model_len;
 }
 
@@ -197,7 +198,8 @@ static void close_pipeline(struct daemon *d) {
     free(d->model_dir);
     free(d->dtype);
     free(d->quantization);
-    d->model_dir = d->dtype = d->quantization = NULL;
+    free(d->kv_cache_dtype);
+    d->model_dir = d->dtype = d->quantization = d->kv_cache_dtype = NULL;
 }
 
 static int open_pipeline(struct daemon *d, const struct job_settings *set, const char *model_dir, struct err *err) {
@@ -207,12 +209,14 @@ static int open_pipeline(struct daemon *d, const struct job_settings *set, const
     o.model_dir = model_dir;
     o.dtype = set->dtype ? set->dtype : "auto";
     o.quantization = set->quantization;
+    o.kv_cache_dtype = set->kv_cache_dtype;
     o.max_model_len = set->max_model_len;
     int r = pipeline_open(&d->pipeline, &o, err);
     if (r < 0) return r;
     d->model_dir = mem_strdup(model_dir);
     d->dtype = mem_strdup(set->dtype);
     d->quantization = mem_strdup(set->quantization);
+    d->kv_cache_dtype = mem_strdup(set->kv_cache_dtype);
     d->max_model_len = set->max_model_len;
     log_info("%s loaded on %s in %.1f s", model_dir, engine_device_name(pipeline_engine(d->pipeline)),
              (double)(clock_mono_ns() - start) / 1e9);

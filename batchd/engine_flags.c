@@ -46,6 +46,7 @@ int engine_flags_read(struct engine_flags *out, const struct args *args) {
     *o = ENGINE_OPTIONS_DEFAULT;
     if (args->device) o->device = args->device;
     if (args->dtype) o->dtype = args->dtype;
+    if (args->kv_cache_dtype) o->kv_cache_dtype = args->kv_cache_dtype;
     if (args->load_format) o->load_format = args->load_format;
     o->max_model_len = args->max_model_len;
     o->max_num_seqs = (int32_t)args->max_num_seqs;

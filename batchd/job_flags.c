@@ -94,6 +94,9 @@ int job_flags_read(struct job_flags *out, const struct args *args) {
     s->allow_special_tokens = args->allow_special_tokens;
     params_overlay(&s->params, &args->params);
     if (set_stops(&s->params, args, &err) < 0) return exit_with(ABOUT_FLAGS, &err);
+    s->kv_cache_dtype = args->kv_cache_dtype && strcmp(args->kv_cache_dtype, "auto") != 0
+                            ? mem_strdup(args->kv_cache_dtype)
+                            : NULL; /* as in jobs before there was the flag */
     s->dtype = mem_strdup(args->dtype ? args->dtype : "auto");
     s->chat = mem_strdup(args->chat ? args->chat : "auto");
     s->max_model_len = args->max_model_len;

@@ -104,6 +104,8 @@ static const struct option_def options[] = {
      "to compute in (default auto: the checkpoint's)", 0, 0},
     {"quantization", 0, KIND_CHOICE, AT(quantization), LOADS | V(BENCH) | V(EVAL), "none|int8|fp4|nf4|nf4-dq|fp8",
      "of the layers' weights, as they are loaded (default none: as the checkpoint has them)", 0, 0},
+    {"kv-cache-dtype", 0, KIND_CHOICE, AT(kv_cache_dtype), LOADS | V(BENCH) | V(EVAL), "auto|fp8",
+     "of keys and values (default auto: as --dtype); fp8 has a scale for each token and head", 0, 0},
     {"quantization-skip", 0, KIND_TEXT, AT(quantization_skip), LOADS | V(BENCH) | V(EVAL), "A,B",
      "modules whose weights stay as they are: down_proj, model.layers.0, ...", 0, 0},
     {"max-model-len", 0, KIND_INT, AT(max_model_len), LOADS | V(BENCH) | V(EVAL), "N",

@@ -77,6 +77,10 @@ static const char *word_of(const char *given, const char *otherwise) {
     return given ? given : otherwise;
 }
 
+static bool wants_fp8_kv(const struct engine_options *o) {
+    return strcmp(word_of(o->kv_cache_dtype, "auto"), "fp8") == 0;
+}
+
 static int check_range(const char *flag, int64_t value, int64_t max, struct err *err) {
     if (value >= 0 && value <= max) return 0;
     return err_set(err, E_USAGE, "%s: %" PRId64 " is not in 0 .. %" PRId64, flag, value, max);
@@ -88,6 +92,9 @@ static int check_options(const struct engine_options *o, struct err *err) {
         return err_set(err, E_USAGE, "no device \"%s\": auto, cpu and cuda are known", device);
     if (strcmp(format, "auto") != 0 && strcmp(format, "dummy") != 0)
         return err_set(err, E_USAGE, "no load format \"%s\": auto and dummy are known", format);
+    const char *kv_dtype = word_of(o->kv_cache_dtype, "auto");
+    if (strcmp(kv_dtype, "auto") != 0 && strcmp(kv_dtype, "fp8") != 0)
+        return err_set(err, E_USAGE, "no KV cache dtype \"%s\": auto and fp8 are known", kv_dtype);
     struct quantization quantization;
     int known = quantization_parse(&quantization, o->quantization, err);
     if (known < 0) return known;
@@ -119,6 +126,7 @@ static int64_t gpu_kv_bytes(const struct engine *e, const struct engine_options 
 static int size_kv_cache(struct engine *e, const struct engine_options *o, enum dtype dtype, struct runner_options *runner,
                          struct err *err) {
     const struct model_info *m = &e->info;
+    if (wants_fp8_kv(o)) dtype = DTYPE_F8_E4M3;
     int64_t block = kv_cache_block_bytes(dtype, m->n_layers, m->n_kv_heads, m->head_dim);
     int64_t useful = 2 * (int64_t)e->max_num_seqs * blocks_for(e->max_model_len);
     int64_t bytes = o->kv_cache_memory_bytes;
@@ -156,8 +164,11 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
     e->max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : e->info.context;
     struct model_options options = {.dir = o->model_dir,
                                     .dtype = *dtype,
+                                    .fp8_kv_cache = wants_fp8_kv(o),
                                     .dummy = dummy,
                                     .max_positions = e->max_model_len};
+    if (options.fp8_kv_cache && e->is_gpu)
+        return err_set(err, E_UNSUPPORTED, "--kv-cache-dtype fp8 runs on the CPU alone: --device cpu");
     r = quantization_parse(&options.quantization, o->quantization, err);
     return r < 0 ? r : model_open(&e->model, e->dev, &options, err);
 }

@@ -139,6 +139,7 @@ struct engine_options {
     const char *quantization;       /* "none", "int8", "fp4", "nf4", "nf4-dq", "fp8": what float weights of
                                        layers become as they are loaded; NULL = none. "nf4 except A,B":
                                        the modules that A or B name stay as they are */
+    const char *kv_cache_dtype;     /* "auto" = dtype, "fp8": a scale for each token and head */
     const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
     int64_t max_model_len;          /* 0 = the model's context, or what the KV cache holds of it */
     int32_t max_num_seqs;           /* 0 = 64 on the CPU, 2048 on CUDA */

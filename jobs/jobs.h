@@ -114,7 +114,7 @@ struct job_settings {
     char *model;          /* absolute folder, or a registered name */
     char *dtype;          /* auto, float32, bfloat16 */
     char *quantization;   /* NULL = none, nf4, "nf4 except A,B": as engine.h has it */
-    char *kv_cache_dtype; /* auto */
+    char *kv_cache_dtype; /* NULL = auto, fp8 */
     int64_t max_model_len;
     char *template_text;  /* {column} template, or NULL */
     char *system_text;    /* first message of every row, or NULL */

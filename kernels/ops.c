@@ -12,7 +12,8 @@
 /* ---------------------------------------------------------------- KV cache, RoPE */
 
 int64_t kv_cache_block_bytes(enum dtype dtype, int32_t n_layers, int32_t n_kv_heads, int32_t head_dim) {
-    return (int64_t)n_layers * 2 * n_kv_heads * KV_BLOCK * head_dim * (int64_t)dtype_bytes(dtype);
+    int64_t token = head_dim * (int64_t)dtype_bytes(dtype) + (dtype == DTYPE_F8_E4M3 ? (int64_t)sizeof(float) : 0);
+    return (int64_t)n_layers * 2 * n_kv_heads * KV_BLOCK * token;
 }
 
 int kv_cache_open(struct kv_cache **out, struct dev *dev, enum dtype dtype, int32_t n_layers, int32_t n_blocks,

@@ -214,9 +214,11 @@ struct step {
 /* ---------------------------------------------------------------- KV cache */
 
 struct kv_cache {             /* keys and values of all layers */
-    enum dtype dtype;         /* F32, BF16 or F16 */
+    enum dtype dtype;         /* F32, BF16, F16 or F8_E4M3 */
     int32_t n_layers, n_blocks, n_kv_heads, head_dim;
-    void **slab;              /* [n_layers] of [n_blocks][2: K, V][n_kv_heads][KV_BLOCK][head_dim] */
+    void **slab;              /* [n_layers] of [n_blocks][2: K, V][n_kv_heads] tiles; a tile is
+                                 [KV_BLOCK][head_dim] numbers, and with F8_E4M3 f32 [KV_BLOCK] behind them: a
+                                 key's or value's 448 = the largest of the head; a number = code * scale, in f32 */
 };
 
 int kv_cache_open(struct kv_cache **out, struct dev *dev, enum dtype dtype, int32_t n_layers, int32_t n_blocks,

@@ -264,6 +264,83 @@ static void rows_of_a_tensor_may_go_to_several_places(void **state) {
     each_bed(spread);
 }
 
+/* ---------------------------------------------------------------- keys and values in fp8 */
+
+enum { HD = 24, KV_HEADS = 2, HEADS = 4, POSITIONS = 600, PIECE = 200 };
+
+/* Keys and values of 600 positions of slot 2; the last rows' queries. */
+static void write_cache(struct bed *b, struct kv_cache *kv, const struct tensor *qkv, struct tensor *q,
+                        const struct attention_shape *shape, const struct head_rules *rules, struct bed_step *s) {
+    for (int at = 0; at < POSITIONS; at += PIECE) {
+        struct product rows = {.y = rows_from(qkv, at, PIECE)};
+        memset(s, 0, sizeof *s);
+        step_begin(s, 4);
+        step_add(s, 2, at, PIECE);
+        op_qkv_finish(b->dev, q, kv, 1, &rows, shape, rules, step_upload(b->dev, &s->step));
+    }
+}
+
+/* The fp8 cache holds what quant_fp8 makes of an f32 cache's numbers, which become what that is worth. */
+static void check_tiles(struct bed *b, struct kv_cache *fp8, struct kv_cache *f32, const struct bed_step *s) {
+    size_t tile_bytes = KV_BLOCK * (HD + 4), n = (size_t)BED_BLOCKS * 2 * KV_HEADS;
+    assert_int_equal(kv_cache_block_bytes(DTYPE_F8_E4M3, 1, KV_HEADS, HD), 2 * KV_HEADS * tile_bytes);
+    char *tiles = mem_zalloc(n, tile_bytes);
+    float *numbers = bed_floats(b, (int64_t)n * KV_BLOCK * HD);
+    dev_download(b->dev, tiles, fp8->slab[1], n * tile_bytes);
+    dev_download(b->dev, numbers, f32->slab[1], n * KV_BLOCK * HD * 4);
+    for (int32_t position = 0; position < POSITIONS; position++)
+        for (int32_t i = 0; i < 2 * KV_HEADS; i++) {
+            size_t tile = (size_t)s->table[2 * BED_STRIDE + position / KV_BLOCK] * 2 * KV_HEADS + (size_t)i;
+            uint8_t want[HD], *got = (uint8_t *)tiles + tile * tile_bytes + position % KV_BLOCK * HD;
+            float *at = numbers + (tile * KV_BLOCK + (size_t)(position % KV_BLOCK)) * HD, scale;
+            memcpy(&scale, tiles + tile * tile_bytes + KV_BLOCK * HD + position % KV_BLOCK * 4, 4);
+            assert_true(quant_fp8(want, at, HD) == scale);
+            assert_memory_equal(got, want, HD);
+            for (int d = 0; d < HD; d++) at[d] = fp8_to_f32(got[d]) * scale;
+        }
+    dev_upload(b->dev, f32->slab[1], numbers, n * KV_BLOCK * HD * 4);
+    free(tiles);
+}
+
+static void check_fp8_cache(struct bed *b, int32_t window) {
+    static struct bed_step s;
+    struct err err = {0};
+    struct attention_shape shape = {.n_heads = HEADS, .n_kv_heads = KV_HEADS, .head_dim = HD, .scale = 0.3f,
+                                    .sliding_window = window};
+    struct rope rope;
+    float inv_freq[HD / 2];
+    for (int i = 0; i < HD / 2; i++) inv_freq[i] = powf(100.0f, (float)-i / HD);
+    struct kv_cache *fp8, *f32;
+    assert_ok(kv_cache_open(&fp8, b->dev, DTYPE_F8_E4M3, 2, BED_BLOCKS, KV_HEADS, HD, &err), &err);
+    assert_ok(kv_cache_open(&f32, b->dev, DTYPE_F32, 2, BED_BLOCKS, KV_HEADS, HD, &err), &err);
+    assert_ok(rope_open(&rope, b->dev, inv_freq, HD, POSITIONS, 1.0f, &err), &err);
+    struct head_rules rules = {.rope = &rope};
+    struct tensor qkv = bed_random_tensor(b, b->dtype, POSITIONS, (HEADS + 2 * KV_HEADS) * HD, 2);
+    struct tensor q = bed_tensor(b, b->dtype, PIECE, HEADS * HD, NULL);
+    write_cache(b, f32, &qkv, &q, &shape, &rules, &s);
+    write_cache(b, fp8, &qkv, &q, &shape, &rules, &s);
+    check_tiles(b, fp8, f32, &s);
+    struct activation one = {.x = bed_tensor(b, b->dtype, PIECE, HEADS * HD, NULL)};
+    struct activation two = {.x = bed_tensor(b, b->dtype, PIECE, HEADS * HD, NULL)};
+    op_attention(b->dev, &one, &q, fp8, 1, &shape, step_upload(b->dev, &s.step));
+    op_attention(b->dev, &two, &q, f32, 1, &shape, step_upload(b->dev, &s.step));
+    float *got = bed_get(b, &one.x), *want = bed_get(b, &two.x);
+    for (int i = 0; i < PIECE * HEADS * HD; i++) assert_true(got[i] == want[i]);
+    kv_cache_close(b->dev, fp8);
+    kv_cache_close(b->dev, f32);
+    rope_close(b->dev, &rope);
+}
+
+static void fp8_cache(struct bed *b) {
+    if (strcmp(dev_kind(b->dev), "cpu") != 0) return; /* --kv-cache-dtype fp8 is refused there */
+    check_fp8_cache(b, 0);
+    check_fp8_cache(b, 70);
+}
+
+static void an_fp8_cache_is_an_f32_cache_of_rounded_numbers(void **state) {
+    each_bed(fp8_cache);
+}
+
 /* bytes = 4.127 bits a number for nf4-dq, and so on; the plan is never less than the truth. */
 static void sizes(struct bed *b) {
     enum { N = 96, K = 256 };
@@ -287,6 +364,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_do_not_see_other_rows),
     cmocka_unit_test(tensors_quantized_elsewhere_keep_their_maps),
     cmocka_unit_test(rows_of_a_tensor_may_go_to_several_places),
+    cmocka_unit_test(an_fp8_cache_is_an_f32_cache_of_rounded_numbers),
     cmocka_unit_test(weights_take_as_many_bytes_as_planned),
 };
 

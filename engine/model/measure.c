@@ -230,7 +230,7 @@ void measure_work(struct engine_work *out, const struct model *m) {
     }
     w.head_flop = flop_of(m->weights.lm_head);
     w.head_bytes = (double)weight_bytes(m->weights.lm_head);
-    w.kv_bytes = (double)kv_cache_block_bytes(m->dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;
+    w.kv_bytes = (double)kv_cache_block_bytes(m->kv_dtype, info->n_layers, info->n_kv_heads, info->head_dim) / KV_BLOCK;
     w.pair_flop = 4.0 * info->n_layers * info->n_heads * info->head_dim;
     *out = w;
 }

@@ -108,6 +108,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     struct model *m = mem_zalloc(1, sizeof *m);
     m->dev = dev;
     m->dtype = options->dtype;
+    m->kv_dtype = options->fp8_kv_cache ? DTYPE_F8_E4M3 : options->dtype;
     int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
     if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
         r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));

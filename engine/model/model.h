@@ -23,6 +23,7 @@ struct model_options {
     const char *dir;
     enum dtype dtype;    /* compute dtype: F32 or BF16 */
     struct quantization quantization; /* on load; borrowed */
+    bool fp8_kv_cache;   /* keys and values in fp8; else in dtype */
     bool dummy;          /* weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };

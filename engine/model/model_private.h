@@ -14,7 +14,7 @@ struct model {
     float *alibi;                     /* on the device; NULL = none */
     struct attention_shape attention; /* of a layer without a window */
     float embed_scale;                /* rounded to the compute dtype */
-    enum dtype dtype;
+    enum dtype dtype, kv_dtype;
 };
 
 /* The tensors of one step, with room for max_rows rows; views are cut to size. */

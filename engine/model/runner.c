@@ -109,14 +109,14 @@ int64_t runner_step_bytes(const struct model *model, const struct runner_options
 /* The system hands out more memory than there is, so ask before. */
 static int open_kv_cache(struct runner *r, struct err *err) {
     const struct model_info *m = &r->model->config.info;
-    int64_t block = kv_cache_block_bytes(r->model->dtype, m->n_layers, m->n_kv_heads, m->head_dim);
+    int64_t block = kv_cache_block_bytes(r->model->kv_dtype, m->n_layers, m->n_kv_heads, m->head_dim);
     int64_t available = dev_memory_available(r->dev);
     if (r->options.n_blocks > available / block)
         return err_set(err, E_NO_MEMORY,
                        "%d KV blocks need %" PRId64 " KiB each, %" PRId64
                        " MiB are available; lower --kv-cache-memory-bytes",
                        r->options.n_blocks, block >> 10, available >> 20);
-    return kv_cache_open(&r->kv, r->dev, r->model->dtype, m->n_layers, r->options.n_blocks, m->n_kv_heads, m->head_dim,
+    return kv_cache_open(&r->kv, r->dev, r->model->kv_dtype, m->n_layers, r->options.n_blocks, m->n_kv_heads, m->head_dim,
                          err);
 }
 

@@ -20,15 +20,30 @@ struct qkv {
     const struct step *step;
 };
 
-/* Where a position's key (which = 0) or value (1) lies. */
-static void *kv_slot(const struct qkv *a, int64_t row, int which, int32_t kv_head) {
-    const struct kv_cache *kv = a->kv;
-    int32_t position = a->step->position[row];
-    int64_t block = block_table_of(a->step, row)[position / KV_BLOCK];
+/* A key's (which = 0) or value's (1) tile in the cache. */
+static char *kv_tile(const struct kv_cache *kv, int32_t layer, int64_t block, int which, int32_t kv_head) {
     int64_t tile = (block * 2 + which) * kv->n_kv_heads + kv_head;
     assert(block >= 0 && block < kv->n_blocks);
-    int64_t at = (tile * KV_BLOCK + position % KV_BLOCK) * kv->head_dim;
-    return (char *)kv->slab[a->layer] + (size_t)at * dtype_bytes(kv->dtype);
+    return (char *)kv->slab[layer] + tile * (kv_cache_block_bytes(kv->dtype, 1, 1, kv->head_dim) / 2);
+}
+
+/* Where a position's key or value lies. */
+static void *kv_slot(const struct qkv *a, int64_t row, int which, int32_t kv_head) {
+    int32_t position = a->step->position[row];
+    char *tile = kv_tile(a->kv, a->layer, block_table_of(a->step, row)[position / KV_BLOCK], which, kv_head);
+    return tile + (size_t)(position % KV_BLOCK * a->kv->head_dim) * dtype_bytes(a->kv->dtype);
+}
+
+/* Scales of an fp8 tile: one a token. */
+static float *tile_scales(char *tile, int32_t head_dim) {
+    return (float *)(void *)(tile + KV_BLOCK * head_dim);
+}
+
+static void store_fp8(const struct qkv *a, int64_t row, int which, int32_t kv_head, const float *numbers) {
+    int32_t position = a->step->position[row];
+    char *tile = kv_tile(a->kv, a->layer, block_table_of(a->step, row)[position / KV_BLOCK], which, kv_head);
+    float *scale = &tile_scales(tile, a->kv->head_dim)[position % KV_BLOCK];
+    *scale = quant_fp8(kv_slot(a, row, which, kv_head), numbers, a->kv->head_dim);
 }
 
 static void qkv_row(const struct qkv *a, int64_t r) {
@@ -39,6 +54,8 @@ static void qkv_row(const struct qkv *a, int64_t r) {
     int64_t angles = (int64_t)a->step->position[r] * half;
     assert(half == 0 || a->step->position[r] < rules->rope->cos.shape[0]);
     const float *bias = a->qkv->weight ? a->qkv->weight->bias.data : NULL;
+    float numbers[MAX_HEAD_DIM];
+    bool is_fp8 = a->kv->dtype == DTYPE_F8_E4M3;
     struct head head = {.in_bf16 = in->dtype == DTYPE_BF16, .clip = rules->clip, .n = hd};
     if (half > 0) {
         head.cos = (const float *)rules->rope->cos.data + angles;
@@ -53,8 +70,9 @@ static void qkv_row(const struct qkv *a, int64_t r) {
         head.n_rotated = is_v ? 0 : rules->rope->n_rotated;
         head.out_bf16 = (is_q ? a->q->dtype : a->kv->dtype) == DTYPE_BF16;
         if (is_q) head.out = (char *)row_of(a->q, r) + (size_t)(h * hd) * dtype_bytes(a->q->dtype);
-        else head.out = kv_slot(a, r, is_v, is_v ? kv_head - n_kv : kv_head);
+        else head.out = is_fp8 ? numbers : kv_slot(a, r, is_v, is_v ? kv_head - n_kv : kv_head);
         a->cpu->simd->head(&head);
+        if (!is_q && is_fp8) store_fp8(a, r, is_v, is_v ? kv_head - n_kv : kv_head, numbers);
     }
 }
 
@@ -73,13 +91,16 @@ void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int3
 }
 
 struct attention {
-    const struct cpu_dev *cpu;
+    struct cpu_dev *cpu;
     struct activation *out;
     const struct tensor *q;
     const struct kv_cache *kv;
     int32_t layer;
     const struct attention_shape *shape;
     const struct step *step;
+    char *scratch;       /* fp8: thread by thread, an int32 table and f32 tiles of one head */
+    size_t thread_bytes;
+    int64_t n_blocks;    /* of the longest row */
 };
 
 static int32_t first_key(const struct attention *a, int64_t r) {
@@ -87,8 +108,30 @@ static int32_t first_key(const struct attention *a, int64_t r) {
     return window > 0 && position >= window ? position - window + 1 : 0;
 }
 
+/* The keys and values that a row sees of a head, as f32 in scratch: block i of the sequence is
+ * block i there. */
+static void decode_fp8(const struct attention *a, int64_t r, struct attention_row *row, int thread) {
+    int32_t *table = (int32_t *)(void *)(a->scratch + (size_t)thread * a->thread_bytes), hd = row->head_dim;
+    float *tiles = (float *)(void *)(table + (a->n_blocks + 15) / 16 * 16);
+    for (int32_t i = row->first_key / KV_BLOCK; i <= row->position / KV_BLOCK; i++)
+        for (int which = 0; which < 2; which++) {
+            char *tile = kv_tile(a->kv, a->layer, row->block_table[i], which, row->kv_head);
+            float *to = tiles + (i * 2 + which) * KV_BLOCK * hd;
+            const float *scale = tile_scales(tile, hd);
+            int32_t n = row->position - i * KV_BLOCK < KV_BLOCK - 1 ? row->position - i * KV_BLOCK + 1 : KV_BLOCK;
+            table[i] = i;
+            a->cpu->simd->decode_f8(to, (uint8_t *)tile, (int64_t)KV_BLOCK * hd);
+            for (int32_t t = 0; t < n; t++)
+                for (int32_t d = 0; d < hd; d++) to[t * hd + d] *= scale[t];
+        }
+    row->slab = tiles;
+    row->block_table = table;
+    row->kv_head = 0;
+    row->n_kv_heads = 1;
+}
+
 /* The inner loop takes q and gives the result in f32. */
-static void attention_head(const struct attention *a, int64_t r, int32_t h) {
+static void attention_head(const struct attention *a, int64_t r, int32_t h, int thread) {
     const struct attention_shape *shape = a->shape;
     int32_t hd = shape->head_dim;
     _Alignas(32) float q[MAX_HEAD_DIM], out[MAX_HEAD_DIM];
@@ -111,6 +154,7 @@ static void attention_head(const struct attention *a, int64_t r, int32_t h) {
         .alibi_bf16 = shape->alibi_bf16,
         .bf16 = a->kv->dtype == DTYPE_BF16,
     };
+    if (a->kv->dtype == DTYPE_F8_E4M3) decode_fp8(a, r, &row, thread);
     a->cpu->simd->attend(&row);
     if (a->out->x.dtype == DTYPE_BF16) a->cpu->simd->narrow((uint16_t *)row_of(&a->out->x, r) + h * hd, out, hd);
     else memcpy((float *)row_of(&a->out->x, r) + h * hd, out, (size_t)hd * sizeof *out);
@@ -120,15 +164,26 @@ static void attention_part(void *arg, int part, int n_parts, int thread) {
     const struct attention *a = arg;
     int64_t begin, end;
     pool_share((int64_t)a->step->n_rows * a->shape->n_heads, part, n_parts, &begin, &end);
-    for (int64_t i = begin; i < end; i++) attention_head(a, i / a->shape->n_heads, (int32_t)(i % a->shape->n_heads));
+    for (int64_t i = begin; i < end; i++) attention_head(a, i / a->shape->n_heads, (int32_t)(i % a->shape->n_heads), thread);
+}
+
+static bool take_scratch(struct attention *a) {
+    for (int64_t r = 0; r < a->step->n_rows; r++)
+        if (a->step->position[r] / KV_BLOCK >= a->n_blocks) a->n_blocks = a->step->position[r] / KV_BLOCK + 1;
+    size_t table = (size_t)((a->n_blocks + 15) / 16 * 16) * sizeof(int32_t);
+    size_t tiles = (size_t)(a->n_blocks * 2 * KV_BLOCK * a->shape->head_dim) * sizeof(float);
+    a->thread_bytes = table + tiles;
+    a->scratch = cpu_scratch(a->cpu, (size_t)pool_n_threads(a->cpu->pool) * a->thread_bytes);
+    return a->scratch != NULL;
 }
 
 void cpu_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                    int32_t layer, const struct attention_shape *shape, const struct step *step) {
     assert(shape->head_dim <= MAX_HEAD_DIM && shape->head_dim % 8 == 0);
-    struct attention a = {cpu_of(dev), out, q, kv, layer, shape, step};
+    struct attention a = {cpu_of(dev), out, q, kv, layer, shape, step, NULL, 0, 0};
     int64_t keys = 0, pairs = (int64_t)step->n_rows * shape->n_heads;
     for (int64_t r = 0; r < step->n_rows; r++) keys += step->position[r] + 1 - first_key(&a, r);
+    if (kv->dtype == DTYPE_F8_E4M3 && !take_scratch(&a)) return;
     double pair_ns = 100 + (double)keys / step->n_rows * (2 + 0.08 * shape->head_dim);
     pool_run(a.cpu->pool, attention_part, &a, pool_parts(a.cpu->pool, pairs, pair_ns));
 }

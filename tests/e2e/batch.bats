@@ -67,6 +67,10 @@ compare() {
     done
 }
 
+@test "keys and values in fp8: the same" {
+    compare --kv-cache-dtype fp8 --quantization fp8
+}
+
 @test "a KV pool that is too small: preemptions, and the same texts" {
     texts roomy long --max-model-len 160
     [ "$(sqlite3 "$DIR/roomy.db" 'SELECT sum(preemptions) FROM metrics')" -eq 0 ]

@@ -4,8 +4,8 @@
     make_quantized.py FOLDER_OF_MODELS FOLDER_OF_TEXTS
                               # torch, transformers, tokenizers, bitsandbytes, accelerate
 
-nf4, nf4-dq, fp4 and int8 as transformers runs bitsandbytes, on a CPU; fp8 by docs/quantization.md's
-rule in torch. Everything that is not quantized computes in float32."""
+nf4, nf4-dq, fp4 and int8 as transformers runs bitsandbytes, on a CPU; fp8, of weights and of keys
+and values, by docs/quantization.md's rules in torch. Everything that is not quantized computes in float32."""
 import json
 import math
 import pathlib
@@ -14,6 +14,7 @@ import sys
 import torch
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.models.llama import modeling_llama
 
 HERE = pathlib.Path(__file__).parent
 KINDS = {
@@ -22,6 +23,7 @@ KINDS = {
     "fp4": dict(load_in_4bit=True, bnb_4bit_quant_type="fp4"),
     "int8": dict(load_in_8bit=True),
     "fp8": None,
+    "none": None,
 }
 
 
@@ -43,6 +45,14 @@ def to_fp8(model):
         layer.forward = forward
 
 
+def with_fp8_cache(plain):
+    """The attention function, its keys and values put through e4m3 token by token and head by head."""
+    def attend(module, query, key, value, *args, **kwargs):
+        key, value = (codes * scale for codes, scale in (e4m3(key), e4m3(value)))
+        return plain(module, query, key, value, *args, **kwargs)
+    return attend
+
+
 def perplexity(model, ids, window=256):
     nats, n = 0.0, 0
     for at in range(0, len(ids), window - 1):
@@ -59,9 +69,15 @@ tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 with open(HERE / "quantized.jsonl", "w") as f:
     for kind, settings in KINDS.items():
         config = dict(quantization_config=BitsAndBytesConfig(**settings), device_map="cpu") if settings else {}
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **config).eval()
-        if not settings:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager",
+                                                     **config).eval()
+        if kind == "fp8":
             to_fp8(model)
-        for name in ("short_stories.txt", "tinyshakespeare.txt"):
-            ids = tokenizer.encode((texts / name).read_text()[:5000], add_special_tokens=False).ids
-            f.write(json.dumps({"quantization": kind, "text": name, "perplexity": perplexity(model, ids)}) + "\n")
+        plain = modeling_llama.eager_attention_forward
+        for kv in ["auto"] * (kind != "none") + ["fp8"] * (settings is None):
+            modeling_llama.eager_attention_forward = with_fp8_cache(plain) if kv == "fp8" else plain
+            for name in ("short_stories.txt", "tinyshakespeare.txt"):
+                ids = tokenizer.encode((texts / name).read_text()[:5000], add_special_tokens=False).ids
+                f.write(json.dumps({"quantization": kind, "kv_cache_dtype": kv, "text": name,
+                                    "perplexity": perplexity(model, ids)}) + "\n")
+        modeling_llama.eager_attention_forward = plain
