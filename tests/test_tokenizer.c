@@ -209,6 +209,37 @@ static void long_runs_take_no_time(void **state) {
     free(text);
 }
 
+static double seconds_to_encode(const struct tokenizer *tok, const char *unit, size_t n) {
+    struct buf text = BUF_INIT(0);
+    struct token_list ids = {0};
+    struct err err = ERR_INIT;
+    while (text.n < n) buf_puts(&text, unit);
+    double start = cpu_seconds();
+    assert_ok(tokenizer_encode(tok, &ids, text.data, text.n, &(struct encode_options){.parse_special = true}, &err), &err);
+    double s = cpu_seconds() - start;
+    token_list_clear(&ids);
+    buf_clear(&text);
+    return s;
+}
+
+/* Texts that would take a square of their length somewhere: marks to be put in order, white
+ * space that may end in a newline, the beginnings of tokens. */
+static void hostile_texts_take_no_time(void **state) {
+    if (!test_data()) skip();
+    static const char *const units[] = {"\xcc\x81\xcc\x96", "e\xcc\x96\xcc\x81", "\xe0\xbd\xb3", " \n", "\n ", "'s", "\xcc\x81 ", "<|", "<|im_start",
+                                        "a\xcc\x81", "\xe1\x84\x80\xe1\x85\xa1", "1,", "\xe2\x96\x81", "\xf0\x9f\x98\x80", "\r", "      x"};
+    size_t n = test_is_quick() ? 1 << 17 : 1 << 20;
+    for (size_t f = 0; f < sizeof families / sizeof *families; f++) {
+        struct tokenizer *tok = open_family(families[f]);
+        for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+            double s = seconds_to_encode(tok, units[i], n);
+            if (getenv("BATCHD_TEST_TIMES")) fprintf(stderr, "%s: %.3f s for unit %zu\n", families[f], s, i);
+            if (s > (test_is_quick() ? 10.0 : 3.0)) fail_msg("%s: %.1f s for %zu bytes of unit %zu", families[f], s, n, i);
+        }
+        tokenizer_close(tok);
+    }
+}
+
 /* Random text comes back as it was (NFC families: text that is NFC already). */
 static void text_round_trips(void **state) {
     if (!test_data()) skip();
@@ -472,6 +503,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(falcon_vectors),
     cmocka_unit_test(stories_vectors),
     cmocka_unit_test(long_runs_take_no_time),
+    cmocka_unit_test(hostile_texts_take_no_time),
     cmocka_unit_test(text_round_trips),
     cmocka_unit_test(plain_text_never_becomes_a_control_token),
     cmocka_unit_test(plain_text_never_helps_to_write_a_control_token),

@@ -78,13 +78,80 @@ static utf8proc_option_t form_flags(enum normalize_kind kind) {
     }
 }
 
+static void put_char(struct buf *out, int32_t cp) {
+    char bytes[4];
+    buf_append(out, bytes, utf8_encode(cp, bytes));
+}
+
+enum { LONG_RUN = 32 };
+
+struct mark {
+    int32_t cp;
+    uint64_t order; /* combining class << 32 | place, so that sorting by it is stable */
+};
+
+static int by_order(const void *a, const void *b) {
+    uint64_t x = ((const struct mark *)a)->order, y = ((const struct mark *)b)->order;
+    return x < y ? -1 : x > y;
+}
+
+/* Three letters of Tibetan are no marks, but become two marks each. */
+static bool becomes_marks(int32_t cp) {
+    return cp == 0xf73 || cp == 0xf75 || cp == 0xf81;
+}
+
+static uint64_t combining_class(int32_t cp) {
+    return (uint64_t)utf8proc_get_property(cp)->combining_class;
+}
+
+static bool is_mark(int32_t cp) {
+    return cp >= 0x300 && (becomes_marks(cp) || combining_class(cp) > 0);
+}
+
+/* A run of marks, in canonical order. */
+static void put_sorted(struct buf *out, const char *text, size_t n) {
+    struct mark *marks = mem_alloc(2 * n * sizeof *marks);
+    size_t m = 0, len;
+    for (size_t i = 0; i < n; i += len) {
+        int32_t cp = utf8_decode(text + i, n - i, &len);
+        if (becomes_marks(cp)) marks[m++].cp = 0xf71;
+        marks[m++].cp = cp == 0xf73 ? 0xf72 : cp == 0xf75 ? 0xf74 : cp == 0xf81 ? 0xf80 : cp;
+    }
+    for (size_t i = 0; i < m; i++) marks[i].order = combining_class(marks[i].cp) << 32 | i;
+    qsort(marks, m, sizeof *marks, by_order);
+    for (size_t i = 0; i < m; i++) put_char(out, marks[i].cp);
+    free(marks);
+}
+
+/* utf8proc sorts marks one by one, which takes a square of their number; so long runs are
+ * sorted before it sees them. True: `out` has the text. */
+static bool sort_marks(struct buf *out, const char *text, size_t n) {
+    size_t done = 0, len;
+    for (size_t i = 0, run; i < n; i = run + len) {
+        for (run = i, len = 1; run < n && is_mark(utf8_decode(text + run, n - run, &len)); run += len) {}
+        if (run - i < LONG_RUN) continue;
+        buf_append(out, text + done, i - done);
+        put_sorted(out, text + i, run - i);
+        done = run;
+    }
+    if (done == 0) return false;
+    buf_append(out, text + done, n - done);
+    return true;
+}
+
 static int form_part(struct buf *out, const char *text, size_t n, utf8proc_option_t flags, struct err *err) {
     if (is_ascii(text, n)) {
         buf_append(out, text, n);
         return 0;
     }
     utf8proc_uint8_t *result = NULL;
+    struct buf sorted = BUF_INIT(0);
+    if (sort_marks(&sorted, text, n)) {
+        text = sorted.data;
+        n = sorted.n;
+    }
     utf8proc_ssize_t m = utf8proc_map((const utf8proc_uint8_t *)text, (utf8proc_ssize_t)n, &result, flags);
+    buf_clear(&sorted);
     if (m < 0) return err_set(err, E_PARSE, "text cannot be normalized: %s", utf8proc_errmsg(m));
     buf_append(out, result, (size_t)m);
     free(result);
@@ -133,11 +200,6 @@ static int replace_matches(const struct normalize_step *step, struct matcher *m,
     }
     buf_append(out, text + done, n - done);
     return r;
-}
-
-static void put_char(struct buf *out, int32_t cp) {
-    char bytes[4];
-    buf_append(out, bytes, utf8_encode(cp, bytes));
 }
 
 static void lowercase(struct buf *out, const char *text, size_t n) {

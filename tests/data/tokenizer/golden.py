@@ -114,6 +114,9 @@ def composition(r, special):
 
 
 def runs(r, special):
+    if r.random() < 0.2:  # marks in no order
+        few = r.sample(MARKS, 5) + ["\u0f73", "\u0f75", "\u0f81", "\u0301", "\u0316", "\u0334"]
+        return r.choice(LATIN) + "".join(r.choice(few) for _ in range(r.randint(25, 90))) + r.choice(LATIN)
     return "".join(r.choice([r.choice(LATIN), r.choice("-=*#. \n"), r.choice(ALL), r.choice(EMOJI)]) * r.choice([2, 3, 7, 16, 33, 64, 100])
                    for _ in range(r.randint(1, 3)))
 
