@@ -173,7 +173,7 @@ $(UNIT_TESTS): $(BUILD)/tests/%: $(BUILD)/obj/tests/%.o $(TEST_AIDS) $(BUILD)/li
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ -lcmocka $(LIBS) -o $@
 
-$(BUILD)/tests/bench_tokenizer: $(call obj,tests/bench/tokenizer.c) $(ARCHIVES)
+$(BUILD)/tests/bench_tokenizer: $(call obj,tests/bench/bench_tokenizer.c) $(ARCHIVES)
 	@mkdir -p $(@D)
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) $^ $(LIBS) -o $@

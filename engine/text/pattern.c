@@ -68,7 +68,8 @@ struct translation {
 };
 
 static int refuse(struct err *err, const char *what, const char *at, const char *end) {
-    return err_set(err, E_UNSUPPORTED, "pattern: %s \"%.*s\" is not supported", what, (int)(end - at < 8 ? end - at : 8), at);
+    int shown = (int)(end - at < 8 ? end - at : 8);
+    return err_set(err, E_UNSUPPORTED, "pattern: %s \"%.*s\" is not supported", what, shown, at);
 }
 
 static bool is_ascii_alnum(char c) {

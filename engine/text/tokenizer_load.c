@@ -255,8 +255,8 @@ static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_t
     int r = check_id(id, content, err);
     if (r < 0) return r;
     if ((size_t)json_integer_value(id) > max_id)
-        return err_set(err, E_RANGE, "tokenizer.json: added token \"%.40s\" has id %lld; with so few tokens %zu is the limit",
-                       content, (long long)json_integer_value(id), max_id);
+        return err_set(err, E_RANGE, "tokenizer.json: added token \"%.40s\" has id %lld; with so few tokens "
+                       "%zu is the limit", content, (long long)json_integer_value(id), max_id);
     *t = (struct added_token){mem_strdup(content),     strlen(content),   (int32_t)json_integer_value(id),
                               flag(o, "single_word"), flag(o, "lstrip"), flag(o, "rstrip"),
                               flag(o, "normalized"),  flag(o, "special")};
@@ -271,7 +271,8 @@ static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_t
 static int index_one_added(struct tokenizer *tok, struct matcher *m, size_t i, size_t *bytes, struct err *err) {
     struct added_token *t = &tok->added[i];
     *bytes += t->n;
-    if (*bytes > MAX_TRIE) return err_set(err, E_RANGE, "tokenizer.json: the added tokens have more than %d bytes", MAX_TRIE);
+    if (*bytes > MAX_TRIE)
+        return err_set(err, E_RANGE, "tokenizer.json: the added tokens have more than %d bytes", MAX_TRIE);
     if (!t->normalized) added_insert(&tok->raw, (int32_t)i, t->content, t->n);
     if (!t->normalized || t->special) added_insert(&tok->control, (int32_t)i, t->content, t->n);
     if (!t->normalized) return 0;

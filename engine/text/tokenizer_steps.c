@@ -393,7 +393,8 @@ static int prepare_texts(struct tokenizer *tok, struct err *err) {
         }
         buf_clear(&text);
         all += p->text_n;
-        if (r == 0 && all > MAX_TOKEN_TEXTS) r = err_set(err, E_RANGE, "tokenizer.json: decoded tokens have more than 64 MiB");
+        if (r == 0 && all > MAX_TOKEN_TEXTS)
+            r = err_set(err, E_RANGE, "tokenizer.json: decoded tokens have more than 64 MiB");
     }
     matcher_free(m);
     return r;
@@ -404,6 +405,7 @@ int load_decoder(struct tokenizer *tok, const json_t *part, struct err *err) {
     int r = each_step(tok, part, "decoders", load_one_decoder, err);
     if (r < 0) return r;
     d->spaced = !part || json_is_null(part);
-    if (tok->vocab.byte_level && (!d->bytes || d->n_steps)) return unsupported(err, "decoder", "other than ByteLevel behind a ByteLevel pre-tokenizer");
+    if (tok->vocab.byte_level && (!d->bytes || d->n_steps))
+        return unsupported(err, "decoder", "other than ByteLevel behind a ByteLevel pre-tokenizer");
     return d->n_steps || d->bytes ? prepare_texts(tok, err) : 0;
 }

@@ -1,9 +1,9 @@
-/* tokenizer.c - time the tokenizer on the lines of a file, with as many threads as asked.
+/* bench_tokenizer.c - time the tokenizer on the lines of a file, with as many threads as asked.
  *
  *   bench_tokenizer MODEL_DIR TEXT_FILE THREADS ROUNDS
  *
  * A line is one text, as a row of a job is; threads take the next 64 of them. Prints one
- * JSON object: seconds of each round, tokens and bytes of one. tests/bench/tokenizer.py
+ * JSON object: seconds of each round, tokens and bytes of one. tests/bench/bench_tokenizer.py
  * runs it beside the Hugging Face library. */
 #include "base/clock.h"
 #include "base/file.h"

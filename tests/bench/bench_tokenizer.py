@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The tokenizer beside the Hugging Face library, on the same cores and texts.
 
-  tokenizer.py DATA BENCH [THREADS [ROUNDS]]
+  bench_tokenizer.py DATA BENCH [THREADS [ROUNDS]]
 
 DATA holds tokenizers/ and texts/; BENCH is build/tests/bench_tokenizer. The two take turns, so
 that what else the machine does falls on both; the best of 5 turns of ROUNDS rounds each counts.
