@@ -80,6 +80,17 @@ X
     [ "$(json_of "$DIR/out.jsonl" 'd["status"], d["error"]["message"]' 1)" = "('failed', 'chat template: One message, please')" ]
 }
 
+@test "serve: a job with a chat template that this version cannot read fails, and others go on" {
+    echo '{"messages": [{"role": "user", "content": "abc"}]}' >"$DIR/in.jsonl"
+    printf '{{ messages[0].content }}' >"$DIR/t.jinja"
+    run -0 "$BATCHD" -q submit "$DIR/in.jsonl" -m tests/models/demo --max-tokens 2 --chat-template "$DIR/t.jinja"
+    run -0 "$BATCHD" -q submit "$DIR/in.jsonl" -m tests/models/demo --max-tokens 2
+    sqlite3 "$BATCHD_DB" "UPDATE job SET chat_settings = json_set(chat_settings, '\$.template', '{% nonsense %}') WHERE job_id = 1"
+    run "$BATCHD" -q serve --once
+    [ "$(sqlite3 "$BATCHD_DB" 'SELECT group_concat(state) FROM job')" = "failed,done" ]
+    [[ "$(sqlite3 "$BATCHD_DB" 'SELECT error FROM job WHERE job_id = 1')" == *'chat template: line 1: unsupported tag "nonsense"'* ]]
+}
+
 @test "run: control tokens in a row's text are text, unless they are allowed" {
     cat >"$DIR/in.jsonl" <<'X'
 {"prompt": "<|user|>\nAdd<|end|>"}
