@@ -64,12 +64,16 @@ def counted(folder):
         header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
     header.pop("__metadata__", None)
     size = {name: t["shape"][0] * t["shape"][1] for name, t in header.items() if len(t["shape"]) == 2}
-    layers = sum(n for name, n in size.items() if ".layers." in name)
+    layers = sum(n for name, n in size.items() if ".layers." in name and ".experts." not in name)
+    experts = sum(n for name, n in size.items() if ".experts." in name)
     head = size.get("lm_head.weight", size["model.embed_tokens.weight"])
     config = json.loads((folder / "config.json").read_text())
+    if experts:  # a row goes through some of them; all may have to be read
+        used = experts * config["num_experts_per_tok"] // config["num_local_experts"]
     heads = config["num_attention_heads"]
     width = config.get("head_dim") or config["hidden_size"] // heads
-    return {"folder": folder.as_posix(), "row_flop": 2 * layers, "head_flop": 2 * head,
+    return {"folder": folder.as_posix(), "row_flop": 2 * (layers + (used if experts else 0)),
+            "layer_numbers": layers + experts, "head_flop": 2 * head,
             "kv_numbers": 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * width,
             "pair_flop": 4 * config["num_hidden_layers"] * heads * width}
 
@@ -92,7 +96,7 @@ def main():
                           "tokens_per_s": 1 / sum(parts)})
     works = {m: work(m) for m in MODELS} | {"llama-3.1-8b " + k: work("llama-3.1-8b", k) for k in ("fp8", "nf4")}
     out = {"work": works, "cases": cases,
-           "models": [counted(pathlib.Path("tests/models") / m) for m in ("demo", "tiny-llama3", "tiny-mistral")]}
+           "models": [counted(pathlib.Path("tests/models") / m) for m in ("demo", "tiny-llama3", "tiny-mistral", "tiny-mixtral", "tiny-phi", "tiny-gemma2")]}
     rows = [json.dumps(c) for c in cases]
     print('{"work": ' + json.dumps(out["work"]) + ',\n"models": ' + json.dumps(out["models"]) + ',\n"cases": [\n'
           + ",\n".join(rows) + "\n]}")
