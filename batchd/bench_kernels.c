@@ -66,6 +66,7 @@ static const char *foreign_flag(const struct args *a) {
     if (a->max_num_seqs) return "--max-num-seqs";
     if (a->max_num_batched_tokens) return "--max-num-batched-tokens";
     if (a->kv_cache_memory_bytes) return "--kv-cache-memory-bytes";
+    if (a->kv_cache_dtype) return "--kv-cache-dtype";
     if (a->quantization) return "--quantization";
     if (a->quantization_skip) return "--quantization-skip";
     if (a->gpu_memory_limit) return "--gpu-memory-limit";
