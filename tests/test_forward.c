@@ -306,11 +306,9 @@ static void check_mixtral(enum dtype dtype) {
     rig_close(&r);
 }
 static void tiny_mixtral_fp32_agrees_with_transformers(void **state) {
-    if (strcmp(test_device(), "cuda") == 0) skip();
     check_mixtral(DTYPE_F32);
 }
 static void tiny_mixtral_bf16_is_as_good_as_transformers(void **state) {
-    if (strcmp(test_device(), "cuda") == 0) skip();
     check_mixtral(DTYPE_BF16);
 }
 

@@ -143,6 +143,10 @@ void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap);
 void cuda_gather(struct dev *dev, struct activation *out, const struct activation *x,
                  const struct step *step);
 
+/* cuda_moe.cu */
+void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x,
+                      const struct product *router, const struct moe *moe, const struct moe_room *room);
+
 /* cuda_attention.cu */
 bool cuda_attention_open(struct cuda_dev *cuda);
 void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,

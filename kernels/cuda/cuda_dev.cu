@@ -168,6 +168,7 @@ static const struct backend *cuda_backend(void) {
     b.attention = cuda_attention;
     b.glu = cuda_glu;
     b.act = cuda_act;
+    b.moe_experts = cuda_moe_experts;
     b.logits_finish = cuda_logits_finish;
     b.gather = cuda_gather;
     b.sample = cuda_sample;
