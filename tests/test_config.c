@@ -119,6 +119,32 @@ static void phi_2(void **state) {
     assert_int_equal(c.biases, BIAS_QKV | BIAS_O | BIAS_MLP | BIAS_NORM | BIAS_HEAD);
 }
 
+static void specials_of_real_families(void **state) {
+    if (!test_data()) skip();
+    struct model_config c;
+    struct err err = ERR_INIT;
+    assert_ok(read_real(&c, "tiiuae--falcon-7b", &err), &err);
+    assert_true(c.info.n_heads == 71 && c.info.n_kv_heads == 1 && c.block == BLOCK_PARALLEL && !c.names->mlp_norm);
+    assert_true(c.info.intermediate == 4 * 4544 && c.positions.n_rotated == 64 && c.act == ACT_GELU);
+    assert_ok(read_real(&c, "tiiuae--falcon-40b", &err), &err);
+    assert_true(c.info.n_kv_heads == 8 && c.names->mlp_norm && c.biases == BIAS_NORM);
+    assert_ok(read_real(&c, "mosaicml--mpt-30b", &err), &err);
+    assert_true(c.positions.alibi == ALIBI_MPT && c.positions.n_rotated == 0 && c.info.head_dim == 112);
+    assert_true(c.info.context == 8192 && c.info.tied_embeddings && c.biases == 0 && c.clip_qkv == 0);
+    assert_ok(read_real(&c, "google--gemma-2-2b-it", &err), &err);
+    assert_true(c.attention_scale == 0.0625f && c.attention_softcap == 50 && c.logit_softcap == 30);
+    assert_true(config_layer_slides(&c, 0) && !config_layer_slides(&c, 1) && c.info.sliding_window == 4096);
+    assert_ok(read_real(&c, "google--gemma-7b", &err), &err);
+    assert_true(c.act == ACT_GELU_TANH && c.norm == NORM_RMS_ONE_PLUS && c.info.tied_embeddings);
+    assert_ok(read_real(&c, "Qwen--Qwen2.5-7B-Instruct", &err), &err);
+    assert_true(c.biases == BIAS_QKV && c.info.sliding_window == 0 && !config_layer_slides(&c, 27));
+    assert_ok(read_real(&c, "microsoft--Phi-3-mini-128k-instruct", &err), &err);
+    assert_true(c.positions.scaling == ROPE_LONGROPE && c.positions.original_context == 4096);
+    assert_true(fabs((double)c.positions.attention_factor - sqrt(1 + log(32) / log(4096))) < 1e-6);
+    assert_ok(read_real(&c, "mistralai--Mixtral-8x7B-Instruct-v0.1", &err), &err);
+    assert_true(c.n_experts == 8 && c.experts_per_row == 2 && c.mlp == MLP_EXPERTS);
+}
+
 static void llama_2_7b_has_no_rope_theta(void **state) {
     if (!test_data()) skip();
     struct model_config c;
@@ -365,6 +391,30 @@ static void values_that_make_no_sense_are_refused(void **state) {
     refused("{\"attention_bias\":1}", E_PARSE, "attention_bias: 1 is not true or false");
 }
 
+/* What a family's own keys may not say. */
+static void specials_that_are_not_computed_are_refused(void **state) {
+    refused("{\"model_type\":\"falcon\",\"parallel_attn\":false,\"new_decoder_architecture\":true}", E_UNSUPPORTED,
+            "parallel_attn: false does not go with new_decoder_architecture");
+    refused("{\"model_type\":\"falcon\",\"num_ln_in_parallel_attn\":2}", E_UNSUPPORTED, "num_ln_in_parallel_attn: 2");
+    refused("{\"model_type\":\"falcon\",\"new_decoder_architecture\":true,\"num_kv_heads\":3}", E_RANGE,
+            "num_kv_heads: 3 does not go with num_attention_heads");
+    refused("{\"model_type\":\"mpt\",\"d_model\":64,\"n_layers\":2,\"n_heads\":4,\"attn_config\":{\"alibi\":false}}",
+            E_UNSUPPORTED, "attn_config.alibi: false is not supported");
+    refused("{\"model_type\":\"mpt\",\"d_model\":64,\"n_layers\":2,\"n_heads\":4,\"attn_config\":{\"qk_ln\":true}}",
+            E_UNSUPPORTED, "attn_config.qk_ln: true is not supported");
+    refused("{\"model_type\":\"mpt\",\"d_model\":64,\"n_layers\":2,\"n_heads\":4,\"attn_config\":7}", E_PARSE,
+            "attn_config: 7 is not an object");
+    refused("{\"model_type\":\"mpt\",\"d_model\":64,\"n_layers\":2,\"n_heads\":4,\"no_bias\":false}", E_UNSUPPORTED,
+            "no_bias: false");
+    refused("{\"model_type\":\"mixtral\",\"num_experts_per_tok\":9}", E_RANGE, "num_experts_per_tok: 9 is not in 1 .. 8");
+    refused("{\"model_type\":\"gemma2\",\"attn_logit_softcapping\":-1}", E_RANGE, "attn_logit_softcapping: -1");
+    refused("{\"model_type\":\"gemma2\",\"layer_types\":[\"full_attention\"]}", E_RANGE,
+            "layer_types: [\"full_attention\"] is not a list of one kind a layer");
+    refused("{\"model_type\":\"qwen2\",\"layer_types\":[\"sliding_attention\",\"full_attention\"]}", E_UNSUPPORTED,
+            "layer_types \"sliding_attention\" is not supported (it needs a sliding_window)");
+    refused("{\"model_type\":\"phi3\",\"attention_bias\":true}", E_UNSUPPORTED, "attention_bias: true");
+}
+
 static void a_long_value_is_cut_in_the_message(void **state) {
     char changes[3000] = "{\"hidden_size\":\"";
     memset(changes + strlen(changes), 'x', 2000);
@@ -411,7 +461,8 @@ static void mutations_are_refused_or_in_range(void **state) {
         "head_dim",       "intermediate_size", "vocab_size",          "max_position_embeddings",
         "rms_norm_eps",   "rope_theta",        "rope_scaling",        "rope_parameters",
         "sliding_window", "eos_token_id",      "model_type",          "layer_types",
-        "torch_dtype"};
+        "torch_dtype",    "attn_config",       "partial_rotary_factor", "num_kv_heads",
+        "alibi",          "num_experts_per_tok"};
     static const char *const values[] = {
         "0",
         "1",
@@ -429,6 +480,10 @@ static void mutations_are_refused_or_in_range(void **state) {
         "\"\"",
         "\"mistral\"",
         "\"phi\"",
+        "\"falcon\"",
+        "\"gemma2\"",
+        "\"mixtral\"",
+        "0.3",
         "[]",
         "[1,2]",
         "[[[]]]",
@@ -455,6 +510,9 @@ static void mutations_are_refused_or_in_range(void **state) {
             assert_true(m->n_heads > 0 && m->n_kv_heads > 0 && m->n_heads % m->n_kv_heads == 0 && m->intermediate > 0);
             assert_true(m->head_dim > 0 && m->head_dim <= MAX_HEAD_DIM && m->head_dim % 8 == 0);
             assert_true(m->sliding_window >= 0 && isfinite(c.norm_eps) && c.positions.theta >= 1.0f);
+            assert_true(c.positions.n_rotated >= 0 && c.positions.n_rotated <= m->head_dim &&
+                        c.positions.n_rotated % 2 == 0 && isfinite(c.attention_scale) && c.attention_scale > 0);
+            assert_true(c.mlp != MLP_EXPERTS || (c.experts_per_row > 0 && c.experts_per_row <= c.n_experts));
             n_taken++;
         }
     }
@@ -475,6 +533,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(llama_3_1_8b),
     cmocka_unit_test(mistral_7b_v0_1_slides),
     cmocka_unit_test(phi_2),
+    cmocka_unit_test(specials_of_real_families),
     cmocka_unit_test(llama_2_7b_has_no_rope_theta),
     cmocka_unit_test(every_real_family_runs_or_is_refused_by_name),
     cmocka_unit_test(absent_keys_mean_what_they_mean_to_transformers),
@@ -487,6 +546,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(hostile_generation_configs_are_refused),
     cmocka_unit_test(unsupported_values_are_refused_by_name),
     cmocka_unit_test(values_that_make_no_sense_are_refused),
+    cmocka_unit_test(specials_that_are_not_computed_are_refused),
     cmocka_unit_test(a_long_value_is_cut_in_the_message),
     cmocka_unit_test(files_that_are_no_config_are_refused),
     cmocka_unit_test(mutations_are_refused_or_in_range),
