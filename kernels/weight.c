@@ -7,8 +7,11 @@
 
 #include <assert.h>
 #include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
@@ -181,54 +184,95 @@ static void read_rounded(float *out, const struct tensor *t, int64_t first, int6
     for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(bf16_from_f32(out[i]));
 }
 
-static void load_8bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
-                      int n_runs) {
-    int64_t n = host->shape[0], k = w->k;
-    uint8_t *codes = mem_alloc((size_t)(n * k));
-    float *scale = mem_zalloc((size_t)n, sizeof *scale), *row = mem_zalloc((size_t)k, sizeof *row);
-    for (int64_t r = 0; r < n; r++) {
-        read_rounded(row, host, r * k, k, w->dtype);
-        scale[r] = w->quant == QUANT_INT8 ? quant_int8((int8_t *)codes + r * k, row, k)
-                                          : quant_fp8(codes + r * k, row, k);
-    }
-    struct quantized q = {.n_rows = n, .codes = codes, .scale = scale};
-    weight_load_quantized(dev, w, &q, runs, n_runs);
-    free(codes);
-    free(scale);
-    free(row);
+/* A tensor on its way: pieces of it are quantized by as many threads as there are cores. */
+struct quantizing {
+    const struct weight *w;
+    const struct tensor *host;
+    uint8_t *codes;
+    float *scale; /* of rows, or the absmax of blocks */
+    int64_t n_pieces;
+    atomic_llong next;
+};
+
+enum { BLOCKS_A_PIECE = 1024, MAX_THREADS = 16 };
+
+static void quantize_row(const struct quantizing *q, int64_t row, float *numbers) {
+    int64_t k = q->w->k;
+    read_rounded(numbers, q->host, row * k, k, q->w->dtype);
+    q->scale[row] = q->w->quant == QUANT_INT8 ? quant_int8((int8_t *)q->codes + row * k, numbers, k)
+                                              : quant_fp8(q->codes + row * k, numbers, k);
 }
 
-/* A stretch of the tensor at a time: a whole number of blocks. */
+static void quantize_blocks(const struct quantizing *q, int64_t piece, float *numbers) {
+    int64_t size = BLOCKS_A_PIECE * QUANT_BLOCK, at = piece * size, n = q->host->shape[0] * q->w->k - at;
+    if (n > size) n = size;
+    read_rounded(numbers, q->host, at, n, q->w->dtype);
+    quant_4bit(q->codes + at / 2, q->scale + at / QUANT_BLOCK, numbers, n, QUANT_BLOCK, q->w->quant);
+}
+
+static void *quantize_pieces(void *arg) {
+    struct quantizing *q = arg;
+    bool is_4bit = quant_is_4bit(q->w->quant);
+    float *numbers = mem_zalloc((size_t)(is_4bit ? BLOCKS_A_PIECE * QUANT_BLOCK : q->w->k), sizeof *numbers);
+    for (int64_t i; (i = atomic_fetch_add(&q->next, 1)) < q->n_pieces;)
+        if (is_4bit) quantize_blocks(q, i, numbers);
+        else quantize_row(q, i, numbers);
+    free(numbers);
+    return NULL;
+}
+
+/* The calling thread takes part; without any other it does all. */
+static void quantize_tensor(struct quantizing *q) {
+    pthread_t threads[MAX_THREADS];
+    int64_t n = q->host->shape[0] * q->w->k, wanted = sysconf(_SC_NPROCESSORS_ONLN) - 1;
+    int n_threads = 0;
+    if (wanted > n >> 18) wanted = n >> 18; /* a thread is worth its start for some hundred thousand numbers */
+    while (n_threads < wanted && n_threads < MAX_THREADS &&
+           pthread_create(&threads[n_threads], NULL, quantize_pieces, q) == 0)
+        n_threads++;
+    quantize_pieces(q);
+    for (int i = 0; i < n_threads; i++) pthread_join(threads[i], NULL);
+}
+
+static void load_8bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
+                      int n_runs) {
+    int64_t n = host->shape[0];
+    struct quantizing work = {.w = w, .host = host, .n_pieces = n};
+    work.codes = mem_alloc((size_t)(n * w->k));
+    work.scale = mem_zalloc((size_t)n, sizeof *work.scale);
+    quantize_tensor(&work);
+    struct quantized q = {.n_rows = n, .codes = work.codes, .scale = work.scale};
+    weight_load_quantized(dev, w, &q, runs, n_runs);
+    free(work.codes);
+    free(work.scale);
+}
+
 static void load_4bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
                       int n_runs) {
-    enum { STRETCH = 1024 * QUANT_BLOCK };
     int64_t n = host->shape[0] * w->k, blocks = quant_blocks(n, QUANT_BLOCK);
-    uint8_t *codes = mem_alloc((size_t)(n + 1) / 2), *absmax_codes = mem_zalloc((size_t)blocks, 1);
-    float *absmax = mem_zalloc((size_t)blocks, sizeof *absmax), *numbers = mem_zalloc(STRETCH, sizeof *numbers);
+    struct quantizing work = {.w = w, .host = host, .n_pieces = quant_blocks(blocks, BLOCKS_A_PIECE)};
+    work.codes = mem_alloc((size_t)(n + 1) / 2);
+    work.scale = mem_zalloc((size_t)blocks, sizeof *work.scale);
+    uint8_t *absmax_codes = mem_zalloc((size_t)blocks, 1);
     float *absmax2 = mem_zalloc((size_t)quant_blocks(blocks, QUANT_NESTED_BLOCK), sizeof *absmax2);
+    quantize_tensor(&work);
     struct quantized q = {.n_rows = host->shape[0],
-                          .codes = codes,
+                          .codes = work.codes,
                           .block = QUANT_BLOCK,
                           .values = quant_codes(w->quant),
-                          .absmax = absmax};
-    for (int64_t at = 0; at < n; at += STRETCH) {
-        int64_t m = n - at < STRETCH ? n - at : STRETCH;
-        read_rounded(numbers, host, at, m, w->dtype);
-        quant_4bit(codes + at / 2, absmax + at / QUANT_BLOCK, numbers, m, QUANT_BLOCK, w->quant);
-    }
+                          .absmax = work.scale};
     if (w->quant == QUANT_NF4_DQ) {
-        quant_nested(absmax_codes, absmax2, &q.mean, absmax, blocks);
+        quant_nested(absmax_codes, absmax2, &q.mean, work.scale, blocks);
         q.absmax = NULL;
         q.absmax_codes = absmax_codes;
         q.absmax2 = absmax2;
         q.map = quant_dynamic_map();
     }
     weight_load_quantized(dev, w, &q, runs, n_runs);
-    free(codes);
+    free(work.codes);
+    free(work.scale);
     free(absmax_codes);
-    free(absmax);
     free(absmax2);
-    free(numbers);
 }
 
 static void load_plain(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *run) {

@@ -264,6 +264,40 @@ static void rows_of_a_tensor_may_go_to_several_places(void **state) {
     each_bed(spread);
 }
 
+/* A tensor so large that threads share it has the scales that one thread gives it. */
+static void large(struct bed *b) {
+    enum { N = 700, K = 1000 };
+    if (test_is_quick() && b->dtype == DTYPE_F32) return;
+    float *w = bed_floats(b, N * K), *absmax = bed_floats(b, N * K / QUANT_BLOCK + 1), *row = bed_floats(b, N);
+    uint8_t *packed = mem_zalloc(N, K), *got = mem_zalloc(N, K + 8);
+    for (int i = 0; i < N * K; i++) w[i] = rounded(bed_random(b), b->dtype);
+    struct tensor host = tensor_2d(w, DTYPE_F32, N, K);
+    for (int i = 0; i < N_KINDS; i++) {
+        struct weight *weight = weight_new_quantized(b->dev, N, K, b->dtype, kinds[i]);
+        weight_load(b->dev, weight, 0, &host);
+        if (quant_is_4bit(kinds[i])) {
+            quant_4bit(packed, absmax, w, N * K, QUANT_BLOCK, kinds[i]);
+            dev_download(b->dev, got, weight->data, N * K / 2);
+            assert_memory_equal(got, packed, N * K / 2);
+        } else {
+            for (int r = 0; r < N; r++)
+                row[r] = kinds[i] == QUANT_INT8 ? quant_int8((int8_t *)packed + r * K, w + r * K, K)
+                                                : quant_fp8(packed + r * K, w + r * K, K);
+            dev_download(b->dev, got, weight->data, (size_t)(N * weight->k_pad));
+            for (int r = 0; r < N; r++) assert_memory_equal(got + r * weight->k_pad, packed + r * K, K);
+            dev_download(b->dev, absmax, weight->segments[0].scale.data, N * 4);
+            assert_memory_equal(absmax, row, N * 4);
+        }
+        weight_free(b->dev, weight);
+    }
+    free(packed);
+    free(got);
+}
+
+static void large_tensors_are_quantized_by_threads_to_the_same_bytes(void **state) {
+    each_bed(large);
+}
+
 /* ---------------------------------------------------------------- keys and values in fp8 */
 
 enum { HD = 24, KV_HEADS = 2, HEADS = 4, POSITIONS = 600, PIECE = 200 };
@@ -364,6 +398,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_do_not_see_other_rows),
     cmocka_unit_test(tensors_quantized_elsewhere_keep_their_maps),
     cmocka_unit_test(rows_of_a_tensor_may_go_to_several_places),
+    cmocka_unit_test(large_tensors_are_quantized_by_threads_to_the_same_bytes),
     cmocka_unit_test(an_fp8_cache_is_an_f32_cache_of_rounded_numbers),
     cmocka_unit_test(weights_take_as_many_bytes_as_planned),
 };
