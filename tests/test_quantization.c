@@ -1,4 +1,4 @@
-/* test_quantization.c - models whose weights are quantized: on load, and by bitsandbytes
+/* test_quantization.c - models whose weights are quantized: on load, and by others
  * before (tests/models/make_quantized.py); what is refused. The arithmetic itself has
  * test_quantize.c and test_op_quant.c. */
 #include "tests/aid_model.h"
@@ -91,6 +91,8 @@ static void checkpoints_compute_what_transformers_computes(void **state) {
     check_against_transformers("nf4", 1e-4);
     check_against_transformers("nf4-dq", 1e-4);
     check_against_transformers("fp4", 1e-4);
+    check_against_transformers("fp8", 1e-3);
+    check_against_transformers("fp8-tensor", 1e-3);
     check_against_transformers("int8", 1e-3); /* a rounding that falls otherwise is a whole code */
 }
 
@@ -121,8 +123,8 @@ static void check_own(const char *kind, enum dtype dtype) {
 }
 
 static void checkpoints_equal_our_own_quantization_of_their_source(void **state) {
-    static const char *const kinds[] = {"nf4", "nf4-dq", "int8"}; /* fp4's ties fall otherwise on a CPU */
-    for (size_t i = 0; i < 3; i++) {
+    static const char *const kinds[] = {"nf4", "nf4-dq", "int8", "fp8"}; /* fp4's ties fall otherwise on a CPU */
+    for (size_t i = 0; i < 4; i++) {
         check_own(kinds[i], DTYPE_F32);
         check_own(kinds[i], DTYPE_BF16);
     }
@@ -177,7 +179,8 @@ static void unknown_kinds_are_refused(void **state) {
 /* ---------------------------------------------------------------- bad input */
 
 /* `from`/name into dir, the first `old` replaced by as many other bytes; NULL: as it is. */
-static void copy_file(const char *from, const char *name, const char *old, const void *new, ptrdiff_t behind, size_t n) {
+static void copy_file(const char *from, const char *name, const char *old, const void *new, ptrdiff_t behind,
+                      size_t n) {
     char path[600], *data;
     size_t size;
     struct err err = ERR_INIT;
@@ -224,10 +227,15 @@ static void broken_checkpoints_are_refused_by_tensor(void **state) {
                     "quant_state.bitsandbytes__nf4: blocksize 96 is not a power of two");
     refused_weights("nf4", "\"blocksize\": 64", "\"blocksize\": 32", E_PARSE, "numbers of F32");
     refused_weights("nf4", "\"shape\": [", "\"shape\": {", E_PARSE, "is not a JSON object");
-    refused_weights("nf4-dq", "nested_blocksize\": 256", "nested_blocksize\": 128", E_UNSUPPORTED, "nested_blocksize 128");
+    refused_weights("nf4-dq", "nested_blocksize\": 256", "nested_blocksize\": 128", E_UNSUPPORTED,
+                    "nested_blocksize 128");
     refused_weights("nf4-dq", "nested_offset", "nested_offseT", E_PARSE, "no number nested_offset");
     refused_weights("nf4-dq", "down_proj.weight.nested_quant_map", "down_proj.weight.nested_quant_maP", E_PARSE,
                     "no tensor model.layers.0.mlp.down_proj.weight.nested_quant_map");
+    refused_weights("fp8", "down_proj.weight_scale", "down_proj.weight_scalE", E_PARSE,
+                    "its module has no tensor weight_scale");
+    refused_weights("fp8", "weight_scale\":{\"dtype\":\"F32\"", "weight_scale\":{\"dtype\":\"I32\"", E_UNSUPPORTED,
+                    "numbers of I32");
     refused_weights("int8", "down_proj.SCB", "down_proj.ScB", E_PARSE,
                     "down_proj.weight is quantized, but there is no tensor");
     refused_weights("int8", "mlp.down_proj.weight\":{\"dtype\":\"I8\"", "mlp.down_proj.weight\":{\"dtype\":\"U8\"",

@@ -25,21 +25,30 @@ int quantization_parse(struct quantization *out, const char *text, struct err *e
 
 /* ---------------------------------------------------------------- config.json */
 
+/* The methods whose tensors can be read; NULL, or what is wrong. */
+static const char *method_fault(const char *method, const json_t *config) {
+    const char *format = json_string_value(json_object_get(config, "format"));
+    if (strcmp(method, "bitsandbytes") == 0 || strcmp(method, "fp8") == 0) return NULL;
+    if (strcmp(method, "compressed-tensors") != 0) return method;
+    return format && strcmp(format, "float-quantized") == 0 ? NULL : format ? format : method;
+}
+
 int quantization_check_config(const json_t *config, const char *where, struct err *err) {
     if (!config || json_is_null(config)) return 0;
     const char *method = json_string_value(json_object_get(config, "quant_method"));
     bool by_keys = json_is_true(json_object_get(config, "load_in_4bit")) ||
                    json_is_true(json_object_get(config, "load_in_8bit")); /* before there was quant_method */
     const json_t *threshold = json_object_get(config, "llm_int8_threshold");
-    if (method ? strcmp(method, "bitsandbytes") != 0 : !by_keys)
+    const char *fault = method ? method_fault(method, config) : by_keys ? NULL : "?";
+    if (fault)
         return err_set(err, E_UNSUPPORTED,
-                       "%squantization_config.quant_method \"%.80s\" is not supported (bitsandbytes is, and checkpoints "
-                       "in float32, bfloat16 and float16)",
-                       where, method ? method : "?");
+                       "%squantization_config.%s \"%.80s\" is not supported (bitsandbytes, fp8 and compressed-tensors' "
+                       "float-quantized are, and checkpoints in float32, bfloat16 and float16)",
+                       where, method && fault != method ? "format" : "quant_method", fault);
     if (json_is_true(json_object_get(config, "load_in_8bit")) && threshold &&
         json_number_value(threshold) != (double)INT8_OUTLIER)
-        return err_set(err, E_UNSUPPORTED, "%squantization_config.llm_int8_threshold %g is not supported (%d is)", where,
-                       json_number_value(threshold), INT8_OUTLIER);
+        return err_set(err, E_UNSUPPORTED, "%squantization_config.llm_int8_threshold %g is not supported (%d is)",
+                       where, json_number_value(threshold), INT8_OUTLIER);
     return 0;
 }
 
@@ -91,7 +100,8 @@ enum quant_kind quantized_kind(const struct checkpoint *c, const char *name) {
     if (!t) return QUANT_NONE;
     if (state_of(c, name, &is_nf4))
         return !is_nf4 ? QUANT_FP4 : beside(c, name, ".nested_absmax") ? QUANT_NF4_DQ : QUANT_NF4;
-    return strcmp(t->dtype_text, "I8") == 0 ? QUANT_INT8 : QUANT_NONE;
+    if (strcmp(t->dtype_text, "I8") == 0) return QUANT_INT8;
+    return strcmp(t->dtype_text, "F8_E4M3") == 0 ? QUANT_FP8 : QUANT_NONE;
 }
 
 /* A copy of n finite floats: the file's own are not aligned. */
@@ -103,7 +113,8 @@ static int copy_floats(float **out, const struct checkpoint_tensor *t, const cha
                        t->bytes, t->dtype_text, n);
     *out = mem_dup(t->data, t->bytes);
     for (int64_t i = 0; i < n; i++)
-        if (!isfinite((*out)[i])) return err_set(err, E_PARSE, "tensor %s: number %" PRId64 " is not finite", t->name, i);
+        if (!isfinite((*out)[i]))
+            return err_set(err, E_PARSE, "tensor %s: number %" PRId64 " is not finite", t->name, i);
     return 0;
 }
 
@@ -126,6 +137,51 @@ static int read_8bit(struct quantized_tensor *out, const struct checkpoint *c, c
     out->q = (struct quantized){.n_rows = rows, .codes = t->data};
     int r = copy_floats(&out->scale, beside_module(c, t->name, ".SCB"), t->name, ", its module's .SCB", rows, err);
     out->q.scale = out->scale;
+    return r;
+}
+
+/* One number for all rows, or one a row. */
+static int read_fp8_scale(struct quantized_tensor *out, const struct checkpoint_tensor *t, int64_t rows,
+                          struct err *err) {
+    int64_t n = 1;
+    for (int32_t i = 0; i < t->n_dims; i++) n *= t->shape[i];
+    if (!t->is_float || (n != 1 && n != rows))
+        return err_set(err, E_UNSUPPORTED,
+                       "tensor %s has %" PRId64 " numbers of %s; one for all or one for each of %" PRId64
+                       " rows is supported",
+                       t->name, n, t->dtype_text, rows);
+    out->scale = mem_zalloc((size_t)rows, sizeof *out->scale);
+    for (int64_t i = 0; i < rows; i++) {
+        const char *at = (const char *)t->data + (n == 1 ? 0 : i) * (int64_t)dtype_bytes(t->dtype);
+        uint16_t half;
+        if (t->dtype == DTYPE_F32) memcpy(&out->scale[i], at, 4);
+        else {
+            memcpy(&half, at, 2);
+            out->scale[i] = t->dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+        }
+        if (!isfinite(out->scale[i]))
+            return err_set(err, E_PARSE, "tensor %s: number %" PRId64 " is not finite", t->name, i);
+    }
+    return 0;
+}
+
+static int read_fp8(struct quantized_tensor *out, const struct checkpoint *c, const struct checkpoint_tensor *t,
+                    int64_t rows, int64_t k, struct err *err) {
+    const struct checkpoint_tensor *scale = beside_module(c, t->name, ".weight_scale");
+    const uint8_t *codes = t->data;
+    if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != k)
+        return err_set(err, E_PARSE, "%s does not have the shape [%" PRId64 ", %" PRId64 "]", t->name, rows, k);
+    if (!scale && beside_module(c, t->name, ".weight_scale_inv"))
+        return err_set(err, E_UNSUPPORTED, "%s has scales for blocks (weight_scale_inv); scales of rows are supported",
+                       t->name);
+    if (!scale) return err_set(err, E_PARSE, "%s is in F8_E4M3, but its module has no tensor weight_scale", t->name);
+    for (int64_t i = 0; i < rows * k; i++)
+        if ((codes[i] & 0x7f) == 0x7f)
+            return err_set(err, E_PARSE, "tensor %s: the number at [%" PRId64 ", %" PRId64 "] is not finite", t->name,
+                           i / k, i % k);
+    out->n_tensors += 2;
+    int r = read_fp8_scale(out, scale, rows, err);
+    out->q = (struct quantized){.n_rows = rows, .codes = t->data, .scale = out->scale};
     return r;
 }
 
@@ -202,8 +258,10 @@ int quantized_tensor_read(struct quantized_tensor *out, const struct checkpoint 
                           int64_t k, struct err *err) {
     const struct checkpoint_tensor *t = checkpoint_find(c, name);
     *out = (struct quantized_tensor){0};
-    int r = quantized_kind(c, name) == QUANT_INT8 ? read_8bit(out, c, t, rows, k, err)
-                                                  : read_4bit(out, c, t, rows, k, err);
+    enum quant_kind kind = quantized_kind(c, name);
+    int r = kind == QUANT_INT8  ? read_8bit(out, c, t, rows, k, err)
+            : kind == QUANT_FP8 ? read_fp8(out, c, t, rows, k, err)
+                                : read_4bit(out, c, t, rows, k, err);
     if (r < 0) quantized_tensor_clear(out);
     return r;
 }

@@ -1,11 +1,14 @@
 /* quantization.h - which weights are quantized on load, and the tensors of checkpoints that
- * bitsandbytes has quantized already.
+ * are quantized already: by bitsandbytes, or to fp8.
  *
  * A linear layer X of such a checkpoint is
  *   4 bit  X.weight (bytes, whatever their dtype), X.weight.absmax, X.weight.quant_map,
  *          X.weight.quant_state.bitsandbytes__nf4 or __fp4 (JSON in bytes), and with double
  *          quantization X.weight.nested_absmax and X.weight.nested_quant_map
  *   8 bit  X.weight (I8), X.SCB, X.weight_format
+ *   fp8    X.weight (F8_E4M3), X.weight_scale: one number, or one a row (quant_method fp8, and
+ *          compressed-tensors in the format float-quantized). Activations are quantized row by
+ *          row whatever the checkpoint says of them, so X.input_scale is not needed.
  * Layers that it left alone are floats as anywhere else. */
 #ifndef BATCHD_ENGINE_MODEL_QUANTIZATION_H
 #define BATCHD_ENGINE_MODEL_QUANTIZATION_H

@@ -1,4 +1,4 @@
-"""Save tiny-llama3 as bitsandbytes quantizes it, and what transformers computes with that.
+"""Save tiny-llama3 quantized, by bitsandbytes and to fp8, and what transformers computes with that.
 
     python tests/models/make_quantized.py   # torch, transformers, bitsandbytes, accelerate;
                                             # 5.23.0 and 0.50.2 were used, on a CPU
@@ -6,13 +6,18 @@
 Makes tiny-nf4, tiny-nf4-dq, tiny-fp4 and tiny-int8. Each line of reference.jsonl holds
 prompt_ids, the ids that followed greedily, and the logits of every position of the prompt,
 in float32. bitsandbytes' own int8 product rounds to fp16 and lets rows share their outliers;
-so of int8 the ids are its own, and the logits come from the rule of kernels/ops.h."""
+so of int8 the ids are its own, and the logits come from the rule of kernels/ops.h.
+
+tiny-fp8 has the tensors of compressed-tensors' float-quantized, a scale a row in float32;
+tiny-fp8-tensor those of quant_method fp8, one scale a tensor in bfloat16 and an input_scale.
+Their products follow the rule of kernels/ops.h, in torch."""
 import json
 import pathlib
 import shutil
 
 import torch
 from bitsandbytes.nn import Linear8bitLt
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 HERE = pathlib.Path(__file__).parent
@@ -56,6 +61,49 @@ def line(model, prompt, is_int8):
     return {"prompt_ids": prompt, "greedy_ids": ids[len(prompt):], "logits": logits}
 
 
+def e4m3(x, scale):
+    return (x * (1 / scale)).clamp(-448, 448).to(torch.float8_e4m3fn)
+
+
+def fp8_forward(layer, codes, scale):
+    def forward(x):
+        x_scale = x.abs().amax(-1, keepdim=True) / 448
+        return (e4m3(x, x_scale).float() @ codes.float().T) * (x_scale * scale.flatten()) + layer.bias
+    return forward
+
+
+def make_fp8(name, config, scale_of):
+    """scale_of(weight): its scale, of rows or of all."""
+    folder, source = HERE / name, HERE / "tiny-llama3"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("reference.jsonl", "model.safetensors"))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    tensors = load_file(source / "model.safetensors")
+    for module, layer in model.model.named_modules():
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        scale = scale_of(layer.weight.data)
+        codes = e4m3(layer.weight.data, scale.float())
+        tensors[f"model.{module}.weight"], tensors[f"model.{module}.weight_scale"] = codes, scale
+        if scale.numel() == 1:
+            tensors[f"model.{module}.input_scale"] = torch.tensor(0.01)
+        layer.forward = fp8_forward(layer, codes, scale.float())
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_references(folder, model, False)
+
+
+def write_references(folder, model, is_int8):
+    with open(folder / "reference.jsonl", "w") as f:
+        for prompt in PROMPTS:
+            f.write(json.dumps(line(model, prompt, is_int8), separators=(",", ":")) + "\n")
+
+
+make_fp8("tiny-fp8", {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"]},
+         lambda w: w.abs().amax(1, keepdim=True) / 448)
+make_fp8("tiny-fp8-tensor", {"quant_method": "fp8", "activation_scheme": "static"},
+         lambda w: (w.abs().max() / 448).to(torch.bfloat16))
 for kind, settings in KINDS.items():
     folder = HERE / f"tiny-{kind}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -68,6 +116,4 @@ for kind, settings in KINDS.items():
     for p in model.parameters():  # what is not quantized comes as it was saved, in bfloat16
         if p.dtype == torch.bfloat16:
             p.data = p.data.float()
-    with open(folder / "reference.jsonl", "w") as f:
-        for prompt in PROMPTS:
-            f.write(json.dumps(line(model, prompt, kind == "int8"), separators=(",", ":")) + "\n")
+    write_references(folder, model, kind == "int8")
