@@ -150,6 +150,43 @@ static void weights_shrink_but_for_skipped_ones(void **state) {
     assert_int_equal(bytes_with("nf4-dq", true), dq - 2 * 4 * (128 + 32 + 96 + 32)); /* dummies have no bias */
 }
 
+/* Root mean square of the difference from the logits that the plain weights give, as a share of
+ * theirs; chunks of 5 and of 16 give the same bits. */
+static double distance(const char *path, const char *quantization) {
+    enum { N = 24 };
+    int32_t ids[N];
+    float *logits[3];
+    struct rig r;
+    double off = 0, size = 0;
+    for (int32_t i = 0; i < N; i++) ids[i] = (7 * i + 3) % 60;
+    for (int i = 0; i < 3; i++) {
+        rig_open_quantized(&r, path, &(struct rig_options){DTYPE_F32, 1, false}, i == 0 ? NULL : quantization);
+        logits[i] = mem_zalloc(N * (size_t)r.vocab, sizeof(float));
+        rig_logits(&r, 0, ids, N, i == 1 ? 5 : 16, 0, logits[i]);
+        rig_close(&r);
+    }
+    for (int32_t i = 0; i < N * r.vocab; i++) {
+        off += pow((double)logits[1][i] - (double)logits[0][i], 2);
+        size += pow((double)logits[0][i], 2);
+    }
+    assert_memory_equal(logits[1], logits[2], N * (size_t)r.vocab * sizeof(float));
+    for (int i = 0; i < 3; i++) free(logits[i]);
+    return sqrt(off / size);
+}
+
+static void every_family_runs_quantized(void **state) {
+    static const char *const families[] = {"phi", "qwen2", "qwen3", "phi3", "gemma", "gemma2", "falcon-7b",
+                                           "falcon-40b", "falcon-rw", "mpt", "mixtral", "mixtral-fused"};
+    if (strcmp(test_device(), "cpu") != 0) skip();
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        char path[100];
+        snprintf(path, sizeof path, "tests/models/tiny-%s", families[i]);
+        double int8 = distance(path, "int8"), fp8 = distance(path, "fp8"), dq = distance(path, "nf4-dq");
+        if (!(int8 > 0 && int8 < fp8 && fp8 < dq && dq < 0.9))
+            fail_msg("%s is off by %.3f in int8, %.3f in fp8, %.3f in nf4-dq", families[i], int8, fp8, dq);
+    }
+}
+
 static void skipped_modules_are_named_by_their_parts(void **state) {
     static const char module[] = "model.layers.1.self_attn.q_proj";
     static const struct {
@@ -299,6 +336,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(checkpoints_compute_what_transformers_computes),
     cmocka_unit_test(checkpoints_equal_our_own_quantization_of_their_source),
     cmocka_unit_test(weights_shrink_but_for_skipped_ones),
+    cmocka_unit_test(every_family_runs_quantized),
     cmocka_unit_test(skipped_modules_are_named_by_their_parts),
     cmocka_unit_test(unknown_kinds_are_refused),
     cmocka_unit_test(broken_checkpoints_are_refused_by_tensor),

@@ -294,14 +294,15 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     struct tensor all;
     int64_t shape[] = {l->c->n_experts, n, k};
     snprintf(name, sizeof name, "%s%s", prefix, part);
+    enum quant_kind kind = quantization_skips(l->quantization, name) ? QUANT_NONE : l->quantization->kind;
     l->plan.n_params += n * k;
-    l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, l->quantization->kind, 1);
-    l->plan.is_quantized |= l->quantization->kind != QUANT_NONE;
+    l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, 1);
+    l->plan.is_quantized |= kind != QUANT_NONE;
     int r = find(l, name, 3, shape, &all);
     if (e > 0) l->n_used--; /* one tensor, however many take their share of it */
     if (r < 0 || !l->dev) return r;
     struct tensor slice = tensor_2d((char *)all.data + (size_t)(e * n * k) * dtype_bytes(all.dtype), all.dtype, n, k);
-    *out = weight_new_quantized(l->dev, n, k, l->dtype, l->quantization->kind);
+    *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
     if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
     if ((*out)->quant != QUANT_NONE && (r = quantization_check_finite(&slice, name, l->err)) < 0) return r;
     weight_load(l->dev, *out, 0, &slice);
