@@ -337,9 +337,11 @@ static void random_ids(int32_t *ids, int32_t n, int32_t vocab, uint32_t seed) {
     }
 }
 
-static const char *const models[] = {"tests/models/tiny-llama3",    "tests/models/tiny-mistral",  "tests/models/tiny-phi",
-                                     "tests/models/tiny-gemma2",    "tests/models/tiny-qwen3",    "tests/models/tiny-mpt",
-                                     "tests/models/tiny-falcon-40b", "tests/models/tiny-falcon-rw", "tests/models/tiny-mixtral"};
+static const char *const models[] = {
+    "tests/models/tiny-llama3",    "tests/models/tiny-mistral",   "tests/models/tiny-phi",
+    "tests/models/tiny-gemma2",    "tests/models/tiny-qwen3",     "tests/models/tiny-mpt",
+    "tests/models/tiny-falcon-40b", "tests/models/tiny-falcon-rw", "tests/models/tiny-mixtral",
+};
 enum { N_MODELS = sizeof models / sizeof *models };
 
 /* The same prompt in chunks of any size, in another slot, on other threads: the same bits.

@@ -19,10 +19,10 @@ static const struct key_names common_keys = {
     .act = "hidden_act",
 };
 
-#define LLAMA_NAMES                                                                     \
-    .embed = "model.embed_tokens", .final_norm = "model.norm", .layer = "model.layers.%d.",   \
-    .attention_norm = "input_layernorm", .mlp_norm = "post_attention_layernorm",              \
-    .q = "self_attn.q_proj", .k = "self_attn.k_proj", .v = "self_attn.v_proj",                \
+#define LLAMA_NAMES                                                                                             \
+    .embed = "model.embed_tokens", .final_norm = "model.norm", .layer = "model.layers.%d.",                     \
+    .attention_norm = "input_layernorm", .mlp_norm = "post_attention_layernorm",                                \
+    .q = "self_attn.q_proj", .k = "self_attn.k_proj", .v = "self_attn.v_proj",                                  \
     .o = "self_attn.o_proj", .gate = "mlp.gate_proj", .up = "mlp.up_proj", .down = "mlp.down_proj"
 
 static const struct tensor_names llama_names = {LLAMA_NAMES};
@@ -197,9 +197,9 @@ static const struct key_names falcon_keys = {
     .act = "activation",
 };
 
-#define FALCON_NAMES                                                                            \
-    .embed = "transformer.word_embeddings", .final_norm = "transformer.ln_f", .layer = "transformer.h.%d.", \
-    .q = "self_attention.query_key_value", .o = "self_attention.dense", .up = "mlp.dense_h_to_4h",          \
+#define FALCON_NAMES                                                                                            \
+    .embed = "transformer.word_embeddings", .final_norm = "transformer.ln_f", .layer = "transformer.h.%d.",     \
+    .q = "self_attention.query_key_value", .o = "self_attention.dense", .up = "mlp.dense_h_to_4h",              \
     .down = "mlp.dense_4h_to_h"
 
 static const struct tensor_names falcon_names = {FALCON_NAMES, .attention_norm = "input_layernorm"};
@@ -222,7 +222,8 @@ static void falcon_specials(struct model_config *c, struct reader *rd) {
     bool is_new = reader_bool(rd, "new_decoder_architecture", false), parallel = reader_bool(rd, "parallel_attn", true);
     int64_t n_norms = reader_int(rd, "num_ln_in_parallel_attn", is_new ? 2 : 1, 1, 2);
     refuse_true(rd, "apply_residual_connection_post_layernorm");
-    if (is_new && !parallel) reader_complain(rd, E_UNSUPPORTED, "parallel_attn", "does not go with new_decoder_architecture");
+    if (is_new && !parallel)
+        reader_complain(rd, E_UNSUPPORTED, "parallel_attn", "does not go with new_decoder_architecture");
     if (!is_new && n_norms == 2)
         reader_complain(rd, E_UNSUPPORTED, "num_ln_in_parallel_attn", "needs new_decoder_architecture");
     if (!parallel) {
@@ -266,7 +267,8 @@ static void mpt_attention(struct model_config *c, struct reader *rd) {
     refuse_true(rd, "prefix_lm");
     refuse_true(rd, "attn_uses_sequence_id");
     const char *type = reader_text(rd, "attn_type");
-    if (type && strcmp(type, "multihead_attention") != 0) reader_refuse(rd, "attn_type", type, "multihead_attention is");
+    if (type && strcmp(type, "multihead_attention") != 0)
+        reader_refuse(rd, "attn_type", type, "multihead_attention is");
     c->positions.alibi = ALIBI_MPT;
     c->positions.alibi_bias_max = (float)reader_number(rd, "alibi_bias_max", 8, 1, 1024);
     c->attention_scale = (float)reader_number(rd, "softmax_scale", (double)c->attention_scale, 1e-6, 1e6);

@@ -47,7 +47,8 @@ static void read_factors(float *out, struct reader *rd, const char *key, int32_t
     for (int32_t i = 0; rd->r == 0 && i < n; i++) {
         const json_t *v = json_array_get(list, (size_t)i);
         out[i] = (float)json_number_value(v);
-        if (!(out[i] >= 1e-6f && out[i] <= 1e6f)) reader_complain(rd, E_RANGE, key, "is not a list of numbers in 1e-6 .. 1e6");
+        if (!(out[i] >= 1e-6f && out[i] <= 1e6f))
+            reader_complain(rd, E_RANGE, key, "is not a list of numbers in 1e-6 .. 1e6");
     }
 }
 

@@ -34,8 +34,8 @@ def randomize(model, seed, norm_mean, bias, embed, gain):
             noise = embed * noise
         else:
             noise = noise * gain / p.shape[-1] ** 0.5
-        if name.endswith("mlp.gate.weight"):  # so that the last expert chosen, which rounding may exchange, has a small share
-            noise = 8 * noise
+        if name.endswith("mlp.gate.weight"):
+            noise = 8 * noise  # rounding may exchange the last expert chosen, so it gets a small share
         p.data = noise.to(torch.bfloat16).to(torch.float32)
 
 
@@ -191,10 +191,12 @@ def falcon40b():
 
 
 def falcon_rw():
-    """ALiBi of six heads, biases everywhere, Q, K and V of each head side by side, sequential blocks."""
+    """ALiBi of six heads, biases everywhere, Q, K and V of each head side by side, sequential blocks.
+
+    By attention sdpa, for the eager one of 5.23.0 adds ALiBi twice."""
     model = new("Falcon", **IDS, **FALCON, hidden_size=48, num_attention_heads=6, multi_query=False,
                 parallel_attn=False, bias=True, alibi=True)
-    make("tiny-falcon-rw", model, 12, gain=1.7, attention="sdpa")  # eager of 5.23.0 adds ALiBi twice
+    make("tiny-falcon-rw", model, 12, gain=1.7, attention="sdpa")
 
 
 def mpt():
@@ -220,8 +222,8 @@ def mixtral():
     fused.save_pretrained(HERE / "tiny-mixtral-fused", save_original_format=False)
 
 
-MODELS = {"tiny-mixtral": mixtral, "tiny-llama3": llama3, "tiny-mistral": mistral, "tiny-phi": phi, "tiny-qwen2": qwen2, "tiny-qwen3": qwen3,
-          "tiny-phi3": phi3, "tiny-gemma": gemma, "tiny-gemma2": gemma2, "tiny-falcon-7b": falcon7b,
-          "tiny-falcon-40b": falcon40b, "tiny-falcon-rw": falcon_rw, "tiny-mpt": mpt}
+MODELS = {"tiny-llama3": llama3, "tiny-mistral": mistral, "tiny-mixtral": mixtral, "tiny-phi": phi,
+          "tiny-qwen2": qwen2, "tiny-qwen3": qwen3, "tiny-phi3": phi3, "tiny-gemma": gemma, "tiny-gemma2": gemma2,
+          "tiny-falcon-7b": falcon7b, "tiny-falcon-40b": falcon40b, "tiny-falcon-rw": falcon_rw, "tiny-mpt": mpt}
 for chosen in sys.argv[1:]:
     MODELS[chosen]()

@@ -185,14 +185,14 @@ VEC void act_row(void *out, const void *y, const float *bias, int64_t n, enum ac
 }
 
 /* A call of f(..., act, bf16) for each pair of them, so that its loop decides neither. */
-#define BY_ACT(act, bf16, f, ...)                                  \
-    do {                                                           \
-        if ((act) == ACT_SILU && (bf16)) f(__VA_ARGS__, ACT_SILU, true);            \
-        else if ((act) == ACT_SILU) f(__VA_ARGS__, ACT_SILU, false);                \
-        else if ((act) == ACT_GELU && (bf16)) f(__VA_ARGS__, ACT_GELU, true);       \
-        else if ((act) == ACT_GELU) f(__VA_ARGS__, ACT_GELU, false);                \
-        else if (bf16) f(__VA_ARGS__, ACT_GELU_TANH, true);                         \
-        else f(__VA_ARGS__, ACT_GELU_TANH, false);                                  \
+#define BY_ACT(act, bf16, f, ...)                                           \
+    do {                                                                    \
+        if ((act) == ACT_SILU && (bf16)) f(__VA_ARGS__, ACT_SILU, true);    \
+        else if ((act) == ACT_SILU) f(__VA_ARGS__, ACT_SILU, false);        \
+        else if ((act) == ACT_GELU && (bf16)) f(__VA_ARGS__, ACT_GELU, true);\
+        else if ((act) == ACT_GELU) f(__VA_ARGS__, ACT_GELU, false);        \
+        else if (bf16) f(__VA_ARGS__, ACT_GELU_TANH, true);                 \
+        else f(__VA_ARGS__, ACT_GELU_TANH, false);                          \
     } while (0)
 
 void SIMD_NAME(glu)(void *out, const void *gate_up, const float *bias, int64_t n, enum act act, bool bf16) {
