@@ -21,7 +21,9 @@ struct plan {
     int64_t n_prompts;
 };
 
-enum { PROFILE_EVERY = 32 }; /* steps */
+/* One step in so many is profiled. Small ones are replayed from recordings otherwise, which a
+ * profiled step is not: it takes much longer, and must be rare. */
+enum { PROFILE_EVERY = 32, PROFILE_SMALL_EVERY = 256, SMALL_STEP = 64 };
 
 struct figures {
     double seconds, products_before, products_after; /* token rows per second */
@@ -30,6 +32,7 @@ struct figures {
     struct roof_step roof_step; /* what it is made of */
     struct engine_stats stats;
     struct engine_profile profile;
+    int32_t profile_every;
 };
 
 /* Unique ids: no two prompts begin alike, so nothing comes from the prefix cache. */
@@ -136,11 +139,12 @@ static json_t *roof_json(const struct roof_step *t) {
                      "prompt_attention", t->prompt_attention / all);
 }
 
-static json_t *profile_json(const struct engine_profile *p) {
+static json_t *profile_json(const struct figures *f) {
+    const struct engine_profile *p = &f->profile;
     json_t *share = json_object();
     for (int32_t i = 0; i < p->n_classes && p->n_steps > 0; i++)
         json_object_set_new(share, p->classes[i].name, json_real((double)p->classes[i].ns / (double)p->busy_ns));
-    return json_pack("{s:I, s:i, s:o}", "steps", (json_int_t)p->n_steps, "every", PROFILE_EVERY, "share", share);
+    return json_pack("{s:I, s:i, s:o}", "steps", (json_int_t)p->n_steps, "every", f->profile_every, "share", share);
 }
 
 static json_t *figures_json(struct engine *e, const struct plan *p, const struct figures *f) {
@@ -163,7 +167,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
     json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));
     json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
     add_device_time(o, s);
-    json_object_set_new(o, "profile", profile_json(&f->profile));
+    json_object_set_new(o, "profile", profile_json(f));
     return o;
 }
 
@@ -187,13 +191,14 @@ static void print_roof(const json_t *o) {
            100 * real(share, "prompt_attention"));
 }
 
-static void print_profile(const struct engine_profile *p) {
+static void print_profile(const struct figures *f) {
+    const struct engine_profile *p = &f->profile;
     printf("time on the device  ");
-    if (p->n_steps == 0) printf("too few steps: one in %d is profiled\n", PROFILE_EVERY);
+    if (p->n_steps == 0) printf("too few steps: one in %d is profiled\n", f->profile_every);
     if (p->n_steps == 0) return;
     for (int32_t i = 0; i < p->n_classes; i++)
         printf("%s%s %.1f %%", i ? ", " : "", p->classes[i].name, 100 * (double)p->classes[i].ns / (double)p->busy_ns);
-    printf("; of %" PRId64 " steps, one in %d\n", p->n_steps, PROFILE_EVERY);
+    printf("; of %" PRId64 " steps, one in %d\n", p->n_steps, f->profile_every);
 }
 
 static void print_figures(const json_t *o, const struct plan *p, const struct figures *f) {
@@ -211,7 +216,7 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     printf("steps               %.0f, %.1f rows each\n", real(o, "steps"),
            real(o, "rows_per_s") * real(o, "seconds") / real(o, "steps"));
     print_idle(o);
-    print_profile(&f->profile);
+    print_profile(f);
     printf("cached tokens       %.0f\n", real(o, "cached_tokens"));
     printf("preemptions         %.0f\n", real(o, "preemptions"));
     printf("finite logits       yes, of all tokens\n");
@@ -231,7 +236,8 @@ int bench_throughput(const struct args *args, const char *folder) {
     int code = engine_flags_read(&flags, args);
     if (code != EXIT_DONE) return code;
     flags.options.model_dir = folder;
-    flags.options.profile_every = PROFILE_EVERY;
+    bool is_small = flags.options.max_num_seqs > 0 && flags.options.max_num_seqs <= SMALL_STEP;
+    f.profile_every = flags.options.profile_every = is_small ? PROFILE_SMALL_EVERY : PROFILE_EVERY;
     signals_listen();
     if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
     else p.n_seqs = engine_max_num_seqs(e);

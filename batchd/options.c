@@ -100,7 +100,7 @@ static const struct option_def options[] = {
     {"model", 'm', KIND_TEXT, AT(model), V(SERVE), "DIR|NAME", "for jobs that name no model", 0, 0},
     {"model", 'm', KIND_TEXT, AT(model), V(TOKENIZE) | V(BENCH) | V(EVAL), "DIR|NAME",
      "a value with a / is a folder, others are names of `batchd models`", 0, 0},
-    {"dtype", 0, KIND_CHOICE, AT(dtype), LOADS | V(BENCH) | V(EVAL), "auto|float32|bfloat16",
+    {"dtype", 0, KIND_CHOICE, AT(dtype), LOADS | V(BENCH) | V(EVAL), "auto|float32|bfloat16|float16|half",
      "to compute in (default auto: the checkpoint's)", 0, 0},
     {"quantization", 0, KIND_CHOICE, AT(quantization), LOADS | V(BENCH) | V(EVAL), "none|int8|fp4|nf4|nf4-dq|fp8",
      "of the layers' weights, as they are loaded (default none: as the checkpoint has them)", 0, 0},

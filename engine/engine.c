@@ -156,7 +156,7 @@ static int open_tokenizer(struct engine *e, const struct engine_options *o, bool
 
 static int open_model(struct engine *e, const struct engine_options *o, bool dummy, enum dtype *dtype, struct err *err) {
     int r = model_read_info(&e->info, o->model_dir, dummy, err);
-    if (r == 0) r = model_pick_dtype(dtype, o->dtype, &e->info, err);
+    if (r == 0) r = model_pick_dtype(dtype, o->dtype, &e->info, e->dev, err);
     if (r < 0) return r;
     if (o->max_model_len > e->info.context)
         return err_set(err, E_USAGE, "--max-model-len %" PRId64 " is more than the model's context of %d tokens",

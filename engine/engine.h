@@ -135,7 +135,7 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
 struct engine_options {
     const char *model_dir;
     const char *device;             /* "auto" = cuda where it can be used, "cpu", "cuda" */
-    const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16" */
+    const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16", "float16" */
     const char *quantization;       /* "none", "int8", "fp4", "nf4", "nf4-dq", "fp8": what float weights of
                                        layers become as they are loaded; NULL = none. "nf4 except A,B":
                                        the modules that A or B name stay as they are */

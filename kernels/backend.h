@@ -33,6 +33,7 @@ void profile_op(struct dev *dev, enum op_class c);
 struct backend {
     const char *kind;
     void (*close)(struct dev *dev);
+    bool (*computes)(const struct dev *dev, enum dtype dtype);
     int64_t (*memory_available)(const struct dev *dev);
     void *(*alloc)(struct dev *dev, size_t bytes);
     void (*free)(struct dev *dev, void *p);

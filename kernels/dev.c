@@ -29,6 +29,10 @@ const char *dev_kind(const struct dev *dev) {
     return dev->backend->kind;
 }
 
+bool dev_computes(const struct dev *dev, enum dtype dtype) {
+    return dev->backend->computes(dev, dtype);
+}
+
 int64_t dev_memory_available(const struct dev *dev) {
     return dev->backend->memory_available(dev);
 }

@@ -32,6 +32,7 @@ void dev_close(struct dev *dev); /* NULL is fine; all memory must have gone back
 
 const char *dev_name(const struct dev *dev);         /* "cpu (x86-64-v3, 2 threads)" */
 const char *dev_kind(const struct dev *dev);         /* "cpu", "cuda" */
+bool dev_computes(const struct dev *dev, enum dtype dtype); /* activations may be F32, BF16, F16: which? */
 int64_t dev_memory_available(const struct dev *dev); /* bytes that dev_alloc could give now */
 
 /* Cleared memory, aligned to 256 bytes; NULL when there is none. */

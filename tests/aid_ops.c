@@ -41,11 +41,22 @@ static bool try_bed(void (*fn)(struct bed *), const char *kind, const char *vari
     return true;
 }
 
+static bool computes(const char *kind, enum dtype dtype) {
+    struct dev *dev;
+    struct err err = {0};
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = kind}, &err), &err);
+    bool yes = dev_computes(dev, dtype);
+    dev_close(dev);
+    return yes;
+}
+
 /* On the GPU, twice: the same bits again. */
 static void each_cuda_bed(void (*fn)(struct bed *)) {
-    for (int d = 0; d < 2; d++) {
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_F16, DTYPE_BF16};
+    for (size_t d = 0; d < sizeof dtypes / sizeof *dtypes; d++) {
         uint64_t one = 0, two = 0;
-        enum dtype dtype = d == 0 ? DTYPE_F32 : DTYPE_BF16;
+        enum dtype dtype = dtypes[d];
+        if (!computes("cuda", dtype)) continue;
         assert_true(try_bed(fn, "cuda", NULL, 0, dtype, &one));
         assert_true(try_bed(fn, "cuda", NULL, 0, dtype, &two));
         if (one != two) fail_msg("cuda %s: a second run gives other bits than the first", dtype_name(dtype));
@@ -106,7 +117,7 @@ static void *encoded(struct bed *b, enum dtype dtype, const float *numbers, int6
     void *out = hold(b, HOST, mem_zalloc((size_t)n, dtype_bytes(dtype)));
     for (int64_t i = 0; i < n; i++) {
         if (dtype == DTYPE_F32) ((float *)out)[i] = numbers[i];
-        else ((uint16_t *)out)[i] = bf16_from_f32(numbers[i]);
+        else ((uint16_t *)out)[i] = dtype == DTYPE_F16 ? f16_from_f32(numbers[i]) : bf16_from_f32(numbers[i]);
     }
     return out;
 }
@@ -131,7 +142,7 @@ float *bed_get(struct bed *b, const struct tensor *t) {
     dev_download(b->dev, raw, t->data, tensor_bytes(t));
     b->digest = hash64(raw, tensor_bytes(t), b->digest);
     for (int64_t i = 0; i < n; i++)
-        out[i] = t->dtype == DTYPE_F32 ? ((float *)raw)[i] : bf16_to_f32(((uint16_t *)raw)[i]);
+        out[i] = t->dtype == DTYPE_F32 ? ((float *)raw)[i] : t->dtype == DTYPE_F16 ? f16_to_f32(((uint16_t *)raw)[i]) : bf16_to_f32(((uint16_t *)raw)[i]);
     free(raw);
     return out;
 }
@@ -153,6 +164,7 @@ struct weight *bed_weight(struct bed *b, int64_t n, int64_t k, enum dtype dtype,
 void assert_near(const struct bed *b, double got, double want, double slack, enum dtype dtype, const char *what,
                  int64_t row, int64_t column) {
     if (dtype == DTYPE_BF16) slack += fabs(want) * 0x1p-8; /* half a unit in the last of 8 bits */
+    if (dtype == DTYPE_F16) slack += fabs(want) * 0x1p-11 + 0x1p-25; /* of 11, and of the smallest */
     if (fabs(got - want) <= slack) return;
     fail_msg("%s, %s: %s[%lld, %lld] is %.9g, reference %.9g +- %.3g", dev_name(b->dev), dtype_name(b->dtype), what,
              (long long)row, (long long)column, got, want, slack);

@@ -178,18 +178,21 @@ static void picks_a_dtype(void **state) {
     struct model_info m = {.dtype = "bfloat16"};
     enum dtype t;
     struct err err = ERR_INIT;
-    assert_ok(model_pick_dtype(&t, "auto", &m, &err), &err);
+    struct dev *dev;
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu"}, &err), &err);
+    assert_ok(model_pick_dtype(&t, "auto", &m, dev, &err), &err);
     assert_int_equal(t, DTYPE_BF16);
-    assert_ok(model_pick_dtype(&t, "float32", &m, &err), &err);
+    assert_ok(model_pick_dtype(&t, "float32", &m, dev, &err), &err);
     assert_int_equal(t, DTYPE_F32);
     strcpy(m.dtype, "float16");
-    assert_ok(model_pick_dtype(&t, NULL, &m, &err), &err);
+    assert_ok(model_pick_dtype(&t, NULL, &m, dev, &err), &err);
     assert_int_equal(t, DTYPE_F32);
-    assert_ok(model_pick_dtype(&t, "bfloat16", &m, &err), &err);
+    assert_ok(model_pick_dtype(&t, "bfloat16", &m, dev, &err), &err);
     assert_int_equal(t, DTYPE_BF16);
-    assert_err(model_pick_dtype(&t, "float16", &m, &err), E_UNSUPPORTED, "dtype float16 does not run on the CPU", &err);
-    assert_err(model_pick_dtype(&t, "half", &m, &err), E_UNSUPPORTED, "dtype half", &err);
-    assert_err(model_pick_dtype(&t, "int8", &m, &err), E_USAGE, "no dtype \"int8\"", &err);
+    assert_err(model_pick_dtype(&t, "float16", &m, dev, &err), E_UNSUPPORTED, "dtype float16 does not run on cpu", &err);
+    assert_err(model_pick_dtype(&t, "half", &m, dev, &err), E_UNSUPPORTED, "dtype half", &err);
+    assert_err(model_pick_dtype(&t, "int8", &m, dev, &err), E_USAGE, "no dtype \"int8\"", &err);
+    dev_close(dev);
 }
 
 /* ---------------------------------------------------------------- what does not fit together */

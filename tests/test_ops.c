@@ -97,7 +97,7 @@ static void linear(struct bed *b) {
         check_linear(b, s[0], s[1], s[2], b->dtype, b->dtype);
         check_linear(b, s[0], s[1], s[2], b->dtype, DTYPE_F32); /* logits */
     }
-    check_linear(b, 9, 45, 50, DTYPE_BF16, b->dtype);
+    check_linear(b, 9, 45, 50, b->dtype == DTYPE_F32 ? DTYPE_BF16 : b->dtype, b->dtype);
 }
 
 static void linear_is_the_matrix_product(void **state) {
@@ -153,7 +153,7 @@ static void naive_norm(double *out, const float *x, const struct norm *norm, con
  * difference keeps fewer bits: hence `size`, the row's largest number. */
 static double norm_slack(const struct bed *b, const struct norm *norm, double want, double bias, double w, double size,
                          int n) {
-    if (norm->kind == NORM_RMS && b->dtype == DTYPE_BF16) return fabs(want) * 0x1p-8; /* rounded twice */
+    if (norm->kind == NORM_RMS && b->dtype != DTYPE_F32) return fabs(want) * 0x1p-8; /* rounded twice */
     double center = norm->kind == NORM_LAYER ? size * fabs(w) : 0;
     return (fabs(want) + fabs(bias) + center) * (n + 8) * 0x1p-23;
 }
@@ -214,7 +214,7 @@ static void check_norm(struct bed *b, enum norm_kind kind, int m, int n, enum ad
                 plus = want[c];
                 slack = norm_slack(b, &post.norm, plus, post.bias ? (double)post.bias[c] : 0, (double)post.w[c],
                                    size_of(biased, n), n);
-                if (b->dtype == DTYPE_BF16) slack += fabs(plus) * 0x1p-8; /* is rounded before it is added */
+                if (b->dtype != DTYPE_F32) slack += fabs(plus) * 0x1p-8; /* is rounded before it is added */
             }
             double sum = (double)rs[r * n + c] + plus;
             slack += (fabs(sum) + fabs(plus)) * 0x1p-22;
@@ -283,7 +283,8 @@ static void check_glu(struct bed *b, enum act act, int m, int n, bool has_bias, 
             float gate = rounded(row[c] + (bias ? bias[c] : 0), b->dtype);
             float up = rounded(row[n + c] + (bias ? bias[n + c] : 0), b->dtype);
             double s = naive_act(act, (double)gate), slack = act_slack(act, (double)gate, s);
-            if (b->dtype == DTYPE_BF16) slack += fabs(s) * 0x1p-8; /* is rounded too */
+            if (b->dtype != DTYPE_F32) slack += fabs(s) * 0x1p-8; /* is rounded too */
+            if (b->dtype == DTYPE_F16) slack += 0x1p-25; /* to a multiple of 2^-24 */
             assert_near(b, got[r * n + c], s * (double)up, slack * fabs((double)up), b->dtype, "glu", r, c);
         }
 }
@@ -304,6 +305,7 @@ static void check_act(struct bed *b, enum act act, int m, int n, bool has_bias, 
 
 static void activations(struct bed *b) {
     static const int widths[] = {1, 8, 27, 96};
+    float far = b->dtype == DTYPE_F16 ? 200 : 500; /* e^-gate beyond what f32 holds, far * far within fp16 */
     for (int a = 0; a < 3; a++) {
         for (size_t i = 0; i < sizeof widths / sizeof *widths; i++) {
             check_glu(b, acts[a], 4, widths[i], false, 4);
@@ -311,8 +313,8 @@ static void activations(struct bed *b) {
             check_act(b, acts[a], 4, widths[i], false, 4);
             check_act(b, acts[a], 3, widths[i], true, 60);
         }
-        check_glu(b, acts[a], 2, 50, false, 500); /* e^-gate beyond what f32 holds */
-        check_act(b, acts[a], 2, 50, false, 500);
+        check_glu(b, acts[a], 2, 50, false, far);
+        check_act(b, acts[a], 2, 50, false, far);
     }
 }
 
@@ -542,7 +544,7 @@ static void check_qkv_head(struct bed *b, const struct heads *h, const struct he
         for (int32_t i = 0; i < hd; i++) {
             off[i] = norm_slack(b, &norm->norm, ready[i], norm->bias ? (double)norm->bias[i] : 0, (double)norm->w[i],
                                 size_of(x, hd), hd);
-            if (b->dtype == DTYPE_BF16) off[i] += fabs(ready[i]) * 0x1p-8;
+            if (b->dtype != DTYPE_F32) off[i] += fabs(ready[i]) * 0x1p-8;
         }
     }
     for (int32_t i = 0; i < hd; i++) {
@@ -696,7 +698,7 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
     op_attention(b->dev, &out, &q, h.kv, 1, &shape, step_upload(b->dev, &s.step));
     float *qs = bed_get(b, &q), *got = bed_get(b, &out.x), *cache = bed_get(b, &slab);
     /* Tensor cores take the weights in bf16; values are below 1. */
-    double slack = b->dtype == DTYPE_BF16 && strcmp(dev_kind(b->dev), "cuda") == 0 ? 0x1p-9 : 1e-5;
+    double slack = b->dtype != DTYPE_F32 && strcmp(dev_kind(b->dev), "cuda") == 0 ? 0x1p-9 : 1e-5;
     for (int32_t r = 0; r < s.step.n_rows; r++)
         for (int32_t i = 0; i < shape.n_heads; i++) {
             double want[256];

@@ -269,7 +269,7 @@ int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_ke
     int r = dev_open(&b.dev, &(struct dev_options){.kind = o->device, .threads = o->threads}, err);
     if (r < 0) return r;
     b.is_cpu = strcmp(dev_kind(b.dev), "cpu") == 0;
-    r = model_pick_dtype(&b.dtype, o->dtype, &(struct model_info){.dtype = "bfloat16"}, err);
+    r = model_pick_dtype(&b.dtype, o->dtype, &(struct model_info){.dtype = "bfloat16"}, b.dev, err);
     if (r == 0) r = pick_shapes(&which, o->shape, b.is_cpu, err);
     if (r == 0) r = measure_device(&b.roof, b.dev, b.dtype, QUANT_NONE, err);
     if (r == 0) {

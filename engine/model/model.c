@@ -53,13 +53,25 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
     return model_read_info(out, model_dir, false, err);
 }
 
-int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, struct err *err) {
-    if (!asked || strcmp(asked, "auto") == 0) asked = strcmp(info->dtype, "bfloat16") == 0 ? "bfloat16" : "float32";
-    if (strcmp(asked, "float32") == 0) *out = DTYPE_F32;
-    else if (strcmp(asked, "bfloat16") == 0) *out = DTYPE_BF16;
-    else if (strcmp(asked, "float16") == 0 || strcmp(asked, "half") == 0)
-        return err_set(err, E_UNSUPPORTED, "dtype %s does not run on the CPU; float32 and bfloat16 do", asked);
-    else return err_set(err, E_USAGE, "no dtype \"%s\": auto, float32 and bfloat16 are known", asked);
+/* Half the bytes where the checkpoint has them too and the device computes with them. */
+static enum dtype dtype_of_checkpoint(const struct model_info *info, const struct dev *dev) {
+    bool is_bf16 = strcmp(info->dtype, "bfloat16") == 0, is_f16 = strcmp(info->dtype, "float16") == 0;
+    if (is_bf16 && dev_computes(dev, DTYPE_BF16)) return DTYPE_BF16;
+    return (is_bf16 || is_f16) && dev_computes(dev, DTYPE_F16) ? DTYPE_F16 : DTYPE_F32;
+}
+
+int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, const struct dev *dev,
+                     struct err *err) {
+    enum dtype dtype;
+    if (!asked || strcmp(asked, "auto") == 0) dtype = dtype_of_checkpoint(info, dev);
+    else if (strcmp(asked, "float32") == 0) dtype = DTYPE_F32;
+    else if (strcmp(asked, "bfloat16") == 0) dtype = DTYPE_BF16;
+    else if (strcmp(asked, "float16") == 0 || strcmp(asked, "half") == 0) dtype = DTYPE_F16;
+    else return err_set(err, E_USAGE, "no dtype \"%s\": auto, float32, bfloat16 and float16 are known", asked);
+    if (!dev_computes(dev, dtype))
+        return err_set(err, E_UNSUPPORTED, "dtype %s does not run on %s; float32 and %s do", asked, dev_name(dev),
+                       dev_computes(dev, DTYPE_BF16) ? "bfloat16" : "float16");
+    *out = dtype;
     return 0;
 }
 

@@ -39,9 +39,12 @@ int model_read_info(struct model_info *out, const char *dir, bool dummy, struct 
 const struct model_info *model_get_info(const struct model *m);
 int64_t model_weight_bytes(const struct model *m);
 
-/* Compute dtype that "auto", "float32", "bfloat16" mean for this checkpoint on this
- * device (fp16 checkpoints run in float32 on the CPU). E_UNSUPPORTED otherwise. */
-int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, struct err *err);
+/* Compute dtype that "auto", "float32", "bfloat16", "float16", "half" mean for this checkpoint
+ * on this device: auto is the checkpoint's, or what the device has instead (fp16 checkpoints run
+ * in float32 on the CPU, bf16 ones in float16 on compute capability 7.5). E_UNSUPPORTED where the
+ * device does not compute in what was asked for. */
+int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info *info, const struct dev *dev,
+                     struct err *err);
 
 enum { RUNNER_DEPTH = 3 }; /* steps under way at most: look-ahead 2 and the one being collected */
 

@@ -118,9 +118,14 @@ void *cpu_scratch(struct cpu_dev *cpu, size_t bytes) {
     return p;
 }
 
+static bool cpu_computes(const struct dev *dev, enum dtype dtype) {
+    return dtype == DTYPE_F32 || dtype == DTYPE_BF16;
+}
+
 static const struct backend cpu_backend = {
     .kind = "cpu",
     .close = cpu_close,
+    .computes = cpu_computes,
     .memory_available = cpu_memory_available,
     .alloc = cpu_alloc,
     .free = cpu_free,

@@ -57,6 +57,7 @@ struct cuda_dev {
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL before the first weight is loaded */
     bool is_loading;            /* pieces of weights are on their way */
+    bool has_bf16;              /* this build and the device compute in it: 8.0 and above */
     bool has_wgmma;             /* this build has the device's own matrix instructions */
     bool is_recording;          /* what is launched becomes a graph */
     struct cuda_graph *graphs;  /* a list */
@@ -148,7 +149,6 @@ void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activati
                       const struct product *router, const struct moe *moe, const struct moe_room *room);
 
 /* cuda_attention.cu */
-bool cuda_attention_open(struct cuda_dev *cuda);
 void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,
                     const struct kv_cache *kv, int32_t layer, const struct attention_shape *shape,
                     const struct step *step);
@@ -174,6 +174,12 @@ __device__ __forceinline__ void cuda_follow() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
+}
+
+/* Both at once, first thing in a kernel with nothing to do before. */
+__device__ __forceinline__ void cuda_begin() {
+    cuda_release();
+    cuda_follow();
 }
 
 /* Launch a kernel that calls both. */

@@ -3,27 +3,6 @@
 #include "kernels/cuda/cuda_attention.cuh"
 #include "kernels/cuda/cuda_attention_plain.cuh"
 
-/* Does this build have code for the instructions of cuda_attention_wgmma.cuh? */
-static __global__ void probe_kernel(int32_t *out) {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
-    *out = 1;
-#else
-    *out = 0;
-#endif
-}
-
-bool cuda_attention_open(struct cuda_dev *cuda) {
-    int32_t answer = 0, *flag = (int32_t *)cuda_scratch(cuda, sizeof *flag);
-    if (!flag) return false;
-    probe_kernel<<<1, 1, 0, cuda->stream>>>(flag);
-    bool ok =
-        cuda_ok(cuda, cudaMemcpyAsync(&answer, flag, sizeof answer, cudaMemcpyDeviceToHost, cuda->stream),
-                "a first kernel") &&
-        cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "a first kernel");
-    cuda->has_wgmma = ok && cuda->prop.major == 9 && answer == 1;
-    return ok;
-}
-
 template <typename T>
 static void plain_attention(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                             const void *slab, const struct attention_args &a, const struct step *step) {

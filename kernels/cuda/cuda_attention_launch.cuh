@@ -58,9 +58,11 @@ static void launch_items(const struct attention_call<T> *c, int32_t first, int32
     if (n == 0) return;
     if constexpr (HD == 64 || HD == 128)
         if (rows >= WGMMA_ROWS && tokens > 1 && launch_wide<T, HD>(c, first, n, rows)) return;
-    if (rows <= 16)
+    /* With few blocks nothing hides the time that one warp takes to copy a tile. */
+    bool is_lonely = n * c->a.n_kv_heads < 2 * c->cuda->prop.multiProcessorCount;
+    if (rows <= 16 && !is_lonely)
         launch_mma<T, HD, 1>(c, first, n, rows);
-    else if (rows <= 32)
+    else if (rows <= 32 && !is_lonely)
         launch_mma<T, HD, 2>(c, first, n, rows);
     else
         launch_mma<T, HD, 4>(c, first, n, rows);

@@ -297,8 +297,7 @@ __global__ void __launch_bounds__(WARPS * 32)
                          const int32_t *block_table, attention_args a) {
     using shape = tile_shape<HD>;
     extern __shared__ __align__(128) char room[];
-    cuda_release();
-    cuda_follow();
+    cuda_begin();
     const struct attention_item item = items[blockIdx.x];
     int32_t kv_head = blockIdx.y, n_rows = item.n_rows * a.group;
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;

@@ -99,8 +99,7 @@ template <typename T>
 __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     plain_attention_kernel(T *out, const T *q, const T *slab, const int32_t *position, const int32_t *slot,
                            const int32_t *block_table, attention_args a, int64_t n_pairs) {
-    cuda_release();
-    cuda_follow();
+    cuda_begin();
     __shared__ float q_room[PLAIN_WARPS][MAX_HEAD_DIM], p_room[PLAIN_WARPS][ATTENTION_TILE];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     int64_t pair = (int64_t)blockIdx.x * PLAIN_WARPS + warp;

@@ -277,8 +277,7 @@ __global__ void __launch_bounds__((WGMMA_WARPS + 4) * 32, 1)
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
     __syncthreads();
-    cuda_release();
-    cuda_follow();
+    cuda_begin();
     const struct attention_item item = items[blockIdx.x];
     int32_t kv_head = blockIdx.y, n_rows = item.n_rows * a.group;
     int32_t block_row = (int32_t)blockIdx.z * WGMMA_ROWS * WGMMA_GROUPS;

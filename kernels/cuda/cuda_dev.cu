@@ -133,10 +133,16 @@ static void cuda_close(struct dev *dev) {
     free(cuda);
 }
 
+static bool cuda_computes(const struct dev *dev, enum dtype dtype) {
+    const struct cuda_dev *cuda = (const struct cuda_dev *)dev;
+    return dtype == DTYPE_F32 || dtype == DTYPE_F16 || (dtype == DTYPE_BF16 && cuda->has_bf16);
+}
+
 static const struct backend *cuda_backend(void) {
     static struct backend b;
     b.kind = "cuda";
     b.close = cuda_close;
+    b.computes = cuda_computes;
     b.memory_available = cuda_memory_available;
     b.alloc = cuda_alloc;
     b.free = cuda_free;
@@ -177,6 +183,30 @@ static const struct backend *cuda_backend(void) {
     return &b;
 }
 
+/* For which architecture this build's kernels are: what runs may be older code, compiled for
+ * the device when it is loaded. */
+static __global__ void probe_kernel(int32_t *has) {
+#if __CUDA_ARCH__ >= 800
+    has[0] = 1;
+#endif
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    has[1] = 1;
+#endif
+}
+
+static bool probe_build(struct cuda_dev *cuda) {
+    int32_t has[2] = {}, *flags = (int32_t *)cuda_scratch(cuda, sizeof has);
+    if (!flags || !cuda_ok(cuda, cudaMemsetAsync(flags, 0, sizeof has, cuda->stream), "memory")) return false;
+    probe_kernel<<<1, 1, 0, cuda->stream>>>(flags);
+    bool ok = cuda_ok(cuda, cudaGetLastError(), "this build has no code for the device") &&
+              cuda_ok(cuda, cudaMemcpyAsync(has, flags, sizeof has, cudaMemcpyDeviceToHost, cuda->stream),
+                      "a first kernel") &&
+              cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "a first kernel");
+    cuda->has_bf16 = has[0] && cuda->prop.major >= 8;
+    cuda->has_wgmma = has[1] && cuda->prop.major == 9;
+    return ok;
+}
+
 static int check_device(struct cuda_dev *cuda, struct err *err) {
     int n = 0;
     cudaError_t e = cudaGetDeviceCount(&n);
@@ -187,8 +217,8 @@ static int check_device(struct cuda_dev *cuda, struct err *err) {
     if (e == cudaSuccess) e = cudaGetDeviceProperties(&cuda->prop, cuda->id);
     if (e != cudaSuccess)
         return err_set(err, E_DEVICE, "CUDA device %d: %s", cuda->id, cudaGetErrorString(e));
-    if (cuda->prop.major < 8)
-        return err_set(err, E_DEVICE, "%s has compute capability %d.%d; bf16 needs 8.0", cuda->prop.name,
+    if (cuda->prop.major * 10 + cuda->prop.minor < 75)
+        return err_set(err, E_DEVICE, "%s has compute capability %d.%d; 7.5 is needed", cuda->prop.name,
                        cuda->prop.major, cuda->prop.minor);
     return 0;
 }
@@ -205,7 +235,7 @@ extern "C" int cuda_dev_open(struct dev **out, const struct dev_options *options
     bool ok = cuda_ok(cuda, cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking), "a stream");
     for (int i = 0; ok && i < CUDA_MARKS; i++)
         ok = cuda_ok(cuda, cudaEventCreateWithFlags(&cuda->marks[i], cudaEventDisableTiming), "an event");
-    ok = ok && cuda_linear_open(cuda) && cuda_attention_open(cuda);
+    ok = ok && probe_build(cuda) && cuda_linear_open(cuda);
     if (!ok) {
         r = err_set(err, E_DEVICE, "%s: %s", cuda->prop.name, cuda->dev.failed.text);
         cuda_close(&cuda->dev);

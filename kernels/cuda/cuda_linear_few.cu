@@ -61,8 +61,7 @@ __device__ __forceinline__ void few_multiply(float sums[TILES][4], const few_fra
 template <typename T, typename U, int TILES, int STAGES>
 __global__ void __launch_bounds__(32) few_kernel(few_args<T, U> a) {
     extern __shared__ __align__(1024) char few_room[];
-    cuda_release();
-    cuda_follow();
+    cuda_begin();
     constexpr int COPIES = (TILE_ROWS + 8 * TILES) / 4; /* rows that a lane copies 16 bytes of */
     int lane = (int)threadIdx.x, first = (int)blockIdx.x * a.tile, rows = min(a.tile, a.n - first);
     int n_stages = (a.k + STAGE_COLUMNS - 1) / STAGE_COLUMNS, chunk = lane & 7, lane_row = lane >> 3;

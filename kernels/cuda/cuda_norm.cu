@@ -136,6 +136,7 @@ __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t 
 template <typename T, int V, enum norm_kind KIND, enum added ADD>
 __global__ void __launch_bounds__(NORM_THREADS)
     norm_kernel(T *out_rows, T *residual, norm_args a, int64_t h) {
+    cuda_begin();
     __shared__ float partial[4][32];
     int64_t row = blockIdx.x;
     T *res = residual + row * h, *out = out_rows + row * h;
@@ -189,9 +190,8 @@ struct norm_call {
 
 template <typename T, int V, enum norm_kind KIND, enum added ADD> static void launch(const norm_call &c) {
     dim3 grid((unsigned)c.residual->shape[0]);
-    norm_kernel<T, V, KIND, ADD><<<grid, NORM_THREADS, 0, c.cuda->stream>>>(
-        (T *)c.out->x.data, (T *)c.residual->data, c.args, c.residual->shape[1]);
-    cuda_launched(c.cuda, "residual_norm");
+    cuda_launch(c.cuda, "residual_norm", norm_kernel<T, V, KIND, ADD>, grid, NORM_THREADS, 0,
+                (T *)c.out->x.data, (T *)c.residual->data, c.args, c.residual->shape[1]);
 }
 
 template <typename T, int V, enum norm_kind KIND> static void launch_added(const norm_call &c) {

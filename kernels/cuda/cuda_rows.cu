@@ -23,6 +23,7 @@ struct tokens { /* of a step's rows, and where they are kept */
 template <typename T, int V>
 __global__ void embed_kernel(T *residual, const T *table, struct tokens t, float scale, int64_t h, int64_t ld,
                              int64_t n_ids) {
+    cuda_begin();
     int64_t row = blockIdx.x;
     int32_t id = t.token[row];
     if (id < 0) id = t.last_sample[~id];
@@ -48,12 +49,11 @@ static void embed_rows(struct cuda_dev *cuda, struct tensor *residual, const str
         step->token,       step->position,          step->slot, cuda->dev.last_sample, cuda->dev.history,
         step->block_table, step->block_table_stride};
     if (h % V == 0)
-        embed_kernel<T, V><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t,
-                                                           scale, h, table->k_pad, table->n);
+        cuda_launch(cuda, "embed", embed_kernel<T, V>, grid, 128, 0, (T *)residual->data,
+                    (const T *)table->data, t, scale, h, table->k_pad, table->n);
     else
-        embed_kernel<T, 1><<<grid, 128, 0, cuda->stream>>>((T *)residual->data, (const T *)table->data, t,
-                                                           scale, h, table->k_pad, table->n);
-    cuda_launched(cuda, "embed");
+        cuda_launch(cuda, "embed", embed_kernel<T, 1>, grid, 128, 0, (T *)residual->data,
+                    (const T *)table->data, t, scale, h, table->k_pad, table->n);
 }
 
 void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
@@ -79,6 +79,7 @@ __device__ __forceinline__ int64_t kv_at(const qkv_args &a, int64_t row, int32_t
 }
 
 template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *qkv, qkv_args a) {
+    cuda_begin();
     int64_t row = blockIdx.x;
     int32_t position = a.position[row], hd = a.head_dim;
     int32_t n_heads = a.n_heads + 2 * a.n_kv_heads;
@@ -157,6 +158,7 @@ __device__ void norm_head(float *room, int32_t hd, enum norm_kind kind, const fl
 template <typename T>
 __global__ void __launch_bounds__(HEAD_WARPS * 32)
     heads_kernel(T *q, T *slab, const T *qkv, qkv_args a, head_args rules) {
+    cuda_begin();
     __shared__ float rooms[HEAD_WARPS][HEAD_MOST];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
     int64_t row = blockIdx.x;
@@ -229,12 +231,12 @@ static void qkv_rows(struct cuda_dev *cuda, struct tensor *q, struct kv_cache *k
     bool wide = a.half % V == 0 && (a.head_dim - 2 * a.half) % V == 0;
     if (rules->clip > 0 || rules->q_norm) {
         grid.y = (unsigned)((a.n_heads + 2 * a.n_kv_heads + HEAD_WARPS - 1) / HEAD_WARPS);
-        heads_kernel<T><<<grid, HEAD_WARPS * 32, 0, cuda->stream>>>(to, slab, in, a, head_args_of(rules));
+        cuda_launch(cuda, "qkv_finish", heads_kernel<T>, grid, HEAD_WARPS * 32, 0, to, slab, in, a,
+                    head_args_of(rules));
     } else if (wide)
-        qkv_kernel<T, V><<<grid, 192, 0, cuda->stream>>>(to, slab, in, a);
+        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, V>, grid, 192, 0, to, slab, in, a);
     else
-        qkv_kernel<T, 1><<<grid, 192, 0, cuda->stream>>>(to, slab, in, a);
-    cuda_launched(cuda, "qkv_finish");
+        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, 1>, grid, 192, 0, to, slab, in, a);
 }
 
 void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
@@ -258,6 +260,7 @@ template <enum act ACT> __device__ __forceinline__ float activated(float x) {
 
 template <typename T, int V, enum act ACT>
 __global__ void glu_kernel(T *out, const T *gate_up, const float *bias, int64_t f) {
+    cuda_begin();
     int64_t row = blockIdx.y;
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= f) return;
@@ -273,6 +276,7 @@ __global__ void glu_kernel(T *out, const T *gate_up, const float *bias, int64_t 
 
 template <typename T, int V, enum act ACT>
 __global__ void act_kernel(T *out, const T *y, const float *bias, int64_t f) {
+    cuda_begin();
     int64_t row = blockIdx.y;
     int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
     if (i >= f) return;
@@ -289,10 +293,9 @@ static void launch_act(struct cuda_dev *cuda, struct activation *out, const stru
     T *o = (T *)out->x.data;
     const T *in = (const T *)y->y.data;
     if (gated)
-        glu_kernel<T, V, ACT><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(y), f);
+        cuda_launch(cuda, gated ? "glu" : "act", glu_kernel<T, V, ACT>, grid, 128, 0, o, in, bias_of(y), f);
     else
-        act_kernel<T, V, ACT><<<grid, 128, 0, cuda->stream>>>(o, in, bias_of(y), f);
-    cuda_launched(cuda, gated ? "glu" : "act");
+        cuda_launch(cuda, gated ? "glu" : "act", act_kernel<T, V, ACT>, grid, 128, 0, o, in, bias_of(y), f);
 }
 
 template <typename T, int V>
@@ -328,6 +331,7 @@ void cuda_act(struct dev *dev, struct activation *out, const struct product *y, 
 
 template <typename U>
 __global__ void gather_kernel(U *out, const U *x, const struct step_sample *samples, int64_t n) {
+    cuda_begin();
     int64_t s = blockIdx.x, row = samples[s].row;
     for (int64_t i = threadIdx.x; i < n; i += blockDim.x) out[s * n + i] = x[row * n + i];
 }
@@ -338,17 +342,17 @@ void cuda_gather(struct dev *dev, struct activation *out, const struct activatio
     int64_t bytes = x->x.shape[1] * (int64_t)dtype_bytes(x->x.dtype);
     if (step->n_samples == 0) return;
     if (bytes % 16 == 0 && is_aligned(out->x.data) && is_aligned(x->x.data))
-        gather_kernel<uint4><<<(unsigned)step->n_samples, 128, 0, cuda->stream>>>(
-            (uint4 *)out->x.data, (const uint4 *)x->x.data, step->samples, bytes / 16);
+        cuda_launch(cuda, "gather", gather_kernel<uint4>, (unsigned)step->n_samples, 128, 0,
+                    (uint4 *)out->x.data, (const uint4 *)x->x.data, step->samples, bytes / 16);
     else
-        gather_kernel<uint16_t><<<(unsigned)step->n_samples, 128, 0, cuda->stream>>>(
-            (uint16_t *)out->x.data, (const uint16_t *)x->x.data, step->samples, bytes / 2);
-    cuda_launched(cuda, "gather");
+        cuda_launch(cuda, "gather", gather_kernel<uint16_t>, (unsigned)step->n_samples, 128, 0,
+                    (uint16_t *)out->x.data, (const uint16_t *)x->x.data, step->samples, bytes / 2);
 }
 
 /* ---------------------------------------------------------------- logits */
 
 __global__ void finish_kernel(float *logits, const float *bias, float softcap, int64_t vocab) {
+    cuda_begin();
     float *row = logits + (int64_t)blockIdx.y * vocab;
     int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= vocab) return;
@@ -361,6 +365,6 @@ void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap) 
     int64_t vocab = logits->y.shape[1];
     if (logits->y.shape[0] == 0) return;
     dim3 grid((unsigned)((vocab + 255) / 256), (unsigned)logits->y.shape[0]);
-    finish_kernel<<<grid, 256, 0, cuda->stream>>>((float *)logits->y.data, bias_of(logits), softcap, vocab);
-    cuda_launched(cuda, "logits_finish");
+    cuda_launch(cuda, "logits_finish", finish_kernel, grid, 256, 0, (float *)logits->y.data, bias_of(logits),
+                softcap, vocab);
 }

@@ -28,6 +28,7 @@ __device__ bool is_last_of_slot(const struct step_sample *samples, int32_t i, in
 static __global__ void __launch_bounds__(THREADS, 2)
     sample_kernel(int32_t *drawn, int32_t *last_sample, const float *logits, const float *bias, int32_t vocab,
                   const struct step_sample *samples, int32_t n_samples, const int32_t *banned) {
+    cuda_begin();
     int32_t i = blockIdx.x;
     const struct step_sample *sample = samples + i;
     if (sample->has_target && threadIdx.x == 0) drawn[i] = sample->target;
@@ -43,6 +44,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
 static __global__ void __launch_bounds__(THREADS, 2)
     adjusted_kernel(struct sampling k, int32_t *history, float *room, int64_t room_stride) {
+    cuda_begin();
     float *row = room + blockIdx.x * room_stride;
     for (int32_t i = blockIdx.x; i < k.n_samples; i += gridDim.x) {
         const struct step_sample *sample = k.step.samples + i;
@@ -61,6 +63,7 @@ static __global__ void __launch_bounds__(THREADS, 2)
 
 static __global__ void __launch_bounds__(THREADS, 2)
     logprob_kernel(struct sampling k, struct sample_logprobs *logprobs) {
+    cuda_begin();
     int32_t i = blockIdx.x;
     const struct step_sample *sample = k.step.samples + i;
     if (!sample->wants_logprob) return;
@@ -90,8 +93,8 @@ static void draw_adjusted(struct cuda_dev *cuda, const struct sampling *k) {
     float *room = (float *)cuda_scratch(cuda, (size_t)cuda_sample_bytes(&cuda->dev, k->n_samples, k->vocab));
     if (!room) return;
     unsigned blocks = (unsigned)n_rooms(cuda, k->n_samples);
-    adjusted_kernel<<<blocks, THREADS, 0, cuda->stream>>>(*k, cuda->dev.history, room, room_stride(k->vocab));
-    cuda_launched(cuda, "sample with penalties");
+    cuda_launch(cuda, "sample with penalties", adjusted_kernel, blocks, THREADS, 0, *k, cuda->dev.history,
+                room, room_stride(k->vocab));
 }
 
 /* ---------------------------------------------------------------- the operation */
@@ -104,11 +107,9 @@ void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct s
     struct sampling k = {
         drawn,           last_sample, (const float *)logits->y.data, bias, (int32_t)logits->y.shape[1],
         step->n_samples, *step};
-    sample_kernel<<<n, THREADS, 0, cuda->stream>>>(drawn, last_sample, k.logits, bias, k.vocab, step->samples,
-                                                   step->n_samples, step->banned);
-    cuda_launched(cuda, "sample");
+    cuda_launch(cuda, "sample", sample_kernel, n, THREADS, 0, drawn, last_sample, k.logits, bias, k.vocab,
+                step->samples, step->n_samples, step->banned);
     if (step->has_adjusted) draw_adjusted(cuda, &k);
     if (!step->has_logprobs) return;
-    logprob_kernel<<<n, THREADS, 0, cuda->stream>>>(k, logprobs);
-    cuda_launched(cuda, "logprobs");
+    cuda_launch(cuda, "logprobs", logprob_kernel, n, THREADS, 0, k, logprobs);
 }
