@@ -63,15 +63,19 @@ SIMD_OBJ := $(foreach v,$(SIMD_VARIANTS),$(patsubst %.c,$(BUILD)/obj/%.$(v).o,$(
 # ---------------------------------------------------------------- CUDA, where nvcc is there
 #
 #   make CUDA=0          the program for the CPU alone
-#   make ARCH=90a        for one kind of GPU; `native` where a GPU is present, else 80 and PTX
+#   make ARCH=90a        for one kind of GPU; "75 90a" for two; 75ptx: code that newer cards compile
+#                        when it is loaded; all. By default the GPU that is present, else 75 and its PTX
 
 NVCC := $(firstword $(wildcard $(shell command -v nvcc 2>/dev/null) /usr/local/cuda/bin/nvcc))
 CUDA ?= $(if $(and $(NVCC),$(wildcard /dev/nvidiactl)),1,0)
-ARCH ?= $(if $(wildcard /dev/nvidiactl),native,80)
+ARCH ?= $(if $(wildcard /dev/nvidiactl),native,75 75ptx)
 CUDA_SRC := $(wildcard kernels/cuda/*.cu)
 CUDA_OBJ := $(patsubst %.cu,build/obj/%.o,$(CUDA_SRC))
-NVCC_ARCH := $(if $(filter native,$(ARCH)),-arch=native,$(foreach a,$(ARCH),-gencode=arch=compute_$(a)$(comma)code=sm_$(a)))
-NVCC_ARCH += $(if $(filter 80,$(ARCH)),-gencode=arch=compute_80$(comma)code=compute_80)
+# Hopper's own instructions need the "a".
+NATIVE = $(patsubst 90,90a,$(shell nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .))
+ARCHES := $(patsubst native,$(if $(filter native,$(ARCH)),$(NATIVE)),$(patsubst all,75 80 86 89 90a 100 120 120ptx,$(ARCH)))
+gencode = -gencode=arch=compute_$(1:ptx=)$(comma)code=$(if $(filter %ptx,$(1)),compute_$(1:ptx=),sm_$(1))
+NVCC_ARCH := $(foreach a,$(ARCHES),$(call gencode,$(a)))
 NVCC_FLAGS := -std=c++17 -O3 -I. -MMD -MP $(NVCC_ARCH) -Xcompiler=-fPIC,-Wall$(if $(CI),$(comma)-Werror)
 CUDA_LIBS = -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../targets/x86_64-linux/lib -lcublasLt -lcudart
 
@@ -267,7 +271,7 @@ help:
 	@echo 'make demo         a CSV of small tasks through the demo model, with reports'
 	@echo 'make check        tests that take seconds'
 	@echo 'make test         all tests; V=asan or V=tsan under a sanitizer'
-	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="90a" ... for other GPUs than this one'
+	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="75 90a" ... for other GPUs than this one'
 	@echo 'make test-gpu     kernels and engine on the GPU'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make fuzz-tokenizer  mutated files under ASan; fuzz-config, fuzz-safetensors; RUNS=200000 SEED=2'

@@ -33,6 +33,7 @@ struct figures {
     struct engine_stats stats;
     struct engine_profile profile;
     int32_t profile_every;
+    double load_s; /* to open the device, load the weights and make room for keys and values */
 };
 
 /* Unique ids: no two prompts begin alike, so nothing comes from the prefix cache. */
@@ -167,6 +168,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
     json_object_set_new(o, "fraction_of_roof", json_real(output / f->roof_tokens_per_s));
     json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
     add_device_time(o, s);
+    json_object_set_new(o, "load_s", json_real(f->load_s));
     json_object_set_new(o, "profile", profile_json(f));
     return o;
 }
@@ -207,6 +209,7 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     bench_print_roof(device, &f->roof);
     printf("requests            %" PRId64 " of %d + %d tokens, %d at once\n", p->n_prompts, p->input_len, p->output_len,
            p->n_seqs);
+    printf("load                %.2f s\n", real(o, "load_s"));
     printf("time                %.2f s\n", real(o, "seconds"));
     printf("output tokens/s     %.1f\n", real(o, "output_tokens_per_s"));
     printf("total tokens/s      %.1f\n", real(o, "total_tokens_per_s"));
@@ -239,8 +242,10 @@ int bench_throughput(const struct args *args, const char *folder) {
     bool is_small = flags.options.max_num_seqs > 0 && flags.options.max_num_seqs <= SMALL_STEP;
     f.profile_every = flags.options.profile_every = is_small ? PROFILE_SMALL_EVERY : PROFILE_EVERY;
     signals_listen();
+    int64_t start = clock_mono_ns();
     if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
     else p.n_seqs = engine_max_num_seqs(e);
+    f.load_s = (double)(clock_mono_ns() - start) / 1e9;
     if (code != EXIT_DONE) {
         engine_flags_clear(&flags);
         return code;

@@ -1,24 +1,31 @@
 /* test_engine.c - the whole engine: the same tokens whatever shares the batch, the
  * model's own texts, stops and limits, failures that belong to one request. */
+#include "tests/aid_jobs.h"
 #include "tests/unit.h"
 
 #include "base/clock.h"
+#include "base/hash.h"
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/sample/logprobs.h"
 
 #include <jansson.h>
 #include <math.h>
+#include <sys/stat.h>
 
 static const char demo[] = "tests/models/demo", tiny[] = "tests/models/tiny-llama3";
 
-enum { N = 208, MAX_PROMPT = 90, MAX_NEW = 150 };
+enum { N = 500, MAX_PROMPT = 90, MAX_NEW = 150 };
 
-static int count; /* requests of a run: N, fewer where it has to be quick */
+static int count; /* requests of a run: N, fewer on the CPU and where it has to be quick */
 
 static uint32_t next_random(uint32_t *state) {
     *state = *state * 1664525u + 1013904223u;
     return *state >> 8;
+}
+
+static bool is_cuda(void) {
+    return strcmp(test_device(), "cuda") == 0;
 }
 
 /* ---------------------------------------------------------------- many requests */
@@ -161,7 +168,7 @@ static void run_all(struct outcomes *out, const struct run *run) {
     assert_int_equal(stats.n_preemptions, out->preemptions);
     assert_true(stats.device.n_steps > 0 && stats.device.n_steps <= stats.n_steps);
     assert_true(stats.device.busy_ns > 0 && stats.device.idle_ns >= 0);
-    if (run->rows > 0) assert_int_equal(stats.device_large.n_steps, 0); /* no step of these is large */
+    if (run->rows > 0 && run->rows < ENGINE_LARGE_STEP) assert_int_equal(stats.device_large.n_steps, 0);
     engine_close(e);
 }
 
@@ -235,6 +242,114 @@ static void bfloat16_is_batch_invariant(void **state) {
     check_dtype("bfloat16");
 }
 
+/* As many bytes as n blocks of KV_BLOCK tokens take in float32. */
+static int64_t bytes_of_blocks(const char *dir, int64_t n) {
+    struct model_info m;
+    struct err err = ERR_INIT;
+    assert_ok(model_describe(&m, dir, &err), &err);
+    return n * 32 * m.n_layers * 2 * m.n_kv_heads * m.head_dim * 4;
+}
+
+/* Steps large enough for every algorithm, chosen anew, tuned, and read from the file that
+ * remembers them; also with so few blocks that rows are preempted. */
+static void large_steps_and_remembered_algorithms(void **state) {
+    char path[600], *cache = temp_path("cache");
+    struct outcomes small, got;
+    struct run run = {.dir = invariance_model(path), .dtype = "bfloat16", .rows = 64, .seqs = 512, .order = SHUFFLED, .lookahead = 1};
+    if (!is_cuda()) skip();
+    run_all(&small, &run);
+    setenv("XDG_CACHE_HOME", cache, 1);
+    for (run.rows = 1024; run.rows <= 4096; run.rows *= 2)
+        for (int start = 0; start < 3; start++) { /* the file is there from the second on */
+            run.order = start % 2 ? TOGETHER : SHUFFLED;
+            run.kv_bytes = start == 2 ? bytes_of_blocks(run.dir, 64) / 2 : 0; /* bytes_of_blocks is for float32 */
+            run_all(&got, &run);
+            assert_same(&got, &small, &run);
+            if (start == 2 && got.preemptions < 50) fail_msg("%d preemptions", (int)got.preemptions);
+            outcomes_clear(&got);
+        }
+    unsetenv("XDG_CACHE_HOME");
+    outcomes_clear(&small);
+    free(cache);
+}
+
+/* ---------------------------------------------------------------- stress */
+
+static const char long_config[] =
+    "{\"model_type\": \"llama\", \"hidden_size\": 64, \"intermediate_size\": 128, \"num_hidden_layers\": 2,"
+    " \"num_attention_heads\": 4, \"num_key_value_heads\": 2, \"vocab_size\": 512, \"torch_dtype\": \"bfloat16\","
+    " \"max_position_embeddings\": 4096}";
+
+struct long_run {
+    uint64_t *digest; /* of each request's tokens */
+    int64_t preemptions;
+};
+
+/* Request i: a prompt of 1 to `most` tokens, short ones more often, and up to 150 or 400 more. */
+static struct engine_request *long_request(int i, int most) {
+    struct engine_request *r = engine_request_new();
+    uint32_t state = (uint32_t)i * 2654435761u + 5;
+    r->tag = (uint64_t)i;
+    r->n_tokens = 1 + (next_random(&state) % (uint32_t)most) * (next_random(&state) % (uint32_t)most) / (uint32_t)most;
+    r->tokens = mem_zalloc(r->n_tokens, sizeof *r->tokens);
+    for (size_t k = 0; k < r->n_tokens; k++) r->tokens[k] = (int32_t)(next_random(&state) % 512);
+    r->sampling.max_tokens = (int32_t)(1 + next_random(&state) % (uint32_t)(most < 1000 ? 150 : 400));
+    r->sampling.ignore_eos = true;
+    if (i % 2) r->sampling.temperature = 1, r->sampling.seed = (uint64_t)i;
+    return r;
+}
+
+static void run_long(struct long_run *out, const char *dir, int n, int most, int64_t kv_bytes) {
+    struct err err = ERR_INIT;
+    struct engine *e;
+    struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+    struct engine_stats stats;
+    o.model_dir = dir;
+    o.device = test_device();
+    o.load_format = "dummy";
+    o.max_num_seqs = 256;
+    o.kv_cache_memory_bytes = kv_bytes;
+    assert_ok(engine_open(&e, &o, &err), &err);
+    *out = (struct long_run){.digest = mem_zalloc((size_t)n, sizeof *out->digest)};
+    for (int given = 0, taken = 0; taken < n;) {
+        struct engine_request *r = given < n ? long_request(given, most) : NULL;
+        if (r && engine_submit(e, r, 0)) {
+            given++;
+            continue;
+        }
+        engine_request_free(r);
+        struct engine_completion *c = collect(e);
+        if (c->finish != FINISH_LENGTH) fail_msg("request %d ends otherwise: %s", (int)c->tag, c->error);
+        out->digest[c->tag] = hash64(c->tokens, c->n_tokens * sizeof *c->tokens, c->n_tokens);
+        out->preemptions += c->preemptions;
+        engine_completion_free(c);
+        taken++;
+    }
+    engine_stats(e, &stats);
+    assert_int_equal(stats.kv_blocks_used, 0); /* none leaks */
+    assert_int_equal(stats.n_running + stats.n_waiting, 0);
+    engine_close(e);
+}
+
+static void long_prompts_in_a_tiny_pool(void **state) {
+    int n = is_cuda() ? 10000 : test_is_quick() ? 40 : 150, most = is_cuda() ? 1600 : 200;
+    char *dir = temp_path("long"), *path = temp_path("long/config.json");
+    const int64_t block = 2 * 2 * 2 * 32 * 16 * 2; /* 2 layers, K and V, 2 heads of 16, bf16 */
+    struct long_run roomy, tight;
+    assert_int_equal(mkdir(dir, 0700), 0);
+    temp_write(path, long_config, sizeof long_config - 1);
+    run_long(&roomy, dir, n, most, block * 40000);
+    run_long(&tight, dir, n, most, block * (is_cuda() ? 160 : 20));
+    assert_int_equal(roomy.preemptions, 0);
+    if (tight.preemptions < (is_cuda() ? 1000 : 10)) fail_msg("%d preemptions", (int)tight.preemptions);
+    print_message("%d requests, %d preemptions\n", n, (int)tight.preemptions);
+    assert_memory_equal(tight.digest, roomy.digest, (size_t)n * sizeof *tight.digest);
+    free(roomy.digest);
+    free(tight.digest);
+    free(dir);
+    free(path);
+}
+
 static void alone_with_two_threads_and_lookahead(void **state) {
     char path[600];
     struct outcomes a, b;
@@ -248,14 +363,6 @@ static void alone_with_two_threads_and_lookahead(void **state) {
     outcomes_clear(&b);
 }
 
-/* As many bytes as n blocks of KV_BLOCK tokens take in float32. */
-static int64_t bytes_of_blocks(const char *dir, int64_t n) {
-    struct model_info m;
-    struct err err = ERR_INIT;
-    assert_ok(model_describe(&m, dir, &err), &err);
-    return n * 32 * m.n_layers * 2 * m.n_kv_heads * m.head_dim * 4;
-}
-
 static void preempted_requests_go_on_as_if_nothing_had_been(void **state) {
     char path[600];
     struct outcomes roomy, tight;
@@ -267,7 +374,7 @@ static void preempted_requests_go_on_as_if_nothing_had_been(void **state) {
         for (run.rows = 64; run.rows <= 512; run.rows *= 8) {
             run_all(&tight, &run);
             assert_same(&tight, &roomy, &run);
-            if (tight.preemptions < (count == N ? 50 : 10)) fail_msg("%d preemptions", (int)tight.preemptions);
+            if (tight.preemptions < (test_is_quick() ? 10 : 50)) fail_msg("%d preemptions", (int)tight.preemptions);
             outcomes_clear(&tight);
         }
     outcomes_clear(&roomy);
@@ -638,8 +745,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test(alone_with_two_threads_and_lookahead),
         cmocka_unit_test(float32_is_batch_invariant),
         cmocka_unit_test(bfloat16_is_batch_invariant),
+        cmocka_unit_test(large_steps_and_remembered_algorithms),
+        cmocka_unit_test(long_prompts_in_a_tiny_pool),
     };
-    count = test_is_quick() ? 64 : N;
+    count = test_is_quick() ? 64 : is_cuda() ? N : 208;
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -201,6 +201,19 @@ static inline void cuda_launch(struct cuda_dev *cuda, const char *what, void (*k
 
 #endif
 
+#ifdef __cplusplus
+/* The larger; NaN where either is, for a NaN must not vanish in a maximum. */
+__device__ __forceinline__ float max_or_nan(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float z;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
+    return z;
+#else
+    return y > x || y != y ? y : x;
+#endif
+}
+#endif
+
 /* Kernels are written once for all compute dtypes; T is float, __nv_bfloat16 or __half. */
 #ifdef __cplusplus
 template <typename T> __device__ __forceinline__ float cuda_float(T x);

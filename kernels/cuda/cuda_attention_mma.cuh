@@ -106,17 +106,6 @@ __device__ __forceinline__ void tile_scores(float s[8][4], const uint32_t q[][4]
         }
 }
 
-/* The larger; NaN if one is, for a NaN in sight must not vanish in a maximum. */
-__device__ __forceinline__ float max_or_nan(float x, float y) {
-#if __CUDA_ARCH__ >= 800
-    float z;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(z) : "f"(x), "f"(y));
-    return z;
-#else
-    return y > x || y != y ? y : x;
-#endif
-}
-
 /* Are all keys of a tile in sight of the lane's rows? Rows that are not there do not count. */
 __device__ __forceinline__ bool sees_all(const mma_rows &rows, int32_t tile) {
     bool all = true;

@@ -71,13 +71,6 @@ __device__ __forceinline__ float order_float(uint32_t key) {
     return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key);
 }
 
-/* The larger; NaN where either is. */
-__device__ __forceinline__ float max_or_nan(float a, float b) {
-    float r;
-    asm("max.NaN.f32 %0, %1, %2;" : "=f"(r) : "f"(a), "f"(b));
-    return r;
-}
-
 __device__ __forceinline__ float max_of(float4 x) {
     return max_or_nan(max_or_nan(x.x, x.y), max_or_nan(x.z, x.w));
 }
