@@ -466,7 +466,9 @@ static void check_mixture(struct bed *b, const struct mixture *m, int t) {
             total += share[e];
         }
         for (int c = 0; c < MOE_WIDTH; c++) {
-            double want = 0, slack = 0, unit = b->dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-20;
+            double want = 0, slack = 0, unit = 0x1p-20;
+            if (b->dtype == DTYPE_BF16) unit = 0x1p-8;
+            if (b->dtype == DTYPE_F16) unit = 0x1p-11;
             for (int e = 0; e < EXPERTS; e++) {
                 double part = share[e] / total * (double)made[e][r * MOE_WIDTH + c];
                 want += part;

@@ -423,8 +423,6 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
                        .err = err};
     int r = plan(&l);
     if (r < 0) return r;
-    if (l.plan.is_quantized && strcmp(dev_kind(dev), "cpu") != 0)
-        return err_set(err, E_UNSUPPORTED, "quantized weights run on the CPU alone: --device cpu");
     int64_t available = dev_memory_available(dev);
     if (l.plan.bytes > available)
         return err_set(err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available",
