@@ -265,6 +265,17 @@ static void sizes_beyond_memory_are_refused_before_they_are_taken(void **state) 
     struct model_options options = {.dir = dir, .dummy = true};
     assert_err(model_open(&m, dev, &options, &err), E_NO_MEMORY, "the weights need ", &err);
     assert_non_null(strstr(err.text, " MiB are available"));
+    assert_null(strstr(err.text, "--quantization")); /* none would do */
+
+    /* Twice what there is in float32: a quarter of that in int8 fits. */
+    char twice[300];
+    int64_t layer = 4 * (4 * (int64_t)8192 * 8192 + 3 * (int64_t)8192 * 28672);
+    snprintf(twice, sizeof twice,
+             "{\"model_type\":\"llama\",\"hidden_size\":8192,\"num_hidden_layers\":%d,\"num_attention_heads\":64,"
+             "\"intermediate_size\":28672,\"vocab_size\":64}",
+             (int)(2 * dev_memory_available(dev) / layer + 1));
+    write_bytes("config.json", twice, strlen(twice));
+    assert_err(model_open(&m, dev, &options, &err), E_NO_MEMORY, "; --quantization int8 takes ", &err);
     static const char long_context[] = "{\"model_type\":\"llama\",\"hidden_size\":64,\"num_hidden_layers\":1,"
                                        "\"num_attention_heads\":4,\"intermediate_size\":64,\"vocab_size\":64,"
                                        "\"max_position_embeddings\":268435456,\"head_dim\":256}";

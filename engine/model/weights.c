@@ -410,6 +410,22 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
     return r;
 }
 
+/* What is needed, what there is, and a quantization that would fit: the finest of them. */
+static int refuse_size(const struct loader *l, int64_t available) {
+    static const char *const kinds[] = {"int8", "nf4", "nf4-dq"};
+    char remedy[80] = "";
+    bool is_quantized = l->quantization && l->quantization->kind != QUANT_NONE;
+    for (size_t i = 0; !is_quantized && !*remedy && i < sizeof kinds / sizeof *kinds; i++) {
+        struct quantization q;
+        struct weights_plan p;
+        if (quantization_parse(&q, kinds[i], NULL) < 0) continue;
+        if (weights_plan(&p, l->c, l->checkpoint, l->dtype, &q, NULL) < 0 || p.bytes > available) continue;
+        snprintf(remedy, sizeof remedy, "; --quantization %s takes %" PRId64, kinds[i], p.bytes >> 20);
+    }
+    return err_set(l->err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available%s",
+                   l->plan.bytes >> 20, dtype_name(l->dtype), available >> 20, remedy);
+}
+
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
                  struct err *err) {
@@ -424,9 +440,7 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     int r = plan(&l);
     if (r < 0) return r;
     int64_t available = dev_memory_available(dev);
-    if (l.plan.bytes > available)
-        return err_set(err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available",
-                       l.plan.bytes >> 20, dtype_name(dtype), available >> 20);
+    if (l.plan.bytes > available) return refuse_size(&l, available);
     if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
         log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
     w.layers = mem_zalloc((size_t)w.n_layers, sizeof *w.layers);
