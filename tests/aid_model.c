@@ -12,6 +12,10 @@ static void open_rig(struct rig *r, const char *dir, const struct rig_options *o
     memset(r, 0, sizeof *r);
     assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);
+    if (!dev_computes(r->dev, options->dtype)) { /* a GPU without bfloat16 */
+        dev_close(r->dev);
+        skip();
+    }
     assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
     runner_keep_logits(r->runner, true);
