@@ -255,10 +255,10 @@ static int64_t bytes_of_blocks(const char *dir, int64_t n) {
 /* Steps large enough for every algorithm, chosen anew, tuned, and read from the file that
  * remembers them; also with so few blocks that rows are preempted. */
 static void large_steps_and_remembered_algorithms(void **state) {
+    if (!is_cuda()) skip();
     char path[600], *cache = temp_path("cache");
     struct outcomes small, got;
     struct run run = {.dir = invariance_model(path), .dtype = "bfloat16", .rows = 64, .seqs = 512, .order = SHUFFLED, .lookahead = 1};
-    if (!is_cuda()) skip();
     run_all(&small, &run);
     setenv("XDG_CACHE_HOME", cache, 1);
     for (run.rows = 1024; run.rows <= 4096; run.rows *= 2)
