@@ -1,6 +1,7 @@
 /* tensor.c - see tensor.h. */
 #include "kernels/tensor.h"
 
+#include <assert.h>
 #include <string.h>
 
 static const struct {
@@ -72,4 +73,23 @@ float f16_to_f32(uint16_t x) {
         return sign ? -m : m;
     }
     return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
+}
+
+void numbers_read(float *out, const void *from, enum dtype t, int64_t n) {
+    const char *at = from;
+    uint16_t h;
+    assert(t == DTYPE_F32 || t == DTYPE_F16 || t == DTYPE_BF16);
+    if (t == DTYPE_F32) {
+        memcpy(out, at, (size_t)n * sizeof *out);
+        return;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        memcpy(&h, at + 2 * i, 2);
+        out[i] = t == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
+    }
+}
+
+float number_rounded(float x, enum dtype t) {
+    if (t == DTYPE_BF16) return bf16_to_f32(bf16_from_f32(x));
+    return t == DTYPE_F16 ? f16_to_f32(f16_from_f32(x)) : x;
 }

@@ -34,6 +34,12 @@ float bf16_to_f32(uint16_t x);
 uint16_t f16_from_f32(float x);
 float f16_to_f32(uint16_t x);
 
+/* f32 [n] from host memory in F32, F16 or BF16, which need not be aligned. */
+void numbers_read(float *out, const void *from, enum dtype t, int64_t n);
+
+/* The number nearest to x that t holds; t is F32, F16 or BF16. */
+float number_rounded(float x, enum dtype t);
+
 #ifdef __cplusplus
 }
 #endif

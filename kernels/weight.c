@@ -163,25 +163,16 @@ void weight_load_quantized(struct dev *dev, struct weight *w, const struct quant
 
 /* ---------------------------------------------------------------- numbers from a checkpoint */
 
+/* Numbers first .. first + n - 1. */
 static void read_numbers(float *out, const struct tensor *t, int64_t first, int64_t n) {
-    const char *at = (const char *)t->data + (size_t)first * dtype_bytes(t->dtype);
-    uint16_t h;
-    assert(t->dtype == DTYPE_F32 || t->dtype == DTYPE_F16 || t->dtype == DTYPE_BF16);
-    if (t->dtype == DTYPE_F32) {
-        memcpy(out, at, (size_t)n * sizeof *out);
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        memcpy(&h, at + 2 * i, 2);
-        out[i] = t->dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-    }
+    numbers_read(out, (const char *)t->data + (size_t)first * dtype_bytes(t->dtype), t->dtype, n);
 }
 
 /* f32 [n], as the model has them: in its own dtype. */
 static void read_rounded(float *out, const struct tensor *t, int64_t first, int64_t n, enum dtype dtype) {
     read_numbers(out, t, first, n);
-    if (dtype != DTYPE_BF16 || t->dtype == DTYPE_BF16) return;
-    for (int64_t i = 0; i < n; i++) out[i] = bf16_to_f32(bf16_from_f32(out[i]));
+    if (dtype == t->dtype) return;
+    for (int64_t i = 0; i < n; i++) out[i] = number_rounded(out[i], dtype);
 }
 
 /* A tensor on its way: pieces of it are quantized by as many threads as there are cores. */

@@ -110,9 +110,7 @@ static int open_attention(struct model *m, struct err *err) {
 
 /* As transformers holds the factor: in the model's dtype. */
 static float embed_scale(const struct model *m) {
-    float scale = m->config.embed_scale;
-    if (m->dtype == DTYPE_BF16) return bf16_to_f32(bf16_from_f32(scale));
-    return m->dtype == DTYPE_F16 ? f16_to_f32(f16_from_f32(scale)) : scale;
+    return number_rounded(m->config.embed_scale, m->dtype);
 }
 
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err) {

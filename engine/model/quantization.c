@@ -153,12 +153,7 @@ static int read_fp8_scale(struct quantized_tensor *out, const struct checkpoint_
     out->scale = mem_zalloc((size_t)rows, sizeof *out->scale);
     for (int64_t i = 0; i < rows; i++) {
         const char *at = (const char *)t->data + (n == 1 ? 0 : i) * (int64_t)dtype_bytes(t->dtype);
-        uint16_t half;
-        if (t->dtype == DTYPE_F32) memcpy(&out->scale[i], at, 4);
-        else {
-            memcpy(&half, at, 2);
-            out->scale[i] = t->dtype == DTYPE_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
-        }
+        numbers_read(&out->scale[i], at, t->dtype, 1);
         if (!isfinite(out->scale[i]))
             return err_set(err, E_PARSE, "tensor %s: number %" PRId64 " is not finite", t->name, i);
     }

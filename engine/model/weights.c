@@ -138,18 +138,6 @@ static int load_bias(struct loader *l, struct weight *w, const struct spread *s,
     return 0;
 }
 
-static float number_at(const struct tensor *t, int64_t i) {
-    float f;
-    uint16_t h;
-    const char *at = (const char *)t->data + (size_t)i * dtype_bytes(t->dtype);
-    if (t->dtype == DTYPE_F32) {
-        memcpy(&f, at, sizeof f);
-        return f;
-    }
-    memcpy(&h, at, sizeof h);
-    return t->dtype == DTYPE_BF16 ? bf16_to_f32(h) : f16_to_f32(h);
-}
-
 /* n numbers of a norm, f32 on the device; rounded where the model computes in fewer bits. */
 static int load_vector(struct loader *l, struct tensor *out, int64_t n, const char *name, float dummy) {
     struct tensor t = {0};
@@ -160,11 +148,8 @@ static int load_vector(struct loader *l, struct tensor *out, int64_t n, const ch
     *out = tensor_1d(dev_alloc(l->dev, (size_t)n * sizeof(float)), DTYPE_F32, n);
     if (!out->data) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
     float *values = mem_zalloc((size_t)n, sizeof *values);
-    for (int64_t i = 0; i < n; i++) {
-        values[i] = t.data ? number_at(&t, i) : dummy;
-        if (l->dtype == DTYPE_BF16) values[i] = bf16_to_f32(bf16_from_f32(values[i]));
-        if (l->dtype == DTYPE_F16) values[i] = f16_to_f32(f16_from_f32(values[i]));
-    }
+    if (t.data) numbers_read(values, t.data, t.dtype, n);
+    for (int64_t i = 0; i < n; i++) values[i] = number_rounded(t.data ? values[i] : dummy, l->dtype);
     dev_upload(l->dev, out->data, values, (size_t)n * sizeof *values);
     free(values);
     return 0;

@@ -128,7 +128,7 @@ static struct rooms rooms_of(const struct quant_linear *l, int thread, size_t *b
 static float weight_number(const struct weight *w, int64_t row, int64_t k, float scale) {
     float x;
     quant_int8_back(&x, (const int8_t *)w->data + row * w->k_pad + k, scale, 1);
-    return w->dtype == DTYPE_BF16 ? bf16_to_f32(bf16_from_f32(x)) : x;
+    return number_rounded(x, w->dtype);
 }
 
 static float column_scale(const struct weight *w, int64_t column) {
