@@ -7,23 +7,15 @@
  *
  * int8: sums of at most SPAN products of two integers are exact in f32; a longer K is cut, and
  * the pieces are added as integers. */
-#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/cuda_quantize.h"
 
 #include "base/mem.h"
 
 #include <assert.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* SLAB: rows that are multiplied at once, which bounds the memory of sums. */
 enum { SPAN = 1024, SLAB = 512, THREADS = 256, WARP = 32 };
-
-struct cuda_quant {
-    void *weights; /* [K / span][n_pad][span, padded] of the compute dtype */
-    size_t weights_bytes;
-    void *rows; /* of a slab: struct slab's */
-    size_t rows_bytes;
-};
 
 struct slab {
     void *codes;         /* [K / span][m][span] of the compute dtype */
@@ -105,40 +97,6 @@ void cuda_quantized_close(struct cuda_dev *cuda) {
 
 /* ---------------------------------------------------------------- weights: codes to numbers */
 
-struct scales4 { /* of a 4-bit tensor */
-    float codes[16];
-    const float *absmax; /* or NULL, and: */
-    const uint8_t *absmax_codes;
-    const float *absmax2, *map;
-    float mean;
-    int block_shift; /* log2 of the block */
-};
-
-__device__ __forceinline__ float absmax_at(const struct scales4 &s, int64_t block) {
-    if (s.absmax) return s.absmax[block];
-    return __fadd_rn(__fmul_rn(s.map[s.absmax_codes[block]], s.absmax2[block / QUANT_NESTED_BLOCK]), s.mean);
-}
-
-/* One block of threads a row: row blockIdx.x of the segment, from row from_row on of its tensor. */
-template <typename T>
-__global__ void decode4_kernel(T *out, int64_t ld, const uint8_t *packed, struct scales4 s, int64_t from_row,
-                               int64_t k) {
-    __shared__ float codes[16];
-    if (threadIdx.x < 16) codes[threadIdx.x] = s.codes[threadIdx.x];
-    __syncthreads();
-    int64_t first = (from_row + blockIdx.x) * k;
-    T *row = out + blockIdx.x * ld;
-    for (int64_t i = threadIdx.x; i < ld; i += blockDim.x) {
-        int64_t at = first + i;
-        if (i >= k) {
-            row[i] = cuda_round<T>(0.0f);
-            continue;
-        }
-        uint8_t pair = packed[at / 2];
-        row[i] = cuda_round<T>(codes[at % 2 ? pair & 15 : pair >> 4] * absmax_at(s, at >> s.block_shift));
-    }
-}
-
 __device__ __forceinline__ float decode_fp8(uint8_t x) {
     float size = __uint_as_float((uint32_t)(x & 0x7f) << 20) * 0x1p120f;
     return x & 0x80 ? -size : size;
@@ -156,30 +114,6 @@ __global__ void decode8_kernel(T *out, const uint8_t *codes, int64_t n, int64_t 
     }
 }
 
-template <typename T> static void decode_4bit(struct cuda_dev *cuda, T *out, const struct weight *w) {
-    for (int32_t i = 0; i < w->n_segments; i++) {
-        const struct weight_segment *g = &w->segments[i];
-        struct scales4 s = {};
-        memcpy(s.codes, g->codes, sizeof s.codes);
-        if (g->absmax2.data) {
-            s.absmax_codes = (const uint8_t *)g->absmax.data;
-            s.absmax2 = (const float *)g->absmax2.data;
-            s.map = (const float *)g->map.data;
-            s.mean = g->mean;
-        } else {
-            s.absmax = (const float *)g->absmax.data;
-        }
-        while ((int64_t)1 << s.block_shift < g->block) s.block_shift++;
-        decode4_kernel<T><<<(unsigned)g->n_rows, THREADS, 0, cuda->stream>>>(
-            out + g->first_row * w->k_pad, w->k_pad, (const uint8_t *)w->data + g->offset, s, g->from_row,
-            w->k);
-    }
-    if (w->n_pad > w->n)
-        cudaMemsetAsync(out + w->n * w->k_pad, 0, (size_t)((w->n_pad - w->n) * w->k_pad) * sizeof(T),
-                        cuda->stream);
-    cuda_launched(cuda, "4-bit weights");
-}
-
 template <typename T> static void decode_8bit(struct cuda_dev *cuda, T *out, const struct weight *w) {
     int64_t span = span_of(w), ld = round_up(span, 16);
     for (int64_t first = 0; first < w->k; first += span, out += w->n_pad * ld)
@@ -187,19 +121,6 @@ template <typename T> static void decode_8bit(struct cuda_dev *cuda, T *out, con
             out, (const uint8_t *)w->data, w->n, w->k, w->k_pad, first, span, ld, w->quant == QUANT_FP8);
     cuda_launched(cuda, "8-bit weights");
 }
-
-template <typename T> static void decode(struct cuda_dev *cuda, const struct weight *w) {
-    T *out = (T *)cuda->quant->weights;
-    if (quant_is_4bit(w->quant))
-        decode_4bit<T>(cuda, out, w);
-    else
-        decode_8bit<T>(cuda, out, w);
-}
-
-/* A product of few rows begins to fetch its weights before it waits for the kernel in front of
- * it (cuda_follow), since weights do not change; these do. With this in front, what it begins
- * beside is not the kernel that writes them. */
-__global__ void settle_kernel() {}
 
 /* ---------------------------------------------------------------- activations: numbers to codes */
 
@@ -306,19 +227,18 @@ static void finish(struct cuda_dev *cuda, U *y, const struct slab *s, const stru
 
 /* ---------------------------------------------------------------- the product */
 
-/* The ordinary product of some columns, as f32 sums or straight into y. */
-static void multiply(struct dev *dev, const struct tensor *y, const void *x, const struct weight *w,
-                     const void *numbers, int64_t k) {
+void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const void *x, const struct weight *w,
+                        const void *numbers, int64_t k, int64_t ld) {
     struct weight plain = *w;
     plain.quant = QUANT_NONE;
     plain.data = (void *)numbers;
     plain.k = k;
-    plain.k_pad = round_up(span_of(w), 16);
+    plain.k_pad = ld;
     struct product product = {};
     struct activation in = {};
     product.y = *y;
     in.x = tensor_2d((void *)x, w->dtype, y->shape[0], k);
-    cuda_linear(dev, &product, &in, &plain);
+    cuda_linear(&cuda->dev, &product, &in, &plain);
 }
 
 /* m <= SLAB rows of 8-bit codes; the weights are decoded. */
@@ -333,7 +253,7 @@ static void slab_product(struct cuda_dev *cuda, const struct tensor *y, const T 
         <<<(unsigned)m, WARP, 0, cuda->stream>>>(s, x, m, w->k, span, w->quant == QUANT_FP8);
     for (int64_t first = 0; first < w->k; first += span, numbers += w->n_pad * ld) {
         int64_t k = w->k - first < span ? w->k - first : span;
-        multiply(&cuda->dev, &sums, (const T *)s.codes + first * m, w, numbers, k);
+        quantized_multiply(cuda, &sums, (const T *)s.codes + first * m, w, numbers, k, ld);
         if (w->quant == QUANT_INT8)
             add_integers_kernel<<<(unsigned)((n + THREADS - 1) / THREADS), THREADS, 0, cuda->stream>>>(
                 s.integers, s.sums, n, first == 0);
@@ -347,12 +267,7 @@ static void slab_product(struct cuda_dev *cuda, const struct tensor *y, const T 
 template <typename T>
 static void product(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                     const struct weight *w) {
-    decode<T>(cuda, w);
-    if (quant_is_4bit(w->quant)) {
-        settle_kernel<<<1, 1, 0, cuda->stream>>>();
-        multiply(&cuda->dev, y, x->data, w, cuda->quant->weights, w->k);
-        return;
-    }
+    decode_8bit<T>(cuda, (T *)cuda->quant->weights, w);
     for (int64_t r = 0; r < y->shape[0]; r += SLAB) {
         int64_t m = y->shape[0] - r < SLAB ? y->shape[0] - r : SLAB;
         char *out = (char *)y->data + (size_t)(r * w->n) * dtype_bytes(y->dtype);
@@ -365,7 +280,9 @@ void cuda_linear_quantized(struct cuda_dev *cuda, struct product *y, const struc
                            const struct weight *w) {
     assert(x->x.dtype == w->dtype && (y->y.dtype == w->dtype || y->y.dtype == DTYPE_F32));
     if (!cuda->quant || !cuda->quant->weights) return; /* reserving has failed, and said so */
-    if (w->dtype == DTYPE_F32)
+    if (quant_is_4bit(w->quant))
+        cuda_linear_4bit(cuda, &y->y, &x->x, w);
+    else if (w->dtype == DTYPE_F32)
         product<float>(cuda, &y->y, &x->x, w);
     else if (w->dtype == DTYPE_F16)
         product<__half>(cuda, &y->y, &x->x, w);

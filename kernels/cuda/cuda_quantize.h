@@ -1,0 +1,26 @@
+/* cuda_quantize.h - what the files of quantized products share.
+ *
+ *   cuda_quantize.cu     which of them serves a product, their scratch, and 8-bit codes
+ *   cuda_linear_4bit.cu  4-bit codes */
+#ifndef BATCHD_KERNELS_CUDA_QUANTIZE_H
+#define BATCHD_KERNELS_CUDA_QUANTIZE_H
+
+#include "kernels/cuda/cuda.h"
+
+struct cuda_quant { /* scratch, as large as the largest weight so far needs it */
+    void *weights; /* of the compute dtype: [n_pad][k_pad]; int8: [K / span][n_pad][span, padded] */
+    size_t weights_bytes;
+    void *rows; /* 8-bit kinds: of a slab of rows */
+    size_t rows_bytes;
+};
+
+/* y[m, n] = x[m, k] numbers[n_pad, k]^T, rows ld apart: the ordinary product. The numbers stand
+ * for w's codes, or those of some of its columns. y: w's dtype, or F32. */
+void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const void *x, const struct weight *w,
+                        const void *numbers, int64_t k, int64_t ld);
+
+/* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
+void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
+                      const struct weight *w);
+
+#endif
