@@ -41,7 +41,6 @@ struct weight_segment {
     int64_t from_row;       /* 4-bit kinds: of the tensor, whose numbers are counted from its own row 0 */
     bool is_shared;         /* the tensors below belong to a segment before it */
     size_t offset;          /* of the tensor's codes in the weight's data, in bytes */
-    struct tensor scale;    /* f32 [n_rows]: int8 (127 = the scale) and fp8 */
     int64_t block;          /* 4-bit kinds: numbers that share an absmax */
     float codes[16];        /* 4-bit kinds: what a code is worth; on the host */
     struct tensor absmax;   /* f32 [blocks], or u8 where they are quantized too: */
@@ -63,6 +62,7 @@ struct weight {
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
     int32_t n_segments;
     size_t used;          /* 4-bit kinds: bytes of data taken so far */
+    struct tensor scale;  /* 8-bit kinds: f32 [n_pad], of rows; int8: 127 = the scale */
     struct tensor bias;   /* f32 [n_pad] or no tensor */
 };
 
@@ -136,7 +136,8 @@ struct product {                   /* y[T,N] with what is pending */
  *           ascending k. Which columns these are is a matter of the row alone, not, as in
  *           bitsandbytes, of all rows of the step: so a row's bits do not depend on the others.
  *   fp8     a row of x is quantized to 448 = its largest size; products of e4m3 numbers are
- *           added in f32, then the scales of row and column are applied. */
+ *           added in f32 (tensor cores keep fewer bits of a sum), the sum is rounded to y's
+ *           dtype, as what a fast product leaves, then the scales of row and column are applied. */
 enum { INT8_OUTLIER = 6 };
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 

@@ -36,22 +36,26 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
     w->quant = quant;
     w->data = dev_alloc(dev, quant == QUANT_NONE ? dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype)
                                                  : code_bytes(w->n_pad, w->k_pad, quant));
-    if (w->data && quant != QUANT_NONE && dev->backend->weight_reserve) dev->backend->weight_reserve(dev, w);
-    if (w->data) return w;
-    free(w);
-    return NULL;
+    bool has_scale = quant == QUANT_INT8 || quant == QUANT_FP8;
+    if (has_scale) w->scale = tensor_1d(dev_alloc(dev, (size_t)w->n_pad * 4), DTYPE_F32, w->n_pad);
+    if (!w->data || (has_scale && !w->scale.data)) {
+        weight_free(dev, w);
+        return NULL;
+    }
+    if (quant != QUANT_NONE && dev->backend->weight_reserve) dev->backend->weight_reserve(dev, w);
+    return w;
 }
 
 void weight_free(struct dev *dev, struct weight *w) {
     if (!w) return;
     for (int32_t i = 0; i < w->n_segments; i++) {
         if (w->segments[i].is_shared) continue;
-        dev_free(dev, w->segments[i].scale.data);
         dev_free(dev, w->segments[i].absmax.data);
         dev_free(dev, w->segments[i].absmax2.data);
         dev_free(dev, w->segments[i].map.data);
     }
     dev_free(dev, w->data);
+    dev_free(dev, w->scale.data);
     dev_free(dev, w->bias.data);
     free(w->segments);
     free(w);
@@ -62,12 +66,12 @@ static size_t held(const struct tensor *t) {
 }
 
 size_t weight_bytes(const struct weight *w) {
-    size_t bytes = held(&w->bias);
+    size_t bytes = held(&w->bias) + held(&w->scale);
     bytes += w->quant == QUANT_NONE ? (size_t)w->n_pad * (size_t)w->k_pad * dtype_bytes(w->dtype)
                                     : code_bytes(w->n_pad, w->k_pad, w->quant);
     for (int32_t i = 0; i < w->n_segments; i++) {
         const struct weight_segment *s = &w->segments[i];
-        if (!s->is_shared) bytes += held(&s->scale) + held(&s->absmax) + held(&s->absmax2) + held(&s->map);
+        if (!s->is_shared) bytes += held(&s->absmax) + held(&s->absmax2) + held(&s->map);
     }
     return bytes;
 }
@@ -76,7 +80,7 @@ size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_k
     int64_t n_pad = round_up(n, 16), k_pad = round_up(k, 16), blocks = quant_blocks(n * k, QUANT_BLOCK) + n_tensors;
     if (quant == QUANT_NONE) return (size_t)n_pad * (size_t)k_pad * dtype_bytes(dtype);
     size_t bytes = code_bytes(n_pad, k_pad, quant);
-    if (!quant_is_4bit(quant)) return bytes + (size_t)n * 4;
+    if (!quant_is_4bit(quant)) return bytes + (size_t)n_pad * 4;
     if (quant != QUANT_NF4_DQ) return bytes + (size_t)blocks * 4;
     return bytes + (size_t)blocks + (size_t)(quant_blocks(blocks, QUANT_NESTED_BLOCK) + n_tensors * 257) * 4;
 }
@@ -129,7 +133,7 @@ static void store_8bit(struct dev *dev, struct weight *w, const struct quantized
     struct weight_segment s = {.first_row = run->to, .n_rows = run->n_rows};
     s.offset = (size_t)(run->to * w->k_pad);
     store_rows(dev, (char *)w->data + s.offset, (const char *)q->codes + run->from * w->k, run->n_rows, w->k, w->k_pad);
-    store(dev, &s.scale, DTYPE_F32, run->n_rows, q->scale + run->from);
+    dev_upload(dev, (float *)w->scale.data + run->to, q->scale + run->from, (size_t)run->n_rows * 4);
     add_segment(w, &s);
 }
 

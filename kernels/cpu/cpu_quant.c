@@ -131,11 +131,6 @@ static float weight_number(const struct weight *w, int64_t row, int64_t k, float
     return number_rounded(x, w->dtype);
 }
 
-static float column_scale(const struct weight *w, int64_t column) {
-    const struct weight_segment *s = weight_segment_of(w, column);
-    return ((const float *)s->scale.data)[column - s->first_row];
-}
-
 static void add_outliers(const struct quant_linear *l, float *sums, int64_t row, int64_t first_column, int64_t n,
                          const float *scale) {
     for (int64_t k = 0; k < l->w->k; k++) {
@@ -148,14 +143,13 @@ static void add_outliers(const struct quant_linear *l, float *sums, int64_t row,
 /* What is pending on sums of codes, and on to y. */
 static void finish(const struct quant_linear *l, const struct rooms *rooms, int64_t first_column, int64_t n) {
     int64_t ld = l->group * PANEL;
-    float scale[MAX_GROUP * PANEL];
-    for (int64_t c = 0; c < n; c++) scale[c] = column_scale(l->w, first_column + c);
+    const float *scale = (const float *)l->w->scale.data + first_column;
     for (int64_t r = 0; r < l->m; r++) {
         float *sums = rooms->sums + r * ld;
         const int32_t *integers = rooms->integers + r * ld;
         char *y = (char *)row_of(l->y, r) + (size_t)first_column * dtype_bytes(l->y->dtype);
         for (int64_t c = 0; c < n; c++) {
-            if (l->w->quant == QUANT_FP8) sums[c] *= l->row_scale[r] * scale[c];
+            if (l->w->quant == QUANT_FP8) sums[c] = number_rounded(sums[c], l->y->dtype) * (l->row_scale[r] * scale[c]);
             else sums[c] = (float)integers[c] * (l->row_scale[r] * scale[c]) * (1.0f / (127 * 127));
         }
         if (l->w->quant == QUANT_INT8 && l->n_outliers[r] > 0) add_outliers(l, sums, r, first_column, n, scale);

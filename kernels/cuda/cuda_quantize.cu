@@ -203,7 +203,7 @@ __global__ void finish_kernel(U *y, struct slab s, struct columns c, int64_t ld,
     if (i >= c.n) return;
     int64_t at = r * ld + c.first + i;
     float scale = __fmul_rn(s.scale[r], c.scale[i]);
-    float sum = is_fp8 ? __fmul_rn(s.sums[at], scale)
+    float sum = is_fp8 ? __fmul_rn(cuda_float(cuda_round<U>(s.sums[at])), scale)
                        : __fmul_rn(__fmul_rn((float)s.integers[at], scale), 1.0f / (127 * 127));
     for (int32_t o = 0; o < s.n_outliers[r]; o++) {
         int8_t code = c.codes[i * c.k_pad + s.outlier_k[r * k + o]];
@@ -217,7 +217,7 @@ template <typename U, typename W>
 static void finish(struct cuda_dev *cuda, U *y, const struct slab *s, const struct weight *w, int64_t m) {
     for (int32_t i = 0; i < w->n_segments; i++) {
         const struct weight_segment *g = &w->segments[i];
-        struct columns c = {g->first_row, g->n_rows, (const float *)g->scale.data,
+        struct columns c = {g->first_row, g->n_rows, (const float *)w->scale.data + g->first_row,
                             (const int8_t *)w->data + g->first_row * w->k_pad, w->k_pad};
         dim3 grid((unsigned)((c.n + THREADS - 1) / THREADS), (unsigned)m);
         finish_kernel<U, W><<<grid, THREADS, 0, cuda->stream>>>(y, *s, c, w->n, w->k, w->quant == QUANT_FP8);
