@@ -135,14 +135,16 @@ void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *
 /* cuda_rows.cu */
 void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                 const struct step *step);
-void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
-                     const struct product *qkv, const struct attention_shape *shape,
-                     const struct head_rules *rules, const struct step *step);
 void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
 void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap);
 void cuda_gather(struct dev *dev, struct activation *out, const struct activation *x,
                  const struct step *step);
+
+/* cuda_qkv.cu */
+void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
+                     const struct product *qkv, const struct attention_shape *shape,
+                     const struct head_rules *rules, const struct step *step);
 
 /* cuda_moe.cu */
 void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x,
