@@ -34,6 +34,28 @@ static struct store *fresh(const char *name) {
     return s;
 }
 
+/* Submit rows "a", "b", ... one for each of `r`, and publish these as their results; the job. */
+static int64_t published_job(struct store *s, struct result_row *r, size_t n) {
+    struct err err = ERR_INIT;
+    struct submit_report report;
+    struct worker *w;
+    struct lease l;
+    struct buf text = BUF_INIT(0);
+    bool found;
+    buf_puts(&text, "prompt\n");
+    for (size_t i = 0; i < n; i++) buf_printf(&text, "%c\n", 'a' + (int)i);
+    assert_ok(submit_text(s, "in.csv", text.data, (struct submit_options){0}, &report, &err), &err);
+    assert_ok(worker_open(&w, s, &(struct worker_options){.device = "cpu"}, &err), &err);
+    assert_ok(worker_lease(w, report.job_id, &l, &found, &err), &err);
+    assert_true(found);
+    for (size_t i = 0; i < n; i++) r[i].job_id = report.job_id;
+    assert_ok(worker_publish(w, r, n, &err), &err);
+    lease_clear(&l);
+    worker_close(w);
+    buf_clear(&text);
+    return report.job_id;
+}
+
 /* Submit `text` as `name` and publish all of its rows, each with the next of `completions`
  * (then from the first again); NULL among them = a failed row. */
 static int64_t finished_job(struct store *s, const char *name, const char *text, const char *const *completions, int n) {
@@ -457,13 +479,8 @@ static void a_folder_without_rights_is_named(void **state) {
 /* ---------------------------------------------------------------- texts */
 
 static void long_texts_are_frames_and_come_back(void **state) {
-    struct err err = ERR_INIT;
     struct store *s = fresh("frames.db");
     struct buf text = BUF_INIT(0), packed = BUF_INIT(0);
-    struct submit_report report;
-    struct worker *w;
-    struct lease l;
-    bool found;
     enum text_codec codec;
     for (int i = 0; i < 500; i++) buf_printf(&text, "line %d of a long text é\n", i);
     text_compress(&packed, &codec, "short", 5);
@@ -473,19 +490,14 @@ static void long_texts_are_frames_and_come_back(void **state) {
     text_compress(&packed, &codec, text.data, text.n);
     assert_int_equal(codec, CODEC_ZSTD);
     assert_true(packed.n + 8 < text.n);
-    assert_ok(submit_text(s, "in.csv", "prompt\na\n", (struct submit_options){0}, &report, &err), &err);
-    assert_ok(worker_open(&w, s, &(struct worker_options){.device = "cpu"}, &err), &err);
-    assert_ok(worker_lease(w, report.job_id, &l, &found, &err), &err);
-    struct result_row r = ok_result(report.job_id, 0, "");
+    struct result_row r = ok_result(0, 0, "");
     r.codec = codec;
     r.text = packed.data;
     r.text_bytes = packed.n;
-    assert_ok(worker_publish(w, &r, 1, &err), &err);
-    json_t *rows = lines_of(exported(s, report.job_id, "frames.jsonl", (struct export_options){0}, 1));
+    int64_t job = published_job(s, &r, 1);
+    json_t *rows = lines_of(exported(s, job, "frames.jsonl", (struct export_options){0}, 1));
     assert_string_equal(json_string_value(json_object_get(json_array_get(rows, 0), "completion")), text.data);
     json_decref(rows);
-    lease_clear(&l);
-    worker_close(w);
     buf_clear(&text);
     buf_clear(&packed);
     store_close(s);
@@ -493,27 +505,19 @@ static void long_texts_are_frames_and_come_back(void **state) {
 
 /* As text or as a frame, and only where there are some. */
 static void logprobs_are_part_of_a_line_where_there_are_some(void **state) {
-    struct err err = ERR_INIT;
     struct store *s = fresh("logprobs.db");
     struct buf json = BUF_INIT(0), packed = BUF_INIT(0);
-    struct submit_report report;
-    struct worker *w;
-    struct lease l;
-    bool found;
     enum text_codec codec;
     buf_puts(&json, "{\"tokens\":[\"a\"");
     for (int i = 0; i < 300; i++) buf_puts(&json, ",\"\xc3\xa9\"");
     buf_puts(&json, "],\"token_logprobs\":[-0.25,null]}");
     text_compress(&packed, &codec, json.data, json.n);
     assert_int_equal(codec, CODEC_ZSTD);
-    assert_ok(submit_text(s, "in.csv", "prompt\na\nb\nc\n", (struct submit_options){0}, &report, &err), &err);
-    assert_ok(worker_open(&w, s, &(struct worker_options){.device = "cpu"}, &err), &err);
-    assert_ok(worker_lease(w, report.job_id, &l, &found, &err), &err);
-    struct result_row r[] = {ok_result(report.job_id, 0, "x"), ok_result(report.job_id, 1, "y"), ok_result(report.job_id, 2, "z")};
+    struct result_row r[] = {ok_result(0, 0, "x"), ok_result(0, 1, "y"), ok_result(0, 2, "z")};
     r[0].logprobs = (struct packed_text){packed.data, packed.n, codec};
     r[2].logprobs = (struct packed_text){"{\"tokens\":[]}", 13, CODEC_RAW};
-    assert_ok(worker_publish(w, r, 3, &err), &err);
-    json_t *rows = lines_of(exported(s, report.job_id, "logprobs.jsonl", (struct export_options){0}, 3));
+    int64_t job = published_job(s, r, 3);
+    json_t *rows = lines_of(exported(s, job, "logprobs.jsonl", (struct export_options){0}, 3));
     json_t *want = json_loads(json.data, 0, NULL);
     assert_true(json_equal(json_object_get(json_array_get(rows, 0), "logprobs"), want));
     assert_null(json_object_get(json_array_get(rows, 1), "logprobs"));
@@ -521,8 +525,6 @@ static void logprobs_are_part_of_a_line_where_there_are_some(void **state) {
     assert_non_null(json_object_get(json_array_get(rows, 0), "input"));
     json_decref(want);
     json_decref(rows);
-    lease_clear(&l);
-    worker_close(w);
     buf_clear(&json);
     buf_clear(&packed);
     store_close(s);
