@@ -26,7 +26,6 @@ struct cuda_step {                      /* a step whose arrays are on the device
     const struct attention_item *items; /* device: those of one row first, then longest context first */
     int32_t n_items, n_single;          /* n_single: of one row */
     int32_t most_tokens;                /* of an item */
-    int32_t longest;                    /* positions: the most keys that a row of this step sees */
 };
 
 struct cuda_staging { /* of one step under way */
@@ -201,9 +200,6 @@ static inline void cuda_launch(struct cuda_dev *cuda, const char *what, void (*k
     cuda_ok(cuda, cudaLaunchKernelEx(&config, kernel, P(args)...), what);
 }
 
-#endif
-
-#ifdef __cplusplus
 /* The larger; NaN where either is, for a NaN must not vanish in a maximum. */
 __device__ __forceinline__ float max_or_nan(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
@@ -214,10 +210,8 @@ __device__ __forceinline__ float max_or_nan(float x, float y) {
     return y > x || y != y ? y : x;
 #endif
 }
-#endif
 
 /* Kernels are written once for all compute dtypes; T is float, __nv_bfloat16 or __half. */
-#ifdef __cplusplus
 template <typename T> __device__ __forceinline__ float cuda_float(T x);
 template <> __device__ __forceinline__ float cuda_float<float>(float x) { return x; }
 template <> __device__ __forceinline__ float cuda_float<__nv_bfloat16>(__nv_bfloat16 x) {

@@ -12,7 +12,7 @@
 
 struct cuda_graph {
     uint64_t key;
-    cudaGraphExec_t exec; /* NULL: it could not be made, and is not tried again */
+    cudaGraphExec_t exec;
     struct cuda_graph *next;
 };
 
@@ -25,7 +25,7 @@ static struct cuda_graph *find_graph(const struct cuda_dev *cuda, uint64_t key) 
 bool cuda_replay(struct dev *dev, uint64_t key) {
     struct cuda_dev *cuda = cuda_of(dev);
     struct cuda_graph *g = find_graph(cuda, key);
-    return g && g->exec && cuda_ok(cuda, cudaGraphLaunch(g->exec, cuda->stream), "a graph");
+    return g && cuda_ok(cuda, cudaGraphLaunch(g->exec, cuda->stream), "a graph");
 }
 
 void cuda_record(struct dev *dev) {
@@ -35,17 +35,23 @@ void cuda_record(struct dev *dev) {
         cuda_ok(cuda, cudaStreamBeginCapture(cuda->stream, cudaStreamCaptureModeThreadLocal), "a graph");
 }
 
+static void add_graph(struct cuda_dev *cuda, uint64_t key, cudaGraphExec_t exec) {
+    struct cuda_graph *g = (struct cuda_graph *)mem_zalloc(1, sizeof *g);
+    *g = {key, exec, cuda->graphs};
+    cuda->graphs = g;
+}
+
 void cuda_record_end(struct dev *dev, uint64_t key) {
     struct cuda_dev *cuda = cuda_of(dev);
     cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
     if (!cuda->is_recording) return;
     cuda->is_recording = false;
-    struct cuda_graph *g = (struct cuda_graph *)mem_zalloc(1, sizeof *g);
-    *g = {key, NULL, cuda->graphs};
-    cuda->graphs = g;
     if (cuda_ok(cuda, cudaStreamEndCapture(cuda->stream, &graph), "a graph") &&
-        cuda_ok(cuda, cudaGraphInstantiate(&g->exec, graph, 0), "a graph"))
-        cuda_ok(cuda, cudaGraphLaunch(g->exec, cuda->stream), "a graph");
+        cuda_ok(cuda, cudaGraphInstantiate(&exec, graph, 0), "a graph")) {
+        add_graph(cuda, key, exec);
+        cuda_ok(cuda, cudaGraphLaunch(exec, cuda->stream), "a graph");
+    }
     if (graph) cudaGraphDestroy(graph);
 }
 
@@ -53,7 +59,7 @@ void cuda_graphs_close(struct cuda_dev *cuda) {
     while (cuda->graphs) {
         struct cuda_graph *g = cuda->graphs;
         cuda->graphs = g->next;
-        if (g->exec) cudaGraphExecDestroy(g->exec);
+        cudaGraphExecDestroy(g->exec);
         free(g);
     }
 }

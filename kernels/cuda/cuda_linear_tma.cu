@@ -8,15 +8,12 @@
  * (CU_TENSOR_MAP_SWIZZLE_128B: chunk ^ row % 8), so that fragments are read without bank
  * conflicts. A warp's products wait for each other, so nothing but them may take time: that is
  * why stages are long and another warp does the fetching. */
-#include "kernels/cuda/cuda_linear.h"
-#include "kernels/cuda/cuda_mma.cuh"
+#include "kernels/cuda/cuda_linear_tile.cuh"
 #include "kernels/cuda/cuda_tma.cuh"
 
 #include <assert.h>
 
 enum {
-    WARP_ROWS = 16,
-    TMA_STEPS = TMA_COLUMNS / 16,
     BOXES = 4, /* of w, and of x, in a stage */
     MAX_STAGES = 32
 };
@@ -31,45 +28,20 @@ template <typename U> struct tma_args {
 
 /* ---------------------------------------------------------------- kernel */
 
-template <int TILES> struct tma_fragments { /* of a box */
-    uint32_t a[TMA_STEPS][4], b[TILES][TMA_STEPS][2];
-};
-
-/* Where a lane finds its rows in a box, and what their chunks are swapped by. */
-template <int TILES> struct tma_lane {
-    uint32_t a, a_swap, b[TILES], b_swap[TILES];
-};
-
+/* Rows of w from first_row of a box on. */
 template <int TILES>
-__device__ __forceinline__ tma_lane<TILES> tma_lane_of(int lane, int first_row, int n_rows, int m) {
-    tma_lane<TILES> at;
-    int row = first_row + min(lane & 15, n_rows - 1); /* sums of others are not read */
+__device__ __forceinline__ tile_lane<TILES> tma_lane_of(int lane, int first_row, int n_rows, int m) {
+    tile_lane<TILES> at;
+    int row = first_row + tile_w_row(lane, n_rows);
     at.a = (uint32_t)(row * TMA_ROW_BYTES);
     at.a_swap = (uint32_t)(row & 7);
 #pragma unroll
     for (int t = 0; t < TILES; t++) {
-        int token = min(8 * t + (lane & 7), m - 1);
+        int token = tile_x_row(lane, t, m);
         at.b[t] = (uint32_t)(token * TMA_ROW_BYTES);
         at.b_swap[t] = (uint32_t)(token & 7);
     }
     return at;
-}
-
-template <int TILES>
-__device__ __forceinline__ void tma_load(tma_fragments<TILES> &f, uint32_t w_box, uint32_t x_box,
-                                         const tma_lane<TILES> &at, int lane) {
-#pragma unroll
-    for (int s = 0; s < TMA_STEPS; s++)
-        load_matrices(f.a[s], w_box + at.a + (((uint32_t)(2 * s + (lane >> 4)) ^ at.a_swap) << 4));
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int s = 0; s < TMA_STEPS; s += 2) {
-            uint32_t r[4];
-            load_matrices(r, x_box + at.b[t] + (((uint32_t)(2 * s + (lane >> 3)) ^ at.b_swap[t]) << 4));
-            f.b[t][s][0] = r[0], f.b[t][s][1] = r[1];
-            f.b[t][s + 1][0] = r[2], f.b[t][s + 1][1] = r[3];
-        }
 }
 
 struct tma_ring { /* addresses in shared memory */
@@ -121,20 +93,20 @@ __device__ __forceinline__ void tma_produce(const tma_ring &ring, const CUtensor
 /* A warp's sums over all of k. */
 template <typename T, typename U, int TILES>
 __device__ __forceinline__ void tma_consume(float sums[TILES][4], const tma_ring &ring,
-                                            const struct tma_args<U> &args, const tma_lane<TILES> &at,
+                                            const struct tma_args<U> &args, const tile_lane<TILES> &at,
                                             int n_rounds, int lane) {
-    tma_fragments<TILES> f[2];
+    tile_fragments<TILES> f[2];
     tma_cursor c = {0, 0};
     uint32_t w_box = ring.room, x_box = w_box + BOXES * args.w_bytes;
     barrier_wait(ring.full, 0);
-    tma_load<TILES>(f[0], w_box, x_box, at, lane);
+    tile_load(f[0], w_box, x_box, at, lane);
     for (int n = 0; n < n_rounds; n++) {
 #pragma unroll
         for (int b = 0; b < BOXES; b++) {
             /* The next box's fragments while this one's are multiplied. */
             if (b + 1 < BOXES) {
-                tma_load<TILES>(f[(b + 1) % 2], w_box + (uint32_t)(b + 1) * args.w_bytes,
-                                x_box + (uint32_t)(b + 1) * args.x_bytes, at, lane);
+                tile_load(f[(b + 1) % 2], w_box + (uint32_t)(b + 1) * args.w_bytes,
+                          x_box + (uint32_t)(b + 1) * args.x_bytes, at, lane);
             } else if (n + 1 < n_rounds) {
                 __syncwarp();
                 if (lane == 0) barrier_arrive(ring.empty + 8 * (uint32_t)c.stage);
@@ -142,13 +114,9 @@ __device__ __forceinline__ void tma_consume(float sums[TILES][4], const tma_ring
                 w_box = ring.room + (uint32_t)c.stage * ring.stage_bytes;
                 x_box = w_box + BOXES * args.w_bytes;
                 barrier_wait(ring.full + 8 * (uint32_t)c.stage, c.parity);
-                tma_load<TILES>(f[0], w_box, x_box, at, lane);
+                tile_load(f[0], w_box, x_box, at, lane);
             }
-#pragma unroll
-            for (int s = 0; s < TMA_STEPS; s++)
-#pragma unroll
-                for (int t = 0; t < TILES; t++)
-                    multiply_add<T>(sums[t], f[b % 2].a[s], f[b % 2].b[t][s][0], f[b % 2].b[t][s][1]);
+            tile_multiply<T, TILES>(sums, f[b % 2]);
         }
     }
 }
@@ -181,18 +149,11 @@ __global__ void __launch_bounds__(160)
         if (lane == 0) tma_produce(ring, &w_map, &x_map, args, first, n_rounds, n_warps);
         return;
     }
+    int column = first + warp * args.warp_rows;
     float sums[TILES][4] = {};
-    tma_lane<TILES> at = tma_lane_of<TILES>(lane, warp * args.warp_rows, args.warp_rows, args.m);
+    tile_lane<TILES> at = tma_lane_of<TILES>(lane, warp * args.warp_rows, args.warp_rows, args.m);
     tma_consume<T, U, TILES>(sums, ring, args, at, n_rounds, lane);
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int c = 0; c < 4; c++) {
-            int r = (lane >> 2) + 8 * (c >> 1), token = 8 * t + 2 * (lane & 3) + (c & 1);
-            int64_t column = first + warp * args.warp_rows + r;
-            if (r < args.warp_rows && column < args.n && token < args.m)
-                args.y[(int64_t)token * args.n + column] = cuda_round<U>(sums[t][c]);
-        }
+    tile_store<U, TILES>(args.y, args.m, args.n, sums, column, min(args.warp_rows, args.n - column), lane);
 #endif
 }
 
@@ -211,10 +172,10 @@ static uint32_t aligned_bytes(int rows) {
 static struct tma_plan plan_of(const struct cuda_dev *cuda, int64_t n, int64_t m) {
     int processors = cuda->prop.multiProcessorCount;
     int room = (int)cuda->prop.sharedMemPerMultiprocessor - 4096;
-    struct tma_plan best = {4, WARP_ROWS, 2};
+    struct tma_plan best = {4, TILE_ROWS, 2};
     double least = 1e30;
     for (int warps = 2; warps <= 4; warps += 2)
-        for (int rows = 4; rows <= WARP_ROWS; rows++) {
+        for (int rows = 4; rows <= TILE_ROWS; rows++) {
             int64_t blocks = (n + warps * rows - 1) / (warps * rows);
             int64_t a_processor = (blocks + processors - 1) / processors;
             int resident = (int)(a_processor < 4 ? a_processor : 4);
@@ -268,8 +229,5 @@ bool cuda_linear_tma(struct cuda_dev *cuda, const struct linear_shape *s, int64_
                      const struct linear_operands *o) {
     assert(m >= 1 && m <= TMA_ROWS && s->n % 8 == 0 && s->k % 8 == 0);
     if (cuda->prop.major < 9) return false;
-    if (s->in == DTYPE_F16 && s->out == DTYPE_F32) return tma_rows<__half, float>(cuda, s, m, o);
-    if (s->in == DTYPE_F16) return tma_rows<__half, __half>(cuda, s, m, o);
-    if (s->out == DTYPE_F32) return tma_rows<__nv_bfloat16, float>(cuda, s, m, o);
-    return tma_rows<__nv_bfloat16, __nv_bfloat16>(cuda, s, m, o);
+    return BY_LINEAR_DTYPES(s, tma_rows, cuda, s, m, o);
 }

@@ -77,9 +77,9 @@ static int by_work(const void *a, const void *b) {
     return x->first_row < y->first_row ? -1 : x->first_row > y->first_row;
 }
 
-static int32_t make_items(struct attention_item *items, const struct step *s, int32_t *n_single,
-                          int32_t *most_tokens) {
-    int32_t n = 0, longest = 0;
+static void make_items(struct attention_item *items, const struct step *s, int32_t *n_single,
+                       int32_t *most_tokens) {
+    int32_t n = 0;
     *n_single = *most_tokens = 0;
     for (int32_t i = 0; i < s->n_sequences; i++) {
         const struct step_sequence *q = &s->sequences[i];
@@ -88,11 +88,9 @@ static int32_t make_items(struct attention_item *items, const struct step *s, in
             *n_single += rows == 1;
             if (rows > *most_tokens) *most_tokens = rows;
             items[n++] = {q->slot, q->first_row + r, rows, q->first_position + r};
-            if (q->first_position + r + rows > longest) longest = q->first_position + r + rows;
         }
     }
     qsort(items, (size_t)n, sizeof *items, by_work);
-    return longest;
 }
 
 static int32_t n_banned_of(const struct step *s) {
@@ -152,7 +150,7 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     d->samples =
         (const struct step_sample *)pack(&p, host->samples, (size_t)host->n_samples * sizeof *host->samples);
     s->step.n_items = (int32_t)n_items;
-    s->step.longest = make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single, &s->step.most_tokens);
+    make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single, &s->step.most_tokens);
     s->step.items = (const struct attention_item *)(cuda->step_room + p.at);
     p.at += aligned(n_items * sizeof(struct attention_item));
     /* What differs from step to step of one size comes last, so that the rest keeps its place. */

@@ -1,5 +1,4 @@
 /* cuda_tma.cu - see cuda_tma.cuh. */
-/* cuda_tma.cu - see cuda_tma.cuh. */
 #include "kernels/cuda/cuda_tma.cuh"
 
 typedef CUresult encode_fn(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *, const cuuint64_t *,
