@@ -66,6 +66,8 @@ struct backend {
     void (*weight_reserve)(struct dev *dev, const struct weight *w);
 
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+    void (*linear_tune)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
+                        struct linear_tuning *out); /* NULL: it has one way only */
     void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                   const struct step *step);
     void (*residual_norm)(struct dev *dev, struct activation *out, struct tensor *residual,

@@ -141,6 +141,20 @@ struct product {                   /* y[T,N] with what is pending */
 enum { INT8_OUTLIER = 6 };
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
+struct linear_tuning { /* what the choice of a way to multiply came to; times are of one product */
+    int64_t most_rows;    /* the choice is for more than half as many rows, up to this */
+    int32_t n_candidates; /* 0: there was nothing to choose */
+    int32_t n_right;      /* of them, with the bits that any number of rows has */
+    double first_ns;      /* of the one that is taken where nobody looks at the clock */
+    double best_ns;
+    char algorithm[48];   /* the quickest, in the library's own numbers */
+};
+
+/* op_linear; where the device has several ways to do it, all are timed now and the quickest one
+ * with the right bits is used, and remembered by later processes too. Waits for the device. */
+void op_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
+                    struct linear_tuning *out);
+
 /* ---------------------------------------------------------------- a step */
 
 enum { KV_BLOCK = 32 };       /* token positions in a KV block */

@@ -135,6 +135,39 @@ static void linear_does_not_see_other_rows(void **state) {
     each_bed(linear_bits);
 }
 
+/* Whichever way is the quickest, the numbers stay what they were. */
+static void check_tuning(struct bed *b, int m, int n, int k) {
+    float *ignored;
+    struct weight *w = bed_weight(b, n, k, b->dtype, &ignored, NULL);
+    struct activation x = {.x = bed_random_tensor(b, b->dtype, m, k, 2)};
+    struct product y = {.y = bed_tensor(b, b->dtype, m, n, NULL)};
+    struct linear_tuning t;
+    op_linear(b->dev, &y, &x, w);
+    float *before = bed_get(b, &y.y);
+    op_linear_tune(b->dev, &y, &x, w, &t);
+    float *during = bed_get(b, &y.y);
+    op_linear(b->dev, &y, &x, w);
+    float *after = bed_get(b, &y.y);
+    assert_memory_equal(during, before, (size_t)m * (size_t)n * sizeof *before);
+    assert_memory_equal(after, before, (size_t)m * (size_t)n * sizeof *before);
+    assert_ptr_equal(y.weight, w);
+    assert_true(t.most_rows >= m);
+    if (strcmp(dev_kind(b->dev), "cpu") == 0 || b->dtype == DTYPE_F32) assert_int_equal(t.n_candidates, 0);
+    if (t.n_candidates == 0) return;
+    assert_true(t.n_right >= 1 && t.n_right <= t.n_candidates);
+    assert_true(t.best_ns > 0 && t.best_ns <= t.first_ns && *t.algorithm);
+}
+
+static void tuning(struct bed *b) {
+    check_tuning(b, 3, 64, 64);
+    check_tuning(b, 200, 208, 64);
+    check_tuning(b, 130, 37, 50);
+}
+
+static void tuning_changes_no_number(void **state) {
+    each_bed(tuning);
+}
+
 /* ---------------------------------------------------------------- norm, gate, gather */
 
 /* What of a norm is to be expected, in double precision, from the numbers of a row. */
@@ -846,6 +879,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_of_any_dtype_come_back_from_embed),
     cmocka_unit_test(linear_is_the_matrix_product),
     cmocka_unit_test(linear_does_not_see_other_rows),
+    cmocka_unit_test(tuning_changes_no_number),
     cmocka_unit_test(residual_norm_adds_then_norms),
     cmocka_unit_test(glu_and_act_are_the_activation_functions),
     cmocka_unit_test(logits_finish_adds_the_bias_and_caps),

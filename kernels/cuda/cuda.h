@@ -120,6 +120,10 @@ bool cuda_linear_open(struct cuda_dev *cuda);
 void cuda_linear_close(struct cuda_dev *cuda);
 void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
+/* cuda_algorithm.cu */
+void cuda_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
+                      struct linear_tuning *out);
+
 /* cuda_quantize.cu: cuda_linear where the weight is quantized. Its scratch is taken when the
  * weight is made, before the KV cache takes what is left. */
 void cuda_quantized_reserve(struct dev *dev, const struct weight *w);

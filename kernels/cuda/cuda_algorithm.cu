@@ -3,9 +3,10 @@
  * Choices are kept by (N, K, types, bucket of m); a bucket is a power of two. When a bucket is
  * first met, the first candidate that gives the reference's bits at both ends of y is taken,
  * which costs a few products. A bucket that goes on being used is worth a look at the clock:
- * at its TUNE_AFTER-th product all candidates are timed once, on the operands at hand, and the
- * quickest one with the right bits stays. What was chosen is remembered in a file, by
- * cuBLASLt's version and the kind of device; a choice from the file is checked like any other.
+ * at its TUNE_AFTER-th product, or when somebody asks for it (op_linear_tune), all candidates are
+ * timed, on the operands at hand, and the quickest one with the right bits stays. What was chosen is
+ * remembered in a file, by cuBLASLt's version and the kind of device; a choice from the file is checked like
+ * any other.
  *
  * The reference is our own kernel (cuda_linear_few.cu), so that it is the same whatever the
  * library's heuristics say, and after a restart. A shape for which no algorithm agrees with it,
@@ -23,7 +24,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { TUNE_AFTER = 32, TIMED_RUNS = 3, MAX_FILE = 4 << 20, PROBE_ROWS = FEW_ROWS };
+enum { TUNE_AFTER = 32, TIMED_RUNS = 3, TUNING_ROUNDS = 5, MAX_FILE = 4 << 20, PROBE_ROWS = FEW_ROWS };
 
 struct reference {
     struct linear_shape shape;
@@ -43,11 +44,12 @@ struct choice {
 
 struct algorithms {
     struct reference *references;
-    size_t n_references;
+    size_t n_references, cap_references;
     struct choice *choices;
-    size_t n_choices;
-    bool is_changed;  /* since the file was read */
-    int32_t *differs; /* device: a comparison's answer */
+    size_t n_choices, cap_choices;
+    bool is_changed;              /* since the file was read */
+    int32_t *differs;             /* device: a comparison's answer */
+    struct linear_tuning *tuning; /* the product under way is to be tuned now; else NULL */
     cudaEvent_t before, after;
 };
 
@@ -78,8 +80,15 @@ static char *file_path(const struct cuda_dev *cuda, bool make_folder) {
     return path_join(folder, name);
 }
 
+/* Room for one more, and at first for all that a model has, so that a step seldom allocates. */
+static void *room_for_one(void *list, size_t n, size_t *cap, size_t size) {
+    if (n < *cap) return list;
+    *cap = *cap ? 2 * *cap : 256;
+    return mem_realloc(list, *cap, size);
+}
+
 static struct choice *add_choice(struct algorithms *a, const struct linear_shape *s, int64_t bucket) {
-    a->choices = (struct choice *)mem_realloc(a->choices, a->n_choices + 1, sizeof *a->choices);
+    a->choices = (struct choice *)room_for_one(a->choices, a->n_choices, &a->cap_choices, sizeof *a->choices);
     struct choice *c = &a->choices[a->n_choices++];
     *c = {};
     c->shape = *s;
@@ -151,6 +160,8 @@ static void write_file(struct cuda_dev *cuda, const struct algorithms *a) {
 bool algorithms_open(struct cuda_dev *cuda) {
     struct algorithms *a = (struct algorithms *)mem_zalloc(1, sizeof *a);
     cuda->linear->algorithms = a;
+    a->choices = (struct choice *)room_for_one(NULL, 0, &a->cap_choices, sizeof *a->choices);
+    a->references = (struct reference *)room_for_one(NULL, 0, &a->cap_references, sizeof *a->references);
     read_file(cuda, a);
     return cuda_ok(cuda, cudaMalloc((void **)&a->differs, sizeof *a->differs), "workspace") &&
            cuda_ok(cuda, cudaEventCreate(&a->before), "an event") &&
@@ -245,8 +256,8 @@ static const struct reference *reference_of(struct cuda_dev *cuda, const struct 
     if (cuda->dev.failed.code) return NULL;
     log_debug("products of %lld x %lld follow %s", (long long)s->n, (long long)s->k,
               r.is_ours ? "our kernel" : "cuBLASLt's first algorithm");
-    a->references =
-        (struct reference *)mem_realloc(a->references, a->n_references + 1, sizeof *a->references);
+    a->references = (struct reference *)room_for_one(a->references, a->n_references, &a->cap_references,
+                                                     sizeof *a->references);
     a->references[a->n_references] = r;
     return &a->references[a->n_references++];
 }
@@ -264,6 +275,16 @@ static bool agrees(struct cuda_dev *cuda, const struct reference *r, const struc
     again.y = room;
     return reference_multiply(cuda, r, n, &again) &&
            same_bits(cuda, rows.y, room, (size_t)(n * s->n) * dtype_bytes(s->out));
+}
+
+/* Runs it, and looks at all rows of y. */
+static bool is_right_everywhere(struct cuda_dev *cuda, const struct reference *r, int64_t m,
+                                const struct linear_operands *o, const cublasLtMatmulAlgo_t *algorithm) {
+    void *room = room_for_rows(cuda, &r->shape);
+    bool ok = room && lt_multiply(cuda, &r->shape, m, o, algorithm);
+    for (int64_t i = 0; ok && i < m; i += FEW_ROWS)
+        ok = agrees(cuda, r, o, i, m - i < FEW_ROWS ? m - i : FEW_ROWS, room);
+    return ok;
 }
 
 /* Runs it, and looks at the first and the last rows of y. */
@@ -302,12 +323,10 @@ static void choose_first(struct cuda_dev *cuda, struct choice *c, const struct r
                  (long long)m, (long long)c->shape.n, (long long)c->shape.k);
 }
 
-/* Milliseconds of one run after a first one; negative: it does not run. */
-static float time_of(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
-                     const struct linear_operands *o, const cublasLtMatmulAlgo_t *algorithm) {
+static float time_once(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
+                       const struct linear_operands *o, const cublasLtMatmulAlgo_t *algorithm) {
     struct algorithms *a = cuda->linear->algorithms;
     float ms = -1.0f;
-    if (!lt_multiply(cuda, s, m, o, algorithm)) return -1.0f;
     cudaEventRecord(a->before, cuda->stream);
     for (int i = 0; i < TIMED_RUNS; i++) lt_multiply(cuda, s, m, o, algorithm);
     cudaEventRecord(a->after, cuda->stream);
@@ -316,19 +335,59 @@ static float time_of(struct cuda_dev *cuda, const struct linear_shape *s, int64_
     return ms / TIMED_RUNS;
 }
 
+/* Milliseconds of one run after a first one, the best of some rounds; negative: it does not run. */
+static float time_of(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
+                     const struct linear_operands *o, const cublasLtMatmulAlgo_t *algorithm, int n_rounds) {
+    float least = -1.0f;
+    if (!lt_multiply(cuda, s, m, o, algorithm)) return -1.0f;
+    for (int i = 0; i < n_rounds; i++) {
+        float ms = time_once(cuda, s, m, o, algorithm);
+        if (ms >= 0.0f && (least < 0.0f || ms < least)) least = ms;
+    }
+    return least;
+}
+
+/* From the choice made without a clock to the quickest. In passing, only what is quicker is
+ * looked at closely; for a report all candidates are, and the chosen one in every row. */
 static void tune(struct cuda_dev *cuda, struct choice *c, const struct reference *r, int64_t m,
-                 const struct linear_operands *o) {
+                 const struct linear_operands *o, struct linear_tuning *report) {
     cublasLtMatmulAlgo_t list[MAX_CANDIDATES];
-    int n = lt_candidates(cuda, &c->shape, c->bucket, list);
-    float least = time_of(cuda, &c->shape, m, o, &c->algorithm);
+    int n = lt_candidates(cuda, &c->shape, c->bucket, list), n_right = 0;
+    int n_rounds = report ? TUNING_ROUNDS : 1;
+    float first = time_of(cuda, &c->shape, m, o, &c->algorithm, n_rounds), least = first;
     for (int i = 0; i < n; i++) {
-        float ms = time_of(cuda, &c->shape, m, o, &list[i]);
-        if (ms < 0.0f || ms >= least || !is_right(cuda, r, m, o, &list[i])) continue;
+        float ms = time_of(cuda, &c->shape, m, o, &list[i], n_rounds);
+        bool is_quicker = ms >= 0.0f && ms < least;
+        if (ms < 0.0f || (!is_quicker && !report) || !is_right(cuda, r, m, o, &list[i])) continue;
+        n_right++;
+        if (!is_quicker || (report && !is_right_everywhere(cuda, r, m, o, &list[i]))) continue;
         least = ms;
         c->algorithm = list[i];
     }
     c->is_tuned = true;
     cuda->linear->algorithms->is_changed = true;
+    if (!report) return;
+    *report = {c->bucket, n, n_right, first * 1e6, least * 1e6, ""};
+    lt_describe(report->algorithm, sizeof report->algorithm, &c->algorithm);
+}
+
+/* Whatever a file or an earlier product said of it. */
+static void tune_now(struct cuda_dev *cuda, struct choice *c, const struct reference *r, int64_t m,
+                     const struct linear_operands *o, struct linear_tuning *report) {
+    choose_first(cuda, c, r, m, o);
+    c->is_checked = true;
+    if (c->is_slow)
+        *report = {c->bucket, 0, 0, 0, 0, "none has the right bits"};
+    else
+        tune(cuda, c, r, m, o, report);
+}
+
+void cuda_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
+                      struct linear_tuning *out) {
+    struct algorithms *a = cuda_of(dev)->linear->algorithms;
+    a->tuning = out;
+    cuda_linear(dev, y, x, w);
+    a->tuning = NULL;
 }
 
 /* 16 rows at a time. */
@@ -348,12 +407,15 @@ void algorithms_multiply(struct cuda_dev *cuda, const struct linear_shape *s, in
     int64_t bucket = bucket_of(m);
     struct choice *c = find_choice(a, s, bucket);
     if (!c) c = add_choice(a, s, bucket);
-    if (!c->is_checked) {
+    if (a->tuning) {
+        tune_now(cuda, c, r, m, o, a->tuning);
+    } else if (!c->is_checked) {
         bool is_from_file = c->is_tuned && lt_accepts(cuda, s, m, &c->algorithm);
         if (!is_from_file || !is_right(cuda, r, m, o, &c->algorithm)) choose_first(cuda, c, r, m, o);
         c->is_checked = true;
     }
-    if (!c->is_tuned && !c->is_slow && !cuda->is_recording && ++c->uses >= TUNE_AFTER) tune(cuda, c, r, m, o);
+    if (!c->is_tuned && !c->is_slow && !cuda->is_recording && ++c->uses >= TUNE_AFTER)
+        tune(cuda, c, r, m, o, NULL);
     if (c->is_slow)
         multiply_slowly(cuda, r, m, o);
     else if (!lt_multiply(cuda, s, m, o, &c->algorithm))

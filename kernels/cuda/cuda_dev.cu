@@ -168,6 +168,7 @@ static const struct backend *cuda_backend(void) {
     b.weight_random = cuda_weight_random;
     b.weight_reserve = cuda_quantized_reserve;
     b.linear = cuda_linear;
+    b.linear_tune = cuda_linear_tune;
     b.embed = cuda_embed;
     b.residual_norm = cuda_residual_norm;
     b.qkv_finish = cuda_qkv_finish;

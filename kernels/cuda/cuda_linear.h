@@ -66,6 +66,8 @@ int lt_candidates(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m
 /* Is this algorithm, from a file, one for such a product on this device? */
 bool lt_accepts(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
                 const cublasLtMatmulAlgo_t *algorithm);
+/* Its numbers in cublasLtMatmulAlgoConfigAttributes_t, for people. */
+void lt_describe(char *out, size_t bytes, const cublasLtMatmulAlgo_t *algorithm);
 
 /* cuda_algorithm.cu */
 bool algorithms_open(struct cuda_dev *cuda);

@@ -2,6 +2,8 @@
  * descriptions of a product lie on the stack. */
 #include "kernels/cuda/cuda_linear.h"
 
+#include <stdio.h>
+
 static cudaDataType_t type_of(enum dtype t) {
     return t == DTYPE_BF16 ? CUDA_R_16BF : t == DTYPE_F16 ? CUDA_R_16F : CUDA_R_32F;
 }
@@ -68,6 +70,19 @@ int lt_candidates(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m
         if (found[i].state == CUBLAS_STATUS_SUCCESS && is_allowed(&found[i].algo))
             out[kept++] = found[i].algo;
     return kept;
+}
+
+static int32_t config_of(const cublasLtMatmulAlgo_t *algorithm, cublasLtMatmulAlgoConfigAttributes_t what) {
+    int32_t value = 0;
+    size_t n;
+    cublasLtMatmulAlgoConfigGetAttribute(algorithm, what, &value, sizeof value, &n);
+    return value;
+}
+
+void lt_describe(char *out, size_t bytes, const cublasLtMatmulAlgo_t *algorithm) {
+    snprintf(out, bytes, "%d, tile %d, stages %d", config_of(algorithm, CUBLASLT_ALGO_CONFIG_ID),
+             config_of(algorithm, CUBLASLT_ALGO_CONFIG_TILE_ID),
+             config_of(algorithm, CUBLASLT_ALGO_CONFIG_STAGES_ID));
 }
 
 bool lt_accepts(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
