@@ -1,4 +1,4 @@
--- schema.sql - the tables and views of a batchd database, version 2.
+-- schema.sql - the tables and views of a batchd database, version 3.
 --
 -- One file holds the queue and the results. Times that end in _at or _us next to
 -- "wall" are microseconds since 1970 UTC, for people; durations (*_us) come from a
@@ -26,8 +26,18 @@ CREATE TABLE model (                   -- registered names
   model_id INTEGER PRIMARY KEY,
   name TEXT NOT NULL UNIQUE,
   path TEXT NOT NULL,                  -- absolute folder
-  files TEXT NOT NULL,                 -- JSON [{"name","size","sha256"}]
+  files TEXT NOT NULL,                 -- JSON [{"name","size","mtime_us","sha256"}]
   added_at INTEGER NOT NULL            -- wall
+) STRICT;
+
+CREATE TABLE weights (                 -- what model folders held when jobs ran on them
+  weights_id INTEGER PRIMARY KEY,
+  sha256 TEXT NOT NULL UNIQUE,         -- of whole and of every name, size and hash in files: says which weights these are
+  whole INTEGER NOT NULL CHECK (whole IN (0, 1)), -- 1: hashes of all bytes (a registered model);
+                                       -- 0: of safetensors files the hash of their header alone
+  path TEXT NOT NULL,                  -- absolute folder where they were met first
+  files TEXT NOT NULL,                 -- JSON [{"name","size","sha256"}]
+  met_at INTEGER NOT NULL              -- wall
 ) STRICT;
 
 CREATE TABLE family (                  -- jobs alike: same model, template and system text
@@ -67,7 +77,8 @@ CREATE TABLE job (                     -- one submitted file
   started_at INTEGER, finished_at INTEGER,
   export_path TEXT, export_mark TEXT,  -- the last export, so that `run -o` may replace its own file
   error TEXT,
-  chat_settings TEXT                   -- JSON: template, kwargs, allow_special_tokens; NULL = the model's template
+  chat_settings TEXT,                  -- JSON: template, kwargs, allow_special_tokens; NULL = the model's template
+  weights_id INTEGER REFERENCES weights -- that all its results are made with; NULL = none yet, or before version 3
 ) STRICT;
 CREATE INDEX job_ready ON job(priority DESC, job_id) WHERE state IN ('queued','running');
 
@@ -134,6 +145,7 @@ CREATE TABLE reject (                  -- input lines that did not become reques
   PRIMARY KEY (job_id, line)
 ) STRICT, WITHOUT ROWID;
 
+-- Views come last: a database of an older version gets them anew.
 CREATE VIEW jobs AS
   SELECT job_id, key, name, state, priority, model, n_rows, n_done, n_failed, n_rejected,
          CASE WHEN n_rows > 0 THEN round(100.0 * (n_done + n_failed) / n_rows, 1) END AS percent,
@@ -143,7 +155,7 @@ CREATE VIEW jobs AS
          datetime(finished_at / 1000000, 'unixepoch') AS finished,
          CASE WHEN finished_at > started_at
               THEN round(completion_tokens * 1e6 / (finished_at - started_at), 1) END AS tokens_per_s,
-         error
+         error, (SELECT sha256 FROM weights w WHERE w.weights_id = job.weights_id) AS weights
   FROM job;
 
 -- Every finished row with its latencies; `error` is a code, failures has the message too.
@@ -176,8 +188,9 @@ CREATE VIEW rejects AS SELECT job_id, line, byte, code, message FROM reject;
 -- Needs batchd_sqlite.so: metrics, and the text.
 CREATE VIEW results AS
   SELECT m.*, batchd_prompt(q.input, j.template, j.columns, j.prompt_column) AS prompt,
-         batchd_text(r.completion) AS completion
+         batchd_text(r.completion) AS completion, j.model AS model, w.sha256 AS weights
   FROM metrics m
   JOIN job j ON j.job_id = m.job_id
   JOIN result r ON r.id = (m.job_id << 32) + m.row
-  JOIN request q ON q.id = r.id;
+  JOIN request q ON q.id = r.id
+  LEFT JOIN weights w ON w.weights_id = j.weights_id;

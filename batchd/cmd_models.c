@@ -1,81 +1,55 @@
 /* cmd_models.c - batchd models: short names for model folders, and what is in them. */
-#include "base/file.h"
-#include "base/hash.h"
 #include "base/log.h"
 #include "base/mem.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
-#include "batchd/model_arg.h"
+#include "batchd/model_files.h"
+#include "batchd/progress.h"
 #include "batchd/verbs.h"
 #include "engine/engine.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 
-/* ---------------------------------------------------------------- files of a folder */
+/* ---------------------------------------------------------------- hashes, with a bar */
 
-static int by_name(const void *a, const void *b) {
-    return strcmp(*(char *const *)a, *(char *const *)b);
+static void show_bytes(void *arg, int64_t bytes, int64_t total) {
+    struct progress_state state = {.n_total = total >> 20, .n_finished = bytes >> 20, .n_running = -1, .what = "MiB"};
+    progress_update(arg, &state);
 }
 
-/* Names of the regular files in dir, sorted. */
-static int list_files(char ***out, size_t *n, const char *dir, struct err *err) {
-    DIR *d = opendir(dir);
-    if (!d) return err_set(err, E_NOT_FOUND, "cannot read the folder %s: %s", dir, strerror(errno));
-    char **names = NULL;
-    size_t count = 0;
-    for (struct dirent *e; (e = readdir(d));) {
-        struct stat st;
-        char *path = path_join(dir, e->d_name);
-        if (e->d_name[0] != '.' && stat(path, &st) == 0 && S_ISREG(st.st_mode)) {
-            names = mem_realloc(names, count + 1, sizeof *names);
-            names[count++] = mem_strdup(e->d_name);
-        }
-        free(path);
-    }
-    closedir(d);
-    if (count > 0) qsort(names, count, sizeof *names, by_name);
-    *out = names;
-    *n = count;
-    return 0;
-}
-
-static int add_file(json_t *list, const char *dir, const char *name, struct err *err) {
-    char hex[SHA256_HEX], *path = path_join(dir, name);
-    struct stat st;
-    int r = sha256_file(path, hex, err);
-    if (r == 0 && stat(path, &st) < 0) r = err_set(err, E_IO, "%s: %s", path, strerror(errno));
-    if (r == 0)
-        json_array_append_new(list, json_pack("{s:s, s:I, s:s}", "name", name, "size", (json_int_t)st.st_size, "sha256", hex));
-    free(path);
+/* What the folder holds, every byte of it hashed; `more`: see model_files_list. */
+static int describe_files(struct model_files *out, const char *dir, const struct model_files *more,
+                          const struct args *args, struct err *err) {
+    int r = model_files_list(out, dir, more, err);
+    if (r < 0) return r;
+    struct progress *p = progress_new(args);
+    r = model_files_hash(out, dir, false, show_bytes, p, err);
+    progress_free(p);
+    if (r < 0) model_files_clear(out);
     return r;
 }
 
-/* [{"name","size","sha256"}] of the folder; NULL after an error. */
-static json_t *describe_files(const char *dir, struct err *err) {
-    char **names = NULL;
-    size_t n = 0;
-    json_t *list = json_array();
-    int r = list_files(&names, &n, dir, err);
-    for (size_t i = 0; i < n; i++) {
-        if (r == 0) r = add_file(list, dir, names[i], err);
-        free(names[i]);
-    }
-    free(names);
-    if (r == 0) return list;
-    json_decref(list);
-    return NULL;
-}
+/* ---------------------------------------------------------------- add, check, remove */
 
-/* ---------------------------------------------------------------- add, check */
-
-static int add(struct store *s, const struct args *args, const char *dir) {
+static int add_folder(struct store *s, const struct args *args, const char *folder) {
     struct err err = ERR_INIT;
     struct model_info info;
+    struct model_files files;
+    int r = model_describe(&info, folder, &err);
+    if (r == 0) r = describe_files(&files, folder, NULL, args, &err);
+    if (r < 0) return exit_with(ABOUT_MODEL, &err);
+    char *text = model_files_to_json(&files);
+    int code = model_add(s, args->name, folder, text, &err) < 0 ? exit_with(ABOUT_DATABASE, &err) : EXIT_DONE;
+    if (code == EXIT_DONE) log_info("%s: %s, %zu files", args->name, folder, files.n);
+    free(text);
+    model_files_clear(&files);
+    return code;
+}
+
+static int add(struct store *s, const struct args *args, const char *dir) {
     char *folder = dir ? realpath(dir, NULL) : NULL;
     if (!dir || !args->name) {
         log_error("usage: batchd models add DIR --name NAME");
@@ -85,68 +59,75 @@ static int add(struct store *s, const struct args *args, const char *dir) {
         log_error("no model folder %s: %s", dir, strerror(errno));
         return EXIT_MODEL;
     }
-    int code = EXIT_DONE;
-    json_t *files = NULL;
-    if (model_describe(&info, folder, &err) < 0 || !(files = describe_files(folder, &err)))
-        code = exit_with(ABOUT_MODEL, &err);
-    if (code == EXIT_DONE) {
-        char *text = json_dumps(files, JSON_COMPACT);
-        if (model_add(s, args->name, folder, text, &err) < 0) code = exit_with(ABOUT_DATABASE, &err);
-        else log_info("%s: %s, %zu files", args->name, folder, json_array_size(files));
-        free(text);
-    }
-    json_decref(files);
+    int code = add_folder(s, args, folder);
     free(folder);
     return code;
 }
 
-static const json_t *file_named(const json_t *files, const char *name) {
-    size_t i;
-    json_t *f;
-    json_array_foreach(files, i, f) {
-        const char *its = json_string_value(json_object_get(f, "name"));
-        if (its && strcmp(its, name) == 0) return f;
-    }
-    return NULL;
+struct differences {
+    bool json;
+    json_t *list; /* [{"file","change"}] */
+};
+
+static void note_difference(void *arg, enum file_change change, const char *name) {
+    static const char *const what[] = {"changed", "missing", "new"};
+    struct differences *d = arg;
+    json_array_append_new(d->list, json_pack("{s:s, s:s}", "file", name, "change", what[change]));
+    if (!d->json) printf("%s: %s\n", what[change], name);
 }
 
-/* One line a difference; how many. */
-static int compare(const json_t *then, const json_t *now) {
-    int n = 0;
-    size_t i;
-    json_t *f;
-    json_array_foreach(then, i, f) {
-        const char *name = json_string_value(json_object_get(f, "name"));
-        const json_t *other = name ? file_named(now, name) : NULL;
-        if (other && json_equal(f, (json_t *)other)) continue;
-        printf("%s: %s\n", other ? "changed" : "missing", name ? name : "?");
-        n++;
-    }
-    json_array_foreach(now, i, f) {
-        const char *name = json_string_value(json_object_get(f, "name"));
-        if (name && file_named(then, name)) continue;
-        printf("new: %s\n", name);
-        n++;
-    }
-    return n;
-}
-
-static int check(const struct model_entry *m) {
+static int check(const struct model_entry *m, const struct args *args, json_t *all) {
     struct err err = ERR_INIT;
-    json_t *then = json_loads(m->files_json, 0, NULL), *now = describe_files(m->path, &err);
-    int code = EXIT_FAILED;
-    if (!now) {
+    struct model_files then = {0}, now = {0};
+    struct differences d = {args->json, json_array()};
+    int r = model_files_from_json(&then, m->files_json, &err), code = EXIT_FAILED, n = 0;
+    if (r == 0) r = describe_files(&now, m->path, &then, args, &err);
+    if (r == 0) n = model_files_compare(&then, &now, note_difference, &d);
+    if (r < 0) {
+        err_wrap(&err, "model %s", m->name);
         code = exit_with(ABOUT_MODEL, &err);
-    } else if (compare(then, now) == 0) {
-        printf("%s: %zu files as they were added\n", m->name, json_array_size(now));
+    } else if (n == 0) {
+        if (!args->json) printf("%s: %zu files as they were added\n", m->name, now.n);
         code = EXIT_DONE;
     } else {
         log_error("%s has changed since it was added; `batchd models add %s --name %s` takes it as it is now", m->name,
                   m->path, m->name);
     }
-    json_decref(then);
-    json_decref(now);
+    json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:o}", "name", m->name, "path", m->path, "same",
+                                         code == EXIT_DONE, "differences", d.list));
+    model_files_clear(&then);
+    model_files_clear(&now);
     return code;
+}
+
+/* One model, or all; the worst code. */
+static int check_all(struct store *s, const struct args *args, const char *name) {
+    struct err err = ERR_INIT;
+    struct model_entry *models = NULL;
+    size_t n = 0;
+    int code = EXIT_DONE;
+    if (name) models = mem_zalloc(n = 1, sizeof *models);
+    if ((name ? model_get(s, name, models, &err) : model_list(s, &models, &n, &err)) < 0) {
+        free(models);
+        return exit_with(ABOUT_DATABASE, &err);
+    }
+    json_t *all = json_array();
+    for (size_t i = 0; i < n; i++) {
+        int its = check(&models[i], args, all);
+        if (its > code) code = its;
+        model_entry_clear(&models[i]);
+    }
+    free(models);
+    if (args->json) command_print_json(all);
+    else json_decref(all);
+    return code;
+}
+
+static int remove_name(struct store *s, const char *name) {
+    struct err err = ERR_INIT;
+    if (model_remove(s, name, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
+    log_info("%s: no name any more; its folder stays as it is", name);
+    return EXIT_DONE;
 }
 
 /* ---------------------------------------------------------------- list, show */
@@ -207,34 +188,45 @@ static int list(struct store *s, const struct args *args) {
     return EXIT_DONE;
 }
 
-static int with_entry(struct store *s, const struct args *args, const char *name, bool checking) {
+static int show_named(struct store *s, const struct args *args, const char *name) {
     struct err err = ERR_INIT;
     struct model_entry m = {0};
-    if (strchr(name, '/') && !checking) return show(args, name, name);
-    int r = model_get(s, name, &m, &err);
-    if (r < 0) return exit_with(ABOUT_DATABASE, &err);
-    int code = checking ? check(&m) : show(args, m.name, m.path);
+    if (strchr(name, '/')) return show(args, name, name);
+    if (model_get(s, name, &m, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
+    int code = show(args, m.name, m.path);
     model_entry_clear(&m);
     return code;
 }
 
+/* ---------------------------------------------------------------- the command */
+
+enum what { WHAT_ADD, WHAT_LIST, WHAT_CHECK, WHAT_SHOW, WHAT_REMOVE, N_WHATS };
+static const char *const words[N_WHATS] = {"add", "list", "check", "show", "remove"};
+
+static int find_what(enum what *out, const struct args *args) {
+    int w = 0;
+    while (w < N_WHATS && strcmp(words[w], args->words[0]) != 0) w++;
+    *out = (enum what)w;
+    if (w == N_WHATS) log_error("models: no \"%s\"; there are list, show, add, check and remove", args->words[0]);
+    else if ((w == WHAT_SHOW || w == WHAT_REMOVE) && args->n_words < 2)
+        log_error("usage: batchd models %s NAME", words[w]);
+    else return EXIT_DONE;
+    return EXIT_USAGE;
+}
+
 int cmd_models(const struct args *args) {
     struct store *s = NULL;
-    const char *what = args->words[0], *name = args->n_words > 1 ? args->words[1] : NULL;
-    bool is_add = strcmp(what, "add") == 0, is_show = strcmp(what, "show") == 0, is_check = strcmp(what, "check") == 0;
-    if (!is_add && !is_show && !is_check && strcmp(what, "list") != 0) {
-        log_error("models: no \"%s\"; there are list, show, add and check", what);
-        return EXIT_USAGE;
-    }
-    if ((is_show || is_check) && !name) {
-        log_error("usage: batchd models %s NAME", what);
-        return EXIT_USAGE;
-    }
-    int code = command_open(&s, args, STORE_CREATE);
-    if (code == EXIT_DONE) {
-        if (is_add) code = add(s, args, name);
-        else if (is_show || is_check) code = with_entry(s, args, name, is_check);
-        else code = list(s, args);
+    const char *name = args->n_words > 1 ? args->words[1] : NULL;
+    enum what what;
+    int code = find_what(&what, args);
+    if (code == EXIT_DONE) code = command_open(&s, args, STORE_CREATE);
+    if (code != EXIT_DONE) return code;
+    switch (what) {
+    case WHAT_ADD: code = add(s, args, name); break;
+    case WHAT_CHECK: code = check_all(s, args, name); break;
+    case WHAT_SHOW: code = show_named(s, args, name); break;
+    case WHAT_REMOVE: code = remove_name(s, name); break;
+    default: code = list(s, args); break;
     }
     store_close(s);
     return code;

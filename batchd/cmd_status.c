@@ -60,6 +60,7 @@ static void print_one(const struct store *s, const struct job_info *j) {
     if (j->name) printf("  name        %s\n", j->name);
     if (j->key) printf("  key         %s\n", j->key);
     printf("  model       %s\n", j->model ? j->model : "the daemon's default");
+    if (j->weights) printf("  weights     %.16s\n", j->weights);
     printf("  rows        %s: %s done, %" PRId64 " failed; %" PRId64 " lines rejected\n", command_count(a, j->n_rows),
            command_count(b, j->n_done), j->n_failed, j->n_rejected);
     printf("  tokens      %s prompt, %s completion\n", command_count(a, j->prompt_tokens),

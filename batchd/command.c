@@ -63,14 +63,14 @@ static json_t *time_or_null(int64_t wall_us) {
 }
 
 json_t *command_job_json(const struct job_info *j) {
-    return json_pack("{s:I, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o, s:o}", //
+    return json_pack("{s:I, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o, s:o, s:o}", //
                      "job_id", (json_int_t)j->job_id, "key", text_or_null(j->key), "name", text_or_null(j->name),
                      "state", j->state, "model", text_or_null(j->model), "error", text_or_null(j->error), //
                      "rows", (json_int_t)j->n_rows, "done", (json_int_t)j->n_done, "failed", (json_int_t)j->n_failed,
                      "rejected", (json_int_t)j->n_rejected, "prompt_tokens", (json_int_t)j->prompt_tokens,
                      "completion_tokens", (json_int_t)j->completion_tokens, "priority", (int)j->priority, //
                      "submitted_at", time_or_null(j->submitted_us), "started_at", time_or_null(j->started_us),
-                     "finished_at", time_or_null(j->finished_us));
+                     "finished_at", time_or_null(j->finished_us), "weights", text_or_null(j->weights));
 }
 
 enum export_format command_export_format(const char *name) {

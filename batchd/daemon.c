@@ -9,6 +9,7 @@
 #include "base/log.h"
 #include "base/mailbox.h"
 #include "base/mem.h"
+#include "batchd/job_model.h"
 #include "batchd/pipeline.h"
 
 #include <pthread.h>
@@ -39,8 +40,9 @@ struct daemon {
     struct store *store;
     struct worker *worker;
     struct pipeline *pipeline; /* NULL until a job needs it */
-    char *model_dir, *dtype, *quantization, *kv_cache_dtype; /* what the pipeline runs */
-    int64_t max_model_len;
+    struct job_model model;    /* what the pipeline runs */
+    char *dtype, *quantization, *kv_cache_dtype;
+    int64_t max_model_len, weights_id; /* weights_id: of the model, -1 = no job has noted it yet */
     struct job_ref *job;       /* leased from last */
     struct lease lease;        /* rows that are not fed yet, from next_row on */
     size_t next_row;
@@ -162,28 +164,12 @@ static bool commit_is_due(const struct daemon *d) {
 
 /* ---------------------------------------------------------------- models */
 
-static int resolve_model(struct daemon *d, const struct job_settings *set, char **out, struct err *err) {
-    const char *model = set->model ? set->model : d->o.default_model;
-    if (!model)
-        return err_set(err, E_NOT_FOUND, "the job names no model and the daemon has no default; submit it with --model");
-    if (strchr(model, '/')) {
-        *out = mem_strdup(model);
-        return 0;
-    }
-    struct model_entry entry;
-    int r = model_get(d->store, model, &entry, err);
-    if (r < 0) return r;
-    *out = mem_strdup(entry.path);
-    model_entry_clear(&entry);
-    return 0;
-}
-
 static bool same_text(const char *a, const char *b, const char *otherwise) {
     return strcmp(a ? a : otherwise, b ? b : otherwise) == 0;
 }
 
-static bool pipeline_fits(const struct daemon *d, const struct job_settings *set, const char *model_dir) {
-    return d->pipeline && strcmp(d->model_dir, model_dir) == 0 && same_text(d->dtype, set->dtype, "auto") &&
+static bool pipeline_fits(const struct daemon *d, const struct job_settings *set, const struct job_model *model) {
+    return d->pipeline && job_model_is_same(&d->model, model) && same_text(d->dtype, set->dtype, "auto") &&
            same_text(d->quantization, set->quantization, "none") &&
            same_text(d->kv_cache_dtype, set->kv_cache_dtype, "auto") &&
            d->max_model_len == set->max_model_len;
@@ -195,30 +181,35 @@ static void close_pipeline(struct daemon *d) {
     pthread_mutex_unlock(&d->lock);
     pipeline_close(d->pipeline);
     d->pipeline = NULL;
-    free(d->model_dir);
+    job_model_clear(&d->model);
     free(d->dtype);
     free(d->quantization);
     free(d->kv_cache_dtype);
-    d->model_dir = d->dtype = d->quantization = d->kv_cache_dtype = NULL;
+    d->dtype = d->quantization = d->kv_cache_dtype = NULL;
 }
 
-static int open_pipeline(struct daemon *d, const struct job_settings *set, const char *model_dir, struct err *err) {
+/* Takes the model; what is left in it is the caller's to clear. */
+static int open_pipeline(struct daemon *d, const struct job_settings *set, struct job_model *model, struct err *err) {
     struct engine_options o = d->o.engine;
     int64_t start = clock_mono_ns();
     close_pipeline(d);
-    o.model_dir = model_dir;
+    int r = job_model_look(model, d->store, err);
+    if (r < 0) return r;
+    o.model_dir = model->dir;
     o.dtype = set->dtype ? set->dtype : "auto";
     o.quantization = set->quantization;
     o.kv_cache_dtype = set->kv_cache_dtype;
     o.max_model_len = set->max_model_len;
-    int r = pipeline_open(&d->pipeline, &o, err);
+    r = pipeline_open(&d->pipeline, &o, err);
     if (r < 0) return r;
-    d->model_dir = mem_strdup(model_dir);
+    d->model = *model;
+    *model = (struct job_model){0};
+    d->weights_id = -1;
     d->dtype = mem_strdup(set->dtype);
     d->quantization = mem_strdup(set->quantization);
     d->kv_cache_dtype = mem_strdup(set->kv_cache_dtype);
     d->max_model_len = set->max_model_len;
-    log_info("%s loaded on %s in %.1f s", model_dir, engine_device_name(pipeline_engine(d->pipeline)),
+    log_info("%s loaded on %s in %.1f s", d->model.dir, engine_device_name(pipeline_engine(d->pipeline)),
              (double)(clock_mono_ns() - start) / 1e9);
     return 0;
 }
@@ -250,15 +241,25 @@ static enum fit give_up_job(struct daemon *d, int64_t job_id, const struct err *
 /* Is the pipeline, or can it be made, the one that this job needs? */
 static enum fit fit_pipeline(struct daemon *d, const struct job_work *work) {
     struct err err = ERR_INIT;
-    char *model_dir = NULL;
+    struct job_model model = {0};
     enum fit fit = FIT_NOW;
-    int r = resolve_model(d, &work->settings, &model_dir, &err);
-    if (r == 0 && !pipeline_fits(d, &work->settings, model_dir)) {
+    int r = job_model_resolve(&model, d->store, &work->settings, d->o.default_model, &err);
+    if (r == 0 && !pipeline_fits(d, &work->settings, &model)) {
         if (d->inside > 0 || d->n_batch > 0) fit = FIT_LATER;
-        else r = open_pipeline(d, &work->settings, model_dir, &err);
+        else r = open_pipeline(d, &work->settings, &model, &err);
     }
-    free(model_dir);
+    job_model_clear(&model);
     return r == 0 ? fit : give_up_job(d, work->job_id, &err);
+}
+
+/* Once a job: from here on its results are made with these weights and no others. */
+static int note_weights(struct daemon *d, const struct job_work *work, enum fit *fit, struct err *err) {
+    struct weights_seen seen = job_model_seen(&d->model);
+    if (work->weights_id == d->weights_id) return 0;
+    int r = worker_note_weights(d->worker, work->job_id, &seen, &d->weights_id, err);
+    if (r != E_CONFIG) return r;
+    *fit = give_up_job(d, work->job_id, err);
+    return 0;
 }
 
 /* Takes both. */
@@ -301,9 +302,11 @@ static int take_lease(struct daemon *d, bool *taken) {
     if (r < 0 || !found) return passing_or(d, r, &err);
     enum fit fit = fit_pipeline(d, &work);
     if (fit == FIT_NOW) fit = fit_chat_template(d, &work, &chat_template);
-    if (fit != FIT_NOW) {
+    if (fit == FIT_NOW) r = note_weights(d, &work, &fit, &err);
+    if (fit != FIT_NOW || r < 0) {
         job_work_clear(&work);
-        return fit == FIT_NEVER ? d->err.code : 0;
+        chat_template_free(chat_template);
+        return r < 0 ? passing_or(d, r, &err) : fit == FIT_NEVER ? d->err.code : 0;
     }
     drop_lease(d);
     r = worker_lease(d->worker, work.job_id, &d->lease, taken, &err);

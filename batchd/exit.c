@@ -68,7 +68,7 @@ const char *exit_meaning(int code) {
         {EXIT_IO, "input/output or database error"},
         {EXIT_TEMPORARY, "temporary: another daemon, a lock, a full disk; try again"},
         {EXIT_PERMISSION, "permission denied"},
-        {EXIT_CONFIG, "configuration: no model named, or a newer database"},
+        {EXIT_CONFIG, "configuration: no model named, one whose files have changed, or a newer database"},
         {EXIT_TIMEOUT, "--timeout is over"},
         {EXIT_SIGINT, "interrupted (Ctrl-C); finished rows are saved"},
         {EXIT_SIGTERM, "terminated by a second signal; finished rows are saved"},

@@ -2,6 +2,7 @@
 #include "batchd/model_arg.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "batchd/model_files.h"
 #include "batchd/paths.h"
 #include "engine/engine.h"
 
@@ -20,14 +21,31 @@ static int absolute_folder(char **out, const char *value, struct err *err) {
     return 0;
 }
 
+void model_arg_wrap_change(struct err *err, const char *name, const char *dir) {
+    struct err why = *err;
+    err_set(err, why.code, "model %s: %s; `batchd models check %s` says what else, `batchd models add %s --name %s` takes"
+                           " it as it is now", name, why.text, name, dir, name);
+}
+
+static int check_sizes(const struct model_entry *entry, struct err *err) {
+    struct model_files then;
+    int r = model_files_from_json(&then, entry->files_json, err);
+    if (r < 0) return r;
+    r = model_files_glance(&then, entry->path, err);
+    if (r == E_CONFIG) model_arg_wrap_change(err, entry->name, entry->path);
+    model_files_clear(&then);
+    return r;
+}
+
 static int registered_folder(char **out, struct store *s, const char *name, struct err *err) {
     struct model_entry entry = {0};
     struct stat st;
     int r = s ? model_get(s, name, &entry, err) : E_NOT_FOUND;
     if (r == 0) {
-        *out = mem_strdup(entry.path);
+        r = check_sizes(&entry, err);
+        if (r == 0) *out = mem_strdup(entry.path);
         model_entry_clear(&entry);
-        return 0;
+        return r;
     }
     if (r != E_NOT_FOUND) return r;
     if (stat(name, &st) == 0 && S_ISDIR(st.st_mode))

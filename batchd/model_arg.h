@@ -14,8 +14,12 @@
  * The caller's to free. */
 int model_arg_check(char **out, struct store *s, const char *value, struct err *err);
 
-/* The folder of what a job keeps. The caller's to free. */
+/* The folder of what a job keeps. E_CONFIG: a registered model's files have other sizes now.
+ * The caller's to free. */
 int model_arg_folder(char **out, struct store *s, const char *value, struct err *err);
+
+/* Says of an error about a registered model's files what to do. */
+void model_arg_wrap_change(struct err *err, const char *name, const char *dir);
 
 /* The demo model, told to the person; E_CONFIG with what to do when there is none. */
 int model_arg_default(char **out, struct err *err);

@@ -130,6 +130,11 @@ struct model_info {
 /* Read config.json, generation_config.json and the headers of the weights, load nothing. */
 int model_describe(struct model_info *out, const char *model_dir, struct err *err);
 
+/* Names of the files of the folder that are read, ascending: config.json, the weights and their
+ * index, and of those that may be missing what is there. The weights' headers are checked on the
+ * way. The caller frees each name, then the list. */
+int model_list_files(char ***out, size_t *n, const char *model_dir, struct err *err);
+
 /* ------------------------------------------------------------------ engine */
 
 struct engine_options {

@@ -197,6 +197,7 @@ struct job_work { /* a job with work to do; give back with job_work_clear */
     int32_t prompt_column, id_column; /* index, -1 = none */
     char *prompt_key;     /* JSONL: the key that holds the prompt */
     int64_t submitted_us; /* wall clock */
+    int64_t weights_id;   /* that it began with, 0 = none yet */
 };
 void job_work_clear(struct job_work *j);
 
@@ -254,6 +255,18 @@ int worker_release(struct worker *w, struct err *err);
 /* The whole job cannot run (its model cannot be loaded): state failed, with the reason. */
 int worker_fail_job(struct worker *w, int64_t job_id, const char *message, struct err *err);
 
+/* What a model folder holds. */
+struct weights_seen {
+    const char *path;       /* absolute folder */
+    const char *files_json; /* [{"name","size","sha256"}], ascending name; further keys do not count */
+    bool is_whole;          /* hashes of whole files; else of a safetensors file its header's alone */
+};
+
+/* Note that the job runs on these weights; *weights_id is their number, the same for the same
+ * content wherever it lies. E_CONFIG: the job began with others, and names a file that differs. */
+int worker_note_weights(struct worker *w, int64_t job_id, const struct weights_seen *seen, int64_t *weights_id,
+                        struct err *err);
+
 /* Jobs cancelled since the last call; fills ids, returns how many (<= cap), or E_*. */
 int worker_cancelled(struct worker *w, int64_t *ids, size_t cap, struct err *err);
 
@@ -286,7 +299,7 @@ int prompt_build(struct prompt *out, const struct job_work *job, const struct re
 
 struct job_info {
     int64_t job_id;
-    char *key, *name, *state, *model, *error; /* state: loading queued running done partial failed cancelled */
+    char *key, *name, *state, *model, *error, *weights; /* weights: sha256, NULL = not known; state: loading queued running done partial failed cancelled */
     int64_t n_rows, n_done, n_failed, n_rejected; /* n_done: ok ones */
     int64_t prompt_tokens, completion_tokens;
     int32_t priority;
@@ -353,13 +366,17 @@ int job_export(struct store *s, int64_t job_id, const struct export_options *opt
 
 struct model_entry {
     char *name, *path; /* absolute folder */
-    char *files_json;  /* [{"name","size","sha256"}] when it was added */
+    char *files_json;  /* [{"name","size","mtime_us","sha256"}], ascending name, when it was added */
     int64_t added_us;
 };
 void model_entry_clear(struct model_entry *m);
-/* Names are [A-Za-z0-9._-]{1,64}, not "." or "..". files_json: [{"name","size","sha256"}] of the folder. */
+/* Names are [A-Za-z0-9._-]{1,64}, not "." or ".."; a name that is there is given to the new folder. */
 int model_add(struct store *s, const char *name, const char *path, const char *files_json, struct err *err);
 int model_get(struct store *s, const char *name, struct model_entry *out, struct err *err);
 int model_list(struct store *s, struct model_entry **out, size_t *n, struct err *err);
+/* The same files under other times: what was `before` becomes files_json, unless somebody was first. */
+int model_touch(struct store *s, const char *name, const char *before, const char *files_json, struct err *err);
+/* E_NOT_FOUND; E_FAIL: unfinished jobs name it. */
+int model_remove(struct store *s, const char *name, struct err *err);
 
 #endif

@@ -26,6 +26,15 @@ int model_add(struct store *s, const char *name, const char *path, const char *f
     return sql_run(s, st, err);
 }
 
+int model_touch(struct store *s, const char *name, const char *before, const char *files_json, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, "UPDATE model SET files = ?3 WHERE name = ?1 AND files = ?2", err);
+    if (!st) return sql_error(s, err);
+    sql_bind_text(st, 1, name);
+    sql_bind_text(st, 2, before);
+    sql_bind_text(st, 3, files_json);
+    return sql_run(s, st, err);
+}
+
 static void read_entry(sqlite3_stmt *st, struct model_entry *m) {
     *m = (struct model_entry){.name = sql_text(st, 0), .path = sql_text(st, 1), .files_json = sql_text(st, 2),
                               .added_us = sqlite3_column_int64(st, 3)};
@@ -68,4 +77,38 @@ int model_list(struct store *s, struct model_entry **out, size_t *n, struct err 
     *out = list;
     *n = count;
     return 0;
+}
+
+/* The first unfinished job that names the model; 0 = none. */
+static int job_that_needs(struct store *s, const char *name, int64_t *job_id, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(
+        s, "SELECT job_id FROM job WHERE model = ?1 AND state IN ('loading', 'queued', 'running') LIMIT 1", err);
+    if (!st) return sql_error(s, err);
+    sql_bind_text(st, 1, name);
+    int r = sql_step(s, st, err);
+    *job_id = r == 1 ? sqlite3_column_int64(st, 0) : 0;
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
+static int delete_entry(struct store *s, const char *name, struct err *err) {
+    int64_t job_id = 0;
+    int r = job_that_needs(s, name, &job_id, err);
+    if (r < 0) return r;
+    if (job_id) return err_set(err, E_FAIL, "job %lld is not finished and needs model \"%s\"", (long long)job_id, name);
+    sqlite3_stmt *st = sql_prepare(s, "DELETE FROM model WHERE name = ?1", err);
+    if (!st) return sql_error(s, err);
+    sql_bind_text(st, 1, name);
+    r = sql_run(s, st, err);
+    if (r < 0 || sqlite3_changes(s->db) > 0) return r;
+    return err_set(err, E_NOT_FOUND, "no model named \"%s\"; `batchd models list` shows those there are", name);
+}
+
+int model_remove(struct store *s, const char *name, struct err *err) {
+    int r = sql_exec(s, "BEGIN IMMEDIATE", err);
+    if (r < 0) return r;
+    r = delete_entry(s, name, err);
+    if (r == 0) r = sql_exec(s, "COMMIT", err);
+    if (r < 0) sql_rollback(s);
+    return r;
 }

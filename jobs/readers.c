@@ -14,6 +14,11 @@ enum { PAGE_ROWS = 256, PAGE_BYTES = 8 << 20 }; /* what is read in one transacti
     "job_id, key, name, state, model, error, n_rows, n_done, n_failed, n_rejected, prompt_tokens, completion_tokens,"  \
     " priority, submitted_at, started_at, finished_at"
 
+/* Before version 3 nothing was noted of weights. */
+#define SELECT_JOB "SELECT " JOB_COLUMNS ", (SELECT sha256 FROM weights w WHERE w.weights_id = job.weights_id) FROM job"
+#define SELECT_OLD_JOB "SELECT " JOB_COLUMNS ", NULL FROM job"
+#define BY_ID_OR_KEY " WHERE CASE WHEN ?2 IS NULL THEN job_id = ?1 ELSE key = ?2 END"
+
 static void read_job(sqlite3_stmt *st, struct job_info *j) {
     *j = (struct job_info){
         .job_id = sqlite3_column_int64(st, 0),
@@ -32,17 +37,18 @@ static void read_job(sqlite3_stmt *st, struct job_info *j) {
         .submitted_us = sqlite3_column_int64(st, 13),
         .started_us = sqlite3_column_int64(st, 14),
         .finished_us = sqlite3_column_int64(st, 15),
+        .weights = sql_text(st, 16),
     };
 }
 
 void job_info_clear(struct job_info *j) {
-    char **texts[] = {&j->key, &j->name, &j->state, &j->model, &j->error};
+    char **texts[] = {&j->key, &j->name, &j->state, &j->model, &j->error, &j->weights};
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) free(*texts[i]);
     *j = (struct job_info){0};
 }
 
 int job_get(struct store *s, int64_t job_id, const char *key, struct job_info *out, struct err *err) {
-    sqlite3_stmt *st = sql_prepare(s, "SELECT " JOB_COLUMNS " FROM job WHERE CASE WHEN ?2 IS NULL THEN job_id = ?1 ELSE key = ?2 END", err);
+    sqlite3_stmt *st = sql_prepare(s, s->version < 3 ? SELECT_OLD_JOB BY_ID_OR_KEY : SELECT_JOB BY_ID_OR_KEY, err);
     if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_text(st, 2, key);
@@ -55,7 +61,7 @@ int job_get(struct store *s, int64_t job_id, const char *key, struct job_info *o
 }
 
 int job_list(struct store *s, struct job_info **out, size_t *n, struct err *err) {
-    sqlite3_stmt *st = sql_prepare(s, "SELECT " JOB_COLUMNS " FROM job ORDER BY job_id", err);
+    sqlite3_stmt *st = sql_prepare(s, s->version < 3 ? SELECT_OLD_JOB " ORDER BY job_id" : SELECT_JOB " ORDER BY job_id", err);
     struct job_info *jobs = NULL;
     size_t count = 0, cap = 0;
     int r;

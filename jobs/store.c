@@ -14,7 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-enum { APPLICATION_ID = 0x42544348, SCHEMA_VERSION = 2, BUSY_MS = 10000 };
+enum { APPLICATION_ID = 0x42544348, SCHEMA_VERSION = 3, BUSY_MS = 10000 };
 
 /* schema.sql travels inside the program. */
 __asm__(".section .rodata\n"
@@ -177,6 +177,20 @@ static const char from_version_1[] = "ALTER TABLE result ADD COLUMN logprobs ANY
                                      "UPDATE meta SET value = 2 WHERE key = 'schema_version';"
                                      "PRAGMA user_version = 2;";
 
+/* From version 2: which weights a job ran on. A daemon of that version would not note it. */
+static const char from_version_2[] = "CREATE TABLE weights (weights_id INTEGER PRIMARY KEY, sha256 TEXT NOT NULL UNIQUE,"
+                                     " whole INTEGER NOT NULL CHECK (whole IN (0, 1)), path TEXT NOT NULL,"
+                                     " files TEXT NOT NULL, met_at INTEGER NOT NULL) STRICT;"
+                                     "ALTER TABLE job ADD COLUMN weights_id INTEGER REFERENCES weights;"
+                                     "UPDATE meta SET value = 3 WHERE key = 'schema_version';"
+                                     "PRAGMA user_version = 3;";
+
+static int renew_views(struct store *s, struct err *err) {
+    int r = sql_exec(s, "DROP VIEW IF EXISTS results; DROP VIEW IF EXISTS rejects; DROP VIEW IF EXISTS failures;"
+                        "DROP VIEW IF EXISTS metrics; DROP VIEW IF EXISTS jobs;", err);
+    return r < 0 ? r : sql_exec(s, strstr(batchd_schema_sql, "CREATE VIEW"), err);
+}
+
 static int migrate(struct store *s, struct err *err) {
     int pid = 0;
     if (worker_is_alive(s->path, &pid))
@@ -184,7 +198,10 @@ static int migrate(struct store *s, struct err *err) {
                                     " up to date", s->path, pid);
     int r = sql_exec(s, "BEGIN IMMEDIATE", err);
     if (r < 0) return r;
-    if (pragma_int(s, "PRAGMA user_version") == 1) r = sql_exec(s, from_version_1, err); /* nobody else was first */
+    int64_t version = pragma_int(s, "PRAGMA user_version"); /* somebody else may have been first */
+    if (version == 1) r = sql_exec(s, from_version_1, err);
+    if (r == 0 && version <= 2) r = sql_exec(s, from_version_2, err);
+    if (r == 0 && version < SCHEMA_VERSION) r = renew_views(s, err);
     if (r == 0) r = sql_exec(s, "COMMIT", err);
     if (r < 0) sql_rollback(s);
     return r;

@@ -119,6 +119,7 @@ static void load_settings(sqlite3_stmt *st, struct job_work *j) {
     params_from_json(&set->params, (const char *)sqlite3_column_text(st, 10), NULL);
     j->submitted_us = sqlite3_column_int64(st, 14);
     chat_settings_from_json(set, (const char *)sqlite3_column_text(st, 15));
+    j->weights_id = sqlite3_column_int64(st, 16);
     json_t *columns = json_loads((const char *)sqlite3_column_text(st, 11) ? (const char *)sqlite3_column_text(st, 11) : "[]",
                                  0, NULL);
     j->n_columns = json_array_size(columns);
@@ -176,7 +177,7 @@ static int load_job(struct worker *w, int64_t job_id, struct job_work *out, bool
     sqlite3_stmt *st = sql_prepare(
         w->s,
         "SELECT job_id, model, dtype, quantization, kv_cache_dtype, max_model_len, template, system, chat, seed,"
-        " params, columns, prompt_column, id_column, submitted_at, chat_settings FROM job WHERE job_id = ?1 AND " IS_READY,
+        " params, columns, prompt_column, id_column, submitted_at, chat_settings, weights_id FROM job WHERE job_id = ?1 AND " IS_READY,
         err);
     if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);

@@ -39,8 +39,8 @@ static void a_new_database_is_private_and_ours(void **state) {
     assert_int_equal(stat(folder, &st), 0);
     assert_int_equal(st.st_mode & 0777, 0700);
     assert_int_equal(look_int(path, "PRAGMA application_id"), 0x42544348);
-    assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
-    assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 2);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 3);
+    assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 3);
     assert_int_equal(look_int(path, "SELECT count(*) FROM daemon WHERE epoch = 0"), 1);
     char *mode = look_text(path, "PRAGMA journal_mode");
     assert_string_equal(mode, "wal");
@@ -137,27 +137,30 @@ static void an_empty_file_becomes_ours_only_when_submitting(void **state) {
     assert_refused(path, STORE_READ, E_NOT_FOUND, "is an empty database; submit a job");
     assert_refused(path, STORE_WRITE, E_NOT_FOUND, "is an empty database; submit a job");
     create(path);
-    assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 3);
     free(path);
 }
 
 static void a_newer_schema_is_refused(void **state) {
     char *path = temp_path("newer.db");
     create(path);
-    look_exec(path, "PRAGMA user_version = 3");
+    look_exec(path, "PRAGMA user_version = 4");
     for (int mode = STORE_READ; mode <= STORE_CREATE; mode++)
-        assert_refused(path, (enum store_mode)mode, E_CONFIG, "is from a newer batchd (schema 3, this is 2); upgrade batchd");
+        assert_refused(path, (enum store_mode)mode, E_CONFIG, "is from a newer batchd (schema 4, this is 3); upgrade batchd");
     free(path);
 }
 
 /* ---------------------------------------------------------------- older schemas */
 
-/* A copy of what a batchd of version 1 left behind (tests/data/database/make.sh). */
-static char *version_1(const char *name) {
-    char *path = temp_path(name), *data;
+enum { N_OLD = 2 }; /* versions before this one */
+
+/* A copy of what a batchd of that version left behind (tests/data/database/make.sh). */
+static char *old_database(int version, const char *name) {
+    char *path = temp_path(name), *data, from[60];
     size_t n;
     struct err err = ERR_INIT;
-    assert_ok(file_read("tests/data/database/version1.db", 16 << 20, &data, &n, &err), &err);
+    snprintf(from, sizeof from, "tests/data/database/version%d.db", version);
+    assert_ok(file_read(from, 16 << 20, &data, &n, &err), &err);
     temp_write(path, data, n);
     free(data);
     return path;
@@ -170,55 +173,73 @@ static int count_view(void *arg, const struct result_view *v, struct err *err) {
     return 0;
 }
 
-static void a_reader_leaves_version_1_as_it_is(void **state) {
-    char *path = version_1("old_read.db");
-    struct store *s;
-    struct err err = ERR_INIT;
-    int n = 0;
-    assert_ok(store_open(&s, path, STORE_READ, &err), &err);
-    assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
-    store_close(s);
-    assert_int_equal(n, 4);
-    assert_int_equal(look_int(path, "PRAGMA user_version"), 1);
-    free(path);
-}
-
-/* Same columns in the same order as a new database, same rows as before. */
-static void a_writer_brings_version_1_up_to_date(void **state) {
-    static const char rows[] = "SELECT group_concat(id || status || codec || coalesce(hex(completion), '-') || e2e_us, ' ')"
-                               " FROM (SELECT * FROM result ORDER BY id)";
-    static const char columns[] = "SELECT group_concat(t.name || '.' || c.name || ' ' || c.type, ',') FROM sqlite_schema t,"
-                                  " pragma_table_info(t.name) c WHERE t.type = 'table' AND t.name NOT LIKE 'sqlite_%'";
-    for (int mode = STORE_WRITE; mode <= STORE_CREATE; mode++) {
-        char *path = version_1(mode == STORE_WRITE ? "old_write.db" : "old_create.db"), *fresh = temp_path("fresh2.db");
-        char *before = look_text(path, rows);
+static void a_reader_leaves_old_versions_as_they_are(void **state) {
+    for (int version = 1; version <= N_OLD; version++) {
+        char *path = old_database(version, version == 1 ? "read1.db" : "read2.db");
         struct store *s;
+        struct job_info job;
         struct err err = ERR_INIT;
         int n = 0;
-        for (int again = 0; again < 2; again++) {
-            assert_ok(store_open(&s, path, (enum store_mode)mode, &err), &err);
-            assert_ok(store_check(s, &err), &err);
-            assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
-            store_close(s);
-        }
-        assert_int_equal(n, 8);
-        assert_int_equal(look_int(path, "PRAGMA user_version"), 2);
-        assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 2);
-        create(fresh);
-        char *after = look_text(path, rows), *old = look_text(path, columns), *new = look_text(fresh, columns);
-        assert_string_equal(after, before);
-        assert_string_equal(old, new);
-        free(before);
-        free(after);
-        free(old);
-        free(new);
+        assert_ok(store_open(&s, path, STORE_READ, &err), &err);
+        assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
+        assert_ok(job_get(s, 2, NULL, &job, &err), &err);
+        assert_null(job.weights);
+        job_info_clear(&job);
+        store_close(s);
+        assert_int_equal(n, 4);
+        assert_int_equal(look_int(path, "PRAGMA user_version"), version);
         free(path);
-        free(fresh);
     }
 }
 
-static void version_1_is_left_to_its_daemon(void **state) {
-    char *path = version_1("old_served.db"), *lock = temp_path("old_served.db.lock");
+/* Same tables, columns, indexes and views as a new database, same rows as before. */
+static void bring_up_to_date(int version, enum store_mode mode) {
+    static const char rows[] = "SELECT group_concat(id || status || codec || coalesce(hex(completion), '-') || e2e_us, ' ')"
+                               " FROM (SELECT * FROM result ORDER BY id)";
+    static const char columns[] = "SELECT group_concat(x) FROM (SELECT t.name || '.' || c.name || ' ' || c.type || c.\"notnull\""
+                                  " || c.pk AS x FROM sqlite_schema t, pragma_table_info(t.name) c WHERE t.name NOT LIKE"
+                                  " 'sqlite_%' AND t.name <> 'results' ORDER BY t.name, c.cid)";
+    static const char others[] = "SELECT group_concat(sql) FROM (SELECT sql FROM sqlite_schema WHERE type <> 'table' AND sql IS"
+                                 " NOT NULL ORDER BY name)";
+    char *path = old_database(version, "old_write.db"), *fresh = temp_path("fresh2.db");
+    char *before = look_text(path, rows);
+    struct store *s;
+    struct err err = ERR_INIT;
+    int n = 0;
+    for (int again = 0; again < 2; again++) {
+        assert_ok(store_open(&s, path, mode, &err), &err);
+        assert_ok(store_check(s, &err), &err);
+        assert_ok(results_each(s, 1, &(struct result_filter){0}, count_view, &n, &err), &err);
+        store_close(s);
+    }
+    assert_int_equal(n, 8);
+    assert_int_equal(look_int(path, "PRAGMA user_version"), 3);
+    assert_int_equal(look_int(path, "SELECT value FROM meta WHERE key = 'schema_version'"), 3);
+    assert_int_equal(look_int(path, "SELECT count(*) FROM jobs WHERE weights IS NULL"), 4);
+    assert_int_equal(look_int(path, "SELECT count(*) FROM model"), version >= 2);
+    create(fresh);
+    const char *const shapes[] = {columns, others};
+    for (int i = 0; i < 2; i++) {
+        char *old = look_text(path, shapes[i]), *new = look_text(fresh, shapes[i]);
+        assert_string_equal(old, new);
+        free(old);
+        free(new);
+    }
+    char *after = look_text(path, rows);
+    assert_string_equal(after, before);
+    free(before);
+    free(after);
+    free(path);
+    free(fresh);
+}
+
+static void a_writer_brings_old_versions_up_to_date(void **state) {
+    for (int version = 1; version <= N_OLD; version++)
+        for (int mode = STORE_WRITE; mode <= STORE_CREATE; mode++) bring_up_to_date(version, (enum store_mode)mode);
+}
+
+static void an_old_version_is_left_to_its_daemon(void **state) {
+    char *path = old_database(1, "old_served.db"), *lock = temp_path("old_served.db.lock");
     int fd = open(lock, O_CREAT | O_RDWR, 0600);
     assert_int_equal(flock(fd, LOCK_EX), 0);
     assert_refused(path, STORE_WRITE, E_BUSY, "is served by an older batchd");
@@ -349,6 +370,16 @@ static void models_are_kept_by_name(void **state) {
     static const char *const bad[] = {"", ".", "..", "a/b", "a b", "é", "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"};
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_true(model_add(s, bad[i], "/m", "[]", &err) < 0);
     assert_int_equal(look_int(path, "SELECT count(*) FROM model"), 2);
+    assert_ok(model_touch(s, "a", "[1]", "[2]", &err), &err);
+    assert_int_equal(look_int(path, "SELECT count(*) FROM model WHERE files = '[]'"), 1);
+    assert_ok(model_touch(s, "a", "[]", "[2]", &err), &err);
+    assert_int_equal(look_int(path, "SELECT count(*) FROM model WHERE files = '[2]'"), 1);
+    look_exec(path, "INSERT INTO job(job_id, state, model, content, submitted_at) VALUES (7, 'queued', 'a', 'x', 1)");
+    assert_err(model_remove(s, "a", &err), E_FAIL, "job 7 is not finished and needs model \"a\"", &err);
+    look_exec(path, "UPDATE job SET state = 'done'");
+    assert_ok(model_remove(s, "a", &err), &err);
+    assert_err(model_remove(s, "a", &err), E_NOT_FOUND, "\"a\"", &err);
+    assert_int_equal(look_int(path, "SELECT count(*) FROM model"), 1);
     store_close(s);
     free(path);
 }
@@ -362,9 +393,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(another_programs_database_is_left_alone),
     cmocka_unit_test(an_empty_file_becomes_ours_only_when_submitting),
     cmocka_unit_test(a_newer_schema_is_refused),
-    cmocka_unit_test(a_reader_leaves_version_1_as_it_is),
-    cmocka_unit_test(a_writer_brings_version_1_up_to_date),
-    cmocka_unit_test(version_1_is_left_to_its_daemon),
+    cmocka_unit_test(a_reader_leaves_old_versions_as_they_are),
+    cmocka_unit_test(a_writer_brings_old_versions_up_to_date),
+    cmocka_unit_test(an_old_version_is_left_to_its_daemon),
     cmocka_unit_test(damage_is_found),
     cmocka_unit_test(a_reader_does_not_write),
     cmocka_unit_test(commits_of_others_show),

@@ -366,6 +366,15 @@ void checkpoint_close(struct checkpoint *c) {
     free(c);
 }
 
+size_t checkpoint_n_files(const struct checkpoint *c) {
+    return c->n_shards;
+}
+
+const char *checkpoint_file_name(const struct checkpoint *c, size_t i) {
+    const char *slash = strrchr(c->shards[i].name, '/');
+    return slash ? slash + 1 : c->shards[i].name;
+}
+
 size_t checkpoint_n_tensors(const struct checkpoint *c) {
     return c->n;
 }

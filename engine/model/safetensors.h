@@ -42,6 +42,9 @@ int checkpoint_open(struct checkpoint **out, const char *model_dir, struct err *
 int checkpoint_open_file(struct checkpoint **out, const char *path, struct err *err);
 void checkpoint_close(struct checkpoint *c); /* NULL is fine */
 
+size_t checkpoint_n_files(const struct checkpoint *c);
+const char *checkpoint_file_name(const struct checkpoint *c, size_t i); /* without the folder */
+
 size_t checkpoint_n_tensors(const struct checkpoint *c);
 const struct checkpoint_tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* ascending name */
 const struct checkpoint_tensor *checkpoint_find(const struct checkpoint *c, const char *name); /* NULL = none */

@@ -39,7 +39,7 @@ EOF
         [ -n "$(documented $view)" ]
         [ "$(columns $view)" = "$(documented $view)" ]
     done
-    [ "$(columns results)" = "$(documented metrics) prompt completion" ]
+    [ "$(columns results)" = "$(documented metrics) prompt completion model weights" ]
     [ "$(plain "SELECT group_concat(name) FROM (SELECT name FROM sqlite_schema WHERE type = 'view' ORDER BY name)")" = failures,jobs,metrics,rejects,results ]
 }
 

@@ -246,22 +246,6 @@ X
     run -0 "$BATCHD" sql --write "UPDATE job SET name = 'x'"
 }
 
-@test "models: add, list, show, check" {
-    cp -r tests/models/demo "$DIR/model"
-    run -0 "$BATCHD" models add "$DIR/model" --name demo
-    run -0 "$BATCHD" models list
-    [[ "$output" == *"demo"*"$DIR/model"* ]]
-    run -0 "$BATCHD" models show demo --json
-    [[ "$output" == *'"parameters":3344640'* ]]
-    run -0 "$BATCHD" models check demo
-    echo >>"$DIR/model/README.md"
-    run -1 "$BATCHD" models check demo
-    [[ "$output" == *"changed: README.md"* ]]
-    run -0 "$BATCHD" run "$DIR/in.csv" -m demo -o "$DIR/out.jsonl"
-    run -4 "$BATCHD" models show none
-    run -2 "$BATCHD" models add "$DIR/model" --name 'a/b'
-}
-
 @test "tokenize: there and back" {
     run -0 bash -c "printf 'Sort these words\nnaïve\n' | '$BATCHD' -q tokenize"
     ids="$output"

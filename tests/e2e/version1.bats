@@ -40,7 +40,7 @@ assert all(r["completion"] for r in rows if r["status"] == "ok"), rows' "$output
     [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
 }
 
-@test "reading leaves it as it is; the first writer adds what version 2 has, and logprobs can be asked for" {
+@test "reading leaves it as it is; the first writer adds what later versions have, and logprobs can be asked for" {
     run -0 "$FAKE" status
     run -0 "$FAKE" results 1 --json
     [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 1 ]
@@ -48,8 +48,22 @@ assert all(r["completion"] for r in rows if r["status"] == "ok"), rows' "$output
     echo '{"prompt": "Sort these words: raven, acorn", "logprobs": 2}' >"$DIR/in.jsonl"
     run -0 "$BATCHD" -q run "$DIR/in.jsonl" -m tests/models/demo -o "$DIR/out.jsonl" --max-tokens 5
     python3 -c 'import json, sys; assert json.load(open(sys.argv[1]))["logprobs"]["token_logprobs"]' "$DIR/out.jsonl"
-    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 2 ]
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 3 ]
+    [ -n "$(sqlite3 "$BATCHD_DB" 'SELECT weights FROM jobs WHERE job_id = 5')" ]
     sqlite3 "$BATCHD_DB" "SELECT id, codec, hex(completion) FROM result" >"$DIR/after"
     [ -z "$(sort "$DIR/after" | comm -13 - <(sort "$DIR/before"))" ]
     [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
+}
+
+@test "a database of version 2: its names stay, its jobs go on and note their weights" {
+    cp tests/data/database/version2.db "$BATCHD_DB"
+    sqlite3 "$BATCHD_DB" "UPDATE job SET model = '$PWD/tests/models/demo' WHERE model IS NOT NULL"
+    run -0 "$FAKE" status
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA user_version')" -eq 2 ]
+    run -0 "$FAKE" -q serve --once
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT group_concat(state) FROM job")" = "partial,done,cancelled,done" ]
+    [ -n "$(sqlite3 "$BATCHD_DB" 'SELECT weights FROM jobs WHERE job_id = 2')" ]
+    run -0 "$FAKE" models list
+    [[ "$output" == *"demo"*"/models/demo"* ]]
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check; PRAGMA foreign_key_check')" = ok ]
 }
