@@ -10,6 +10,9 @@
 /* `bench throughput` on the model in this folder; an exit code. */
 int bench_throughput(const struct args *args, const char *folder);
 
+/* `bench tune` on the model in this folder; an exit code. */
+int bench_tune(const struct args *args, const char *folder);
+
 /* `bench kernels [PART...]`; an exit code. */
 int bench_kernels(const struct args *args);
 

@@ -53,9 +53,11 @@ static int with_model(const struct args *args, int (*run)(const struct args *arg
 int cmd_bench(const struct args *args) {
     const char *what = args->words[0];
     if (strcmp(what, "kernels") == 0) return bench_kernels(args);
-    if (strcmp(what, "throughput") != 0) log_error("bench: no \"%s\"; there are throughput and kernels", what);
-    else if (args->n_words > 1) log_error("bench throughput: what is \"%s\"?", args->words[1]);
-    else if (args->shape) log_error("bench throughput takes --model, not --shape");
-    else return with_model(args, bench_throughput);
+    bool is_tune = strcmp(what, "tune") == 0;
+    if (!is_tune && strcmp(what, "throughput") != 0)
+        log_error("bench: no \"%s\"; there are throughput, kernels and tune", what);
+    else if (args->n_words > 1) log_error("bench %s: what is \"%s\"?", what, args->words[1]);
+    else if (args->shape) log_error("bench %s takes --model, not --shape", what);
+    else return with_model(args, is_tune ? bench_tune : bench_throughput);
     return EXIT_USAGE;
 }

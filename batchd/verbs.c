@@ -105,7 +105,7 @@ const struct verb_def verbs[N_VERBS] = {
                      "echo '[403, 407]' | batchd tokenize -m ./models/stories260K --decode\n",
          .exits = {0, 2, 65, 69, 74, 78, -1}, .min_words = 0, .max_words = 0},
     [VERB_BENCH] =
-        {"bench", "throughput -m DIR | kernels [PART...] [flags]", "measure the engine alone", .run = cmd_bench,
+        {"bench", "throughput -m DIR | kernels [PART...] | tune -m DIR [flags]", "measure the engine alone", .run = cmd_bench,
          .text =
              "throughput: unique random prompts, end-of-text ignored, no database. First the device's copy\n"
              "bandwidth and matrix rate are measured, and after the run the roof that they put on\n"
@@ -117,10 +117,17 @@ const struct verb_def verbs[N_VERBS] = {
              "\n"
              "kernels: each operation of a forward pass by itself, on random numbers at the sizes of\n"
              "well-known models, without a model folder: microseconds, GB/s, TFLOP/s, and the share\n"
-             "of what the device could do. PART is linear, attention, rows or sample.\n",
+             "of what the device could do. PART is linear, attention, rows or sample.\n"
+             "\n"
+             "tune: on a GPU, all ways that cuBLASLt knows to make the model's products are timed, at\n"
+             "1, 2, 4 ... rows and at the most of a step. The quickest one whose bits are right is\n"
+             "remembered in ~/.cache/batchd (or $XDG_CACHE_HOME/batchd), for this GPU and all later\n"
+             "runs. Without it a shape is tuned when it has been used 32 times. Answers stay the\n"
+             "same. The CPU has nothing to tune.\n",
          .examples = "batchd bench throughput -m ./models/qwen --input-len 128 --output-len 128 --num-prompts 64\n"
                      "batchd bench throughput -m ./config-only --load-format dummy --json\n"
-                     "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n",
+                     "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n"
+                     "batchd bench tune -m ./models/qwen --max-num-batched-tokens 4096\n",
          .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 5},
     [VERB_EVAL] =
         {"eval", "perplexity -m DIR --text FILE [flags]", "measure how good a model's numbers are", .run = cmd_eval,

@@ -340,6 +340,24 @@ struct engine_profile { /* where the device's time went in the steps that were p
 /* Needs profile_every. Only while no request is in flight. */
 int engine_profile(struct engine *e, struct engine_profile *out, struct err *err);
 
+/* Time the ways in which the device can make each product of the model, at 1, 2, 4 ... rows and
+ * the most that a step may have, and have it remember the quickest: `bench tune`. Nothing is
+ * reported where the device knows one way only, as the CPU does. `each` runs on the engine
+ * thread. Only while no request is in flight. */
+struct engine_tuning {
+    const char *product;   /* "qkv", "o", "up", "down", "head", ...; static */
+    int64_t n, k;          /* of the weight */
+    int32_t n_weights;     /* of the model that have this shape */
+    int32_t n_rows;
+    int32_t n_candidates;  /* 0: one way only */
+    int32_t n_right;       /* of them, with the bits that the product has at any number of rows */
+    double first_seconds;  /* of one product as it is made untuned; one way only: the same as: */
+    double seconds;        /* the way that was chosen */
+    char algorithm[48];    /* it, in the library's numbers; "" = our own kernel */
+};
+typedef void engine_tuning_fn(void *arg, const struct engine_tuning *t);
+int engine_tune(struct engine *e, engine_tuning_fn *each, void *arg, struct err *err);
+
 /* Time each operation alone, on a device of its own and without a model: `bench kernels`. */
 struct engine_kernel_options {
     const char *device, *dtype; /* as in engine_options; auto is bfloat16 */

@@ -93,12 +93,16 @@ void op_linear(struct dev *dev, struct product *y, const struct activation *x, c
     if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
 }
 
+bool op_linear_can_tune(const struct dev *dev) {
+    return dev->backend->linear_tune != NULL;
+}
+
 void op_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                     struct linear_tuning *out) {
     assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
     *out = (struct linear_tuning){.most_rows = x->x.shape[0]};
     y->weight = w;
-    if (!dev->backend->linear_tune) op_linear(dev, y, x, w);
+    if (!op_linear_can_tune(dev)) op_linear(dev, y, x, w);
     else if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear_tune(dev, y, x, w, out);
 }
 

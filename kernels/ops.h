@@ -150,6 +150,9 @@ struct linear_tuning { /* what the choice of a way to multiply came to; times ar
     char algorithm[48];   /* the quickest, in the library's own numbers */
 };
 
+/* Does the device know more than one way to multiply? */
+bool op_linear_can_tune(const struct dev *dev);
+
 /* op_linear; where the device has several ways to do it, all are timed now and the quickest one
  * with the right bits is used, and remembered by later processes too. Waits for the device. */
 void op_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,

@@ -151,7 +151,7 @@ static void write_file(struct cuda_dev *cuda, const struct algorithms *a) {
             if (a->choices[i].is_tuned && !a->choices[i].is_slow) write_choice(f, &a->choices[i]);
         file_new_commit(file, &err);
     }
-    if (err.code) log_debug("algorithms are not remembered: %s", err.text);
+    if (err.code) log_info("the quickest ways to multiply are not remembered: %s", err.text);
     free(path);
 }
 

@@ -321,7 +321,20 @@ for l in lines:
     run -2 "$BATCHD" bench throughput rows
     run -2 "$BATCHD" bench throughput --shape small
     run -2 "$BATCHD" bench everything
-    [[ "$output" == *"throughput and kernels"* ]]
+    [[ "$output" == *"throughput, kernels and tune"* ]]
+}
+
+@test "bench tune has nothing to do on the CPU, and says so" {
+    run -0 "$BATCHD" -q bench tune -m tests/models/tiny-llama3 --load-format dummy --device cpu
+    [[ "$output" == "device "*"cpu"*"nothing to tune"* ]]
+    run -0 --separate-stderr "$BATCHD" bench tune -m tests/models/tiny-llama3 --load-format dummy --device cpu --json
+    [[ "$output" == "" && "$stderr" == *"nothing to tune"* ]]
+    run -2 "$BATCHD" bench tune rows -m tests/models/tiny-llama3
+    [[ "$output" == *"bench tune: what is \"rows\""* ]]
+    run -2 "$BATCHD" bench tune --shape small
+    run -2 "$BATCHD" bench tune -m tests/models/tiny-llama3 --input-len 5
+    [[ "$output" == *"bench tune takes no --input-len"* ]]
+    run -69 "$BATCHD" bench tune -m ./no-such-folder --device cpu
 }
 
 @test "doctor is content here" {

@@ -430,6 +430,10 @@ int engine_profile(struct engine *e, struct engine_profile *out, struct err *err
     return err_set(err, E_UNSUPPORTED, "the fake engine has no device");
 }
 
+int engine_tune(struct engine *e, engine_tuning_fn *each, void *arg, struct err *err) {
+    return err_set(err, E_UNSUPPORTED, "the fake engine multiplies no matrices");
+}
+
 int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_kernel_device *device,
                          engine_kernel_fn *each, void *arg, struct err *err) {
     return err_set(err, E_UNSUPPORTED, "the fake engine has no kernels");
