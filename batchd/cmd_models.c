@@ -4,6 +4,7 @@
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/model_files.h"
+#include "batchd/model_show.h"
 #include "batchd/progress.h"
 #include "batchd/verbs.h"
 #include "engine/engine.h"
@@ -132,41 +133,6 @@ static int remove_name(struct store *s, const char *name) {
 
 /* ---------------------------------------------------------------- list, show */
 
-static json_t *info_json(const struct model_info *m) {
-    return json_pack("{s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "family", m->family, "dtype",
-                     m->dtype, "parameters", (json_int_t)m->n_params, "layers", m->n_layers, "hidden", m->hidden,
-                     "heads", m->n_heads, "kv_heads", m->n_kv_heads, "head_dim", m->head_dim, "vocabulary", m->vocab,
-                     "context", m->context, "sliding_window", m->sliding_window, "tied_embeddings", m->tied_embeddings,
-                     "kv_bytes_per_token", (json_int_t)m->kv_bytes_per_token);
-}
-
-static void print_info(const char *name, const char *path, const struct model_info *m) {
-    char n[32], kv[32];
-    printf("%s\n  folder      %s\n", name, path);
-    printf("  family      %s, %s, %s parameters\n", m->family, m->dtype, command_count(n, m->n_params));
-    printf("  shape       %d layers, hidden %d, %d heads of %d, %d key/value heads\n", m->n_layers, m->hidden, m->n_heads,
-           m->head_dim, m->n_kv_heads);
-    printf("  vocabulary  %d%s\n", m->vocab, m->tied_embeddings ? ", tied embeddings" : "");
-    printf("  context     %d tokens", m->context);
-    if (m->sliding_window) printf(", sliding window %d", m->sliding_window);
-    printf("; %s bytes of keys and values per token\n", command_count(kv, m->kv_bytes_per_token));
-}
-
-static int show(const struct args *args, const char *name, const char *path) {
-    struct err err = ERR_INIT;
-    struct model_info info;
-    if (model_describe(&info, path, &err) < 0) return exit_with(ABOUT_MODEL, &err);
-    if (args->json) {
-        json_t *o = info_json(&info);
-        json_object_set_new(o, "name", json_string(name));
-        json_object_set_new(o, "path", json_string(path));
-        command_print_json(o);
-    } else {
-        print_info(name, path, &info);
-    }
-    return EXIT_DONE;
-}
-
 static int list(struct store *s, const struct args *args) {
     struct err err = ERR_INIT;
     struct model_entry *models = NULL;
@@ -191,9 +157,9 @@ static int list(struct store *s, const struct args *args) {
 static int show_named(struct store *s, const struct args *args, const char *name) {
     struct err err = ERR_INIT;
     struct model_entry m = {0};
-    if (strchr(name, '/')) return show(args, name, name);
+    if (strchr(name, '/')) return model_show(args, name, name);
     if (model_get(s, name, &m, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
-    int code = show(args, m.name, m.path);
+    int code = model_show(args, m.name, m.path);
     model_entry_clear(&m);
     return code;
 }

@@ -127,6 +127,8 @@ static void set_sampling(struct sampling *s, const struct model_info *model, con
     if (model->has_temperature) s->temperature = model->temperature;
     if (model->has_top_p) s->top_p = model->top_p;
     if (model->has_top_k) s->top_k = model->top_k;
+    if (model->has_min_p) s->min_p = model->min_p;
+    if (model->repetition_penalty > 0) s->repetition_penalty = model->repetition_penalty;
     if (p->set & PARAM_MAX_TOKENS) s->max_tokens = (int32_t)p->max_tokens;
     if (p->set & PARAM_MIN_TOKENS) s->min_tokens = (int32_t)p->min_tokens;
     if (p->set & PARAM_TEMPERATURE) s->temperature = (float)p->temperature;

@@ -84,12 +84,16 @@ const struct verb_def verbs[N_VERBS] = {
                      "batchd sql -csv -header \"SELECT * FROM metrics\"\n",
          .exits = {0, 1, 2, 4, 77, 78, -1}, .min_words = 0, .max_words = 1000000},
     [VERB_MODELS] =
-        {"models", "list | show NAME | add DIR --name NAME | check [NAME] | remove NAME", "names for model folders", .run = cmd_models,
+        {"models", "list | show NAME|DIR | add DIR --name NAME | check [NAME] | remove NAME", "names for model folders", .run = cmd_models,
          .text = "add reads the folder's config.json and weights' headers and records the SHA-256 of every\n"
                  "file that the engine reads; check computes them again (without NAME: of all models) and\n"
                  "names what has changed. A job that names a model runs on the files that were added or\n"
                  "not at all, and notes their hash: the column `weights` of the views jobs and results.\n"
-                 "remove forgets the name; the folder stays.\n",
+                 "remove forgets the name; the folder stays.\n"
+                 "\n"
+                 "show takes a name or a folder: family and shape, tokenizer, stop ids, what sampling the\n"
+                 "model asks for, and how many tokens GPUs of several sizes hold beside its weights under\n"
+                 "each quantization, by the rule by which the engine divides memory.\n",
          .examples = "batchd models add ~/models/Qwen2.5-0.5B --name qwen\nbatchd models check\nbatchd models remove qwen\n",
          .exits = {0, 1, 2, 4, 65, 69, 74, 75, 77, 78, -1}, .min_words = 1, .max_words = 2},
     [VERB_TOKENIZE] =

@@ -13,6 +13,7 @@
 #include "engine/engine_call.h"
 #include "engine/model/measure.h"
 #include "engine/model/model.h"
+#include "engine/plan.h"
 #include "engine/schedule/blocks.h"
 #include "engine/schedule/scheduler.h"
 
@@ -27,7 +28,7 @@
 const struct engine_options ENGINE_OPTIONS_DEFAULT = {
     .device = "auto", .dtype = "auto", .load_format = "auto", .lookahead = -1};
 
-enum { CPU_SEQS = 64, CPU_ROWS = 512, CUDA_SEQS = 2048, CUDA_ROWS = 4096, MAX_SEQS = 4096, MAX_ROWS = 65536 };
+enum { MAX_SEQS = 4096, MAX_ROWS = 65536 };
 
 enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_CALL };
 
@@ -111,15 +112,11 @@ static int64_t min64(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
-/* Bytes for keys and values on a GPU: what the share of the free memory, or the limit on
- * all that we take, leaves beside a step's tensors and the libraries' own. */
-static int64_t gpu_kv_bytes(const struct engine *e, const struct engine_options *o, const struct runner_options *runner) {
-    const int64_t libraries = (int64_t)768 << 20;
-    double share = o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : 0.95;
-    int64_t step = runner_step_bytes(e->model, runner) + libraries;
-    int64_t bytes = (int64_t)(share * (double)dev_memory_available(e->dev)) - step;
-    if (o->gpu_memory_limit > 0) bytes = min64(bytes, o->gpu_memory_limit - model_weight_bytes(e->model) - step);
-    return bytes > 0 ? bytes : 0;
+static int64_t kv_bytes(const struct engine *e, const struct engine_options *o, const struct runner_options *runner) {
+    int64_t available = dev_memory_available(e->dev);
+    if (o->kv_cache_memory_bytes > 0) return o->kv_cache_memory_bytes;
+    if (!e->is_gpu) return min64((int64_t)1 << 30, available / 4);
+    return plan_kv_bytes(o, available, model_weight_bytes(e->model), runner_step_bytes(e->model, runner));
 }
 
 /* How many KV blocks there shall be, and whether the longest sequence fits them. */
@@ -128,11 +125,9 @@ static int size_kv_cache(struct engine *e, const struct engine_options *o, enum 
     const struct model_info *m = &e->info;
     if (wants_fp8_kv(o)) dtype = DTYPE_F8_E4M3;
     int64_t block = kv_cache_block_bytes(dtype, m->n_layers, m->n_kv_heads, m->head_dim);
-    int64_t useful = 2 * (int64_t)e->max_num_seqs * blocks_for(e->max_model_len);
-    int64_t bytes = o->kv_cache_memory_bytes;
-    if (bytes == 0) bytes = e->is_gpu ? gpu_kv_bytes(e, o, runner) : min64((int64_t)1 << 30, dev_memory_available(e->dev) / 4);
-    if (o->kv_cache_memory_bytes == 0) bytes = min64(bytes, useful * block);
-    int64_t n = min64(bytes / block, INT32_MAX), needed = blocks_for(e->max_model_len);
+    int64_t bytes = kv_bytes(e, o, runner), needed = blocks_for(e->max_model_len);
+    int64_t n = o->kv_cache_memory_bytes > 0 ? min64(bytes / block, INT32_MAX)
+                                             : plan_kv_blocks(bytes, block, e->max_num_seqs, e->max_model_len);
     if (n < needed && (o->max_model_len > 0 || n == 0))
         return err_set(err, E_NO_MEMORY,
                        "a sequence of %d tokens takes %" PRId64 " KV blocks of %" PRId64 " KiB; %" PRId64
@@ -175,13 +170,10 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
 
 /* What the device decides where no flag does. */
 static struct runner_options runner_defaults(struct engine *e, const struct engine_options *o) {
-    int32_t rows = e->is_gpu ? CUDA_ROWS : CPU_ROWS;
-    if (o->max_num_batched_tokens > 0) rows = o->max_num_batched_tokens;
-    e->max_num_seqs = o->max_num_seqs > 0 ? o->max_num_seqs : e->is_gpu ? CUDA_SEQS : CPU_SEQS;
+    struct runner_options runner = plan_runner(o, e->is_gpu);
+    e->max_num_seqs = runner.n_slots;
     e->lookahead = o->lookahead >= 0 ? o->lookahead : e->is_gpu ? 1 : 0;
-    return (struct runner_options){.n_slots = e->max_num_seqs,
-                                   .max_rows = rows,
-                                   .max_samples = rows < e->max_num_seqs ? rows : e->max_num_seqs};
+    return runner;
 }
 
 static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {

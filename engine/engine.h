@@ -125,6 +125,9 @@ struct model_info {
     float top_p;
     bool has_top_k;
     int32_t top_k;
+    bool has_min_p;
+    float min_p;
+    float repetition_penalty;   /* 1 = none */
 };
 
 /* Read config.json, generation_config.json and the headers of the weights, load nothing. */
@@ -231,6 +234,20 @@ struct engine_completion { /* give back with engine_completion_free */
     char error[200];
 };
 void engine_completion_free(struct engine_completion *c); /* NULL is fine */
+
+/* What an engine with these options would need on a GPU; nothing but the folder is looked at,
+ * and there need not be a GPU. The rule by which engine_open divides memory. */
+struct model_plan {
+    int64_t weight_bytes;   /* 4-bit kinds: with the room where they are turned back */
+    int64_t step_bytes;     /* tensors of a step and room to draw */
+    int64_t kv_token_bytes; /* keys and values of one token, all layers */
+    int64_t kv_block_bytes;
+    int32_t max_num_seqs, max_model_len;
+};
+int model_plan(struct model_plan *out, const struct engine_options *options, struct err *err);
+
+/* Tokens that the KV cache holds then, on a GPU with so many bytes free; 0 = it does not fit. */
+int64_t model_plan_kv_tokens(const struct model_plan *plan, const struct engine_options *options, int64_t gpu_bytes);
 
 /* The engine runs a thread of its own from open to close. The functions below may
  * be called from any thread. */

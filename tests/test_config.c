@@ -86,7 +86,7 @@ static void llama_3_1_8b(void **state) {
     assert_false(m->tied_embeddings);
     assert_int_equal(m->n_stop_ids, 3);
     assert_int_equal(m->stop_ids[2], 128009);
-    assert_true(m->has_temperature && m->temperature == 0.6f && m->has_top_p && m->top_p == 0.9f && !m->has_top_k);
+    assert_true(m->has_temperature && m->temperature == 0.6f && m->has_top_p && m->top_p == 0.9f && m->top_k == 50);
     assert_int_equal(c.positions.scaling, ROPE_LLAMA3);
     assert_true(c.positions.theta == 500000.0f && c.positions.factor == 8.0f && c.positions.original_context == 8192);
     assert_true(c.norm_eps == 1e-5f);
@@ -292,9 +292,18 @@ static void sampling_defaults_need_do_sample(void **state) {
     assert_true(m.has_temperature && m.temperature == 0.6f && m.has_top_p && m.top_p == 0.9f && m.has_top_k &&
                 m.top_k == 20);
     m = generation("{\"do_sample\":true}").info;
-    assert_true(m.has_temperature && m.temperature == 1.0f && !m.has_top_p && !m.has_top_k);
+    assert_true(m.has_temperature && m.temperature == 1.0f && !m.has_top_p && m.has_top_k && m.top_k == 50 && !m.has_min_p);
+    m = generation("{\"do_sample\":true,\"top_k\":0,\"min_p\":0.05}").info;
+    assert_true(m.has_top_k && m.top_k == 0 && m.has_min_p && m.min_p == 0.05f);
     m = generation("{\"do_sample\":false,\"temperature\":0.6}").info;
     assert_false(m.has_temperature);
+}
+
+static void a_repetition_penalty_holds_without_do_sample(void **state) {
+    assert_true(generation("{\"repetition_penalty\":1.05}").info.repetition_penalty == 1.05f);
+    assert_true(generation("{\"do_sample\":true,\"repetition_penalty\":1.1}").info.repetition_penalty == 1.1f);
+    assert_true(generation("{\"repetition_penalty\":null}").info.repetition_penalty == 1.0f);
+    assert_true(taken("{}").info.repetition_penalty == 1.0f);
 }
 
 static void generation_refused(const char *text, int code, const char *part) {
@@ -314,6 +323,8 @@ static void hostile_generation_configs_are_refused(void **state) {
     generation_refused("{\"do_sample\":true,\"temperature\":-1}", E_RANGE, "generation_config.json: temperature: -1");
     generation_refused("{\"do_sample\":true,\"top_p\":1.5}", E_RANGE, "top_p: 1.5 is not in");
     generation_refused("{\"do_sample\":true,\"top_k\":-3}", E_RANGE, "top_k: -3 is not in");
+    generation_refused("{\"do_sample\":true,\"min_p\":2}", E_RANGE, "min_p: 2 is not in");
+    generation_refused("{\"repetition_penalty\":0}", E_RANGE, "repetition_penalty: 0 is not in");
     generation_refused("{\"do_sample\":\"yes\"}", E_PARSE, "do_sample: \"yes\" is not true or false");
     generation_refused("{\"temperature\":NaN}", E_PARSE, "generation_config.json:1");
     generation_refused("[]", E_PARSE, "generation_config.json is not a JSON object");
@@ -543,6 +554,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(inv_freq_equals_transformers),
     cmocka_unit_test(generation_config_overrides_stop_ids),
     cmocka_unit_test(sampling_defaults_need_do_sample),
+    cmocka_unit_test(a_repetition_penalty_holds_without_do_sample),
     cmocka_unit_test(hostile_generation_configs_are_refused),
     cmocka_unit_test(unsupported_values_are_refused_by_name),
     cmocka_unit_test(values_that_make_no_sense_are_refused),

@@ -200,16 +200,20 @@ static void read_model(struct reader *rd, struct model_config *c) {
 
 /* ---------------------------------------------------------------- generation_config.json */
 
-/* Sampling defaults hold only where the file asks for sampling at all: transformers
- * decodes greedily without do_sample, whatever temperature stands beside it. */
+/* As transformers has it: a penalty holds in any case, the rest only where the file asks for
+ * sampling at all, since without do_sample it decodes greedily whatever temperature stands
+ * beside it. Where top_k is absent its own default holds. */
 static void read_sampling(struct reader *rd, struct model_info *m) {
+    m->repetition_penalty = (float)reader_number(rd, "repetition_penalty", 1.0, 1e-3, 100.0);
     if (!reader_bool(rd, "do_sample", false)) return;
     m->has_temperature = true;
     m->temperature = (float)reader_number(rd, "temperature", 1.0, 0.0, 100.0);
     m->has_top_p = reader_get(rd, "top_p") != NULL;
     m->top_p = (float)reader_number(rd, "top_p", 1.0, 1e-6, 1.0);
-    m->has_top_k = reader_get(rd, "top_k") != NULL;
-    m->top_k = (int32_t)reader_int(rd, "top_k", 0, 0, INT32_MAX);
+    m->has_top_k = true;
+    m->top_k = (int32_t)reader_int(rd, "top_k", 50, 0, INT32_MAX);
+    m->has_min_p = reader_get(rd, "min_p") != NULL;
+    m->min_p = (float)reader_number(rd, "min_p", 0.0, 0.0, 1.0);
 }
 
 static int read_generation(struct model_info *m, const char *dir, struct err *err) {
@@ -218,6 +222,7 @@ static int read_generation(struct model_info *m, const char *dir, struct err *er
     struct err why = ERR_INIT;
     int r = read_json(&root, path, &why);
     free(path);
+    m->repetition_penalty = 1.0f;
     if (r == E_NOT_FOUND) return 0;
     if (r < 0) return err_set(err, r, "%s", why.text);
     struct reader rd = {root, "generation_config.json: ", err, 0};

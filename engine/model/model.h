@@ -57,7 +57,10 @@ struct runner_options {
     int32_t max_samples; /* rows of a step that want logits; <= n_slots unless a caller wants all logits */
 };
 
-/* Device memory that a step's tensors take, the KV cache left out. */
+/* Memory of a step's tensors: a matter of the model's config and dtype alone. */
+int64_t runner_tensor_bytes(const struct model *m, const struct runner_options *options);
+
+/* Device memory that a step takes, the KV cache left out: tensors, and room to draw. */
 int64_t runner_step_bytes(const struct model *m, const struct runner_options *options);
 
 /* E_NO_MEMORY: the KV cache or a step's tensors do not fit. One runner a device at a time. */

@@ -96,14 +96,18 @@ static int open_workspace(struct runner *r, struct err *err) {
     return e;
 }
 
-int64_t runner_step_bytes(const struct model *model, const struct runner_options *o) {
+int64_t runner_tensor_bytes(const struct model *model, const struct runner_options *o) {
     const struct model_info *m = &model->config.info;
     int64_t heads = 3 * (int64_t)m->n_heads * m->head_dim + 2 * (int64_t)m->n_kv_heads * m->head_dim;
     int64_t hidden = (model->config.block == BLOCK_PARALLEL ? 4 : 3) * (int64_t)m->hidden;
     int64_t row = (hidden + heads + up_width(&model->config) + m->intermediate) * (int64_t)dtype_bytes(model->dtype);
     row += moe_row_bytes(model);
     int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
-    return o->max_rows * row + o->max_samples * sample + op_sample_bytes(model->dev, o->max_samples, m->vocab);
+    return o->max_rows * row + o->max_samples * sample;
+}
+
+int64_t runner_step_bytes(const struct model *model, const struct runner_options *o) {
+    return runner_tensor_bytes(model, o) + op_sample_bytes(model->dev, o->max_samples, model->config.info.vocab);
 }
 
 /* The system hands out more memory than there is, so ask before. */

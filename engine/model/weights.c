@@ -210,6 +210,11 @@ static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
+static void plan_scratch(struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
+    int64_t bytes = quant_is_4bit(kind) ? padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) : 0;
+    if (bytes > l->plan.scratch_bytes) l->plan.scratch_bytes = bytes;
+}
+
 /* Put the parts' rows (and biases) together in one weight of k columns. The prefix is that of a
  * layer, or "" for what is never quantized. */
 static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
@@ -220,6 +225,7 @@ static int load_weight(struct loader *l, struct weight **out, int64_t k, bool ha
     if (kind_known < 0) return kind_known;
     l->plan.is_quantized |= kind != QUANT_NONE;
     for (int i = 0; i < n_parts; i++) n += spread_rows(&parts[i].spread);
+    plan_scratch(l, n, k, kind);
     l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts) + (has_bias ? padded(n) * 4 : 0);
     if (l->dev) {
         *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
@@ -283,6 +289,7 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     l->plan.n_params += n * k;
     l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, 1);
     l->plan.is_quantized |= kind != QUANT_NONE;
+    plan_scratch(l, n, k, kind);
     int r = find(l, name, 3, shape, &all);
     if (e > 0) l->n_used--; /* one tensor, however many take their share of it */
     if (r < 0 || !l->dev) return r;

@@ -36,6 +36,7 @@ static inline bool norm_exists(const struct norm *n) {
 
 struct weights_plan {
     int64_t bytes;    /* on the device, in the dtype and with the quantization asked for */
+    int64_t scratch_bytes; /* on a GPU: where 4-bit weights are turned back, the largest at once */
     int64_t n_params; /* a tied embedding counts once */
     bool is_quantized; /* some weights are, or become so */
     bool tied;        /* config.json says so, or the checkpoint has no lm_head.weight */

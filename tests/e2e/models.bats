@@ -17,6 +17,14 @@ weights_of() { sqlite3 "$BATCHD_DB" "SELECT weights FROM jobs WHERE job_id = $1"
     [[ "$output" == *"demo"*"$DIR/model"* ]]
     run -0 "$BATCHD" models show demo --json
     [[ "$output" == *'"parameters":3344640'* ]]
+    python3 -c 'import json, sys
+m = json.loads(sys.argv[1])
+assert (m["stop_token_ids"], m["sampling"], m["tokenizer"]["chat_template"]) == ([1, 5], {"temperature": 0.0}, True), m
+rooms = {(r["quantization"], r["kv_cache_dtype"]): r for r in m["gpus"]}
+assert len(rooms) == 12 and rooms["none", "auto"]["kv_tokens_by_gpu_gb"]["16"] > 0, m
+assert rooms["nf4-dq", "fp8"]["weight_bytes"] < rooms["none", "fp8"]["weight_bytes"], m' "$output"
+    run -0 "$BATCHD" models show "$DIR/model"
+    [[ "$output" == *"sampling    greedy"*"141 GB"*"nf4-dq, fp8 KV"* ]]
     run -0 "$BATCHD" models check demo
     [[ "$output" == "demo: 5 files as they were added" ]]
     echo >>"$DIR/model/README.md" # nothing that the engine reads

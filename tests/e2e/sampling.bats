@@ -124,3 +124,18 @@ X
 a, b = ([json.loads(line) for line in open(f)] for f in sys.argv[1:])
 assert a[0]["prompt_logprobs"] == b[0]["prompt_logprobs"] and len(b[2]["prompt_logprobs"]) > 3' "$DIR/out.jsonl" "$DIR/flags.jsonl"
 }
+
+@test "generation_config.json's penalty is the default, and a row's own lies over it" {
+    cp -r tests/models/demo "$DIR/model"
+    echo '{"repetition_penalty": 1.3}' >"$DIR/model/generation_config.json"
+    for i in 1 2 3; do echo "{\"prompt\": \"Sort these words: raven, acorn, raven $i\"}"; done >"$DIR/in.jsonl"
+    sed 's/}/, "repetition_penalty": 1}/' "$DIR/in.jsonl" >"$DIR/off.jsonl"
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -m tests/models/demo -o "$DIR/plain.jsonl" --max-tokens 24 --ignore-eos
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -m tests/models/demo -o "$DIR/flag.jsonl" --max-tokens 24 --ignore-eos --repetition-penalty 1.3
+    run -0 "$BATCHD" -q run "$DIR/in.jsonl" -m "$DIR/model" -o "$DIR/file.jsonl" --max-tokens 24 --ignore-eos
+    run -0 "$BATCHD" -q run "$DIR/off.jsonl" -m "$DIR/model" -o "$DIR/row.jsonl" --max-tokens 24 --ignore-eos
+    texts() { python3 -c 'import json, sys; print([json.loads(l)["completion"] for l in open(sys.argv[1])])' "$DIR/$1.jsonl"; }
+    [ "$(texts file)" = "$(texts flag)" ]
+    [ "$(texts row)" = "$(texts plain)" ]
+    [ "$(texts file)" != "$(texts plain)" ]
+}

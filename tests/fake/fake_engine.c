@@ -276,6 +276,14 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
     return 0;
 }
 
+int model_plan(struct model_plan *out, const struct engine_options *options, struct err *err) {
+    return err_set(err, E_UNSUPPORTED, "the fake engine has no plan");
+}
+
+int64_t model_plan_kv_tokens(const struct model_plan *plan, const struct engine_options *options, int64_t gpu_bytes) {
+    return 0;
+}
+
 static int64_t number_of(const char *variable) {
     const char *text = getenv(variable);
     return text ? atoll(text) : 0;

@@ -1,0 +1,88 @@
+/* plan.c - see plan.h. */
+#include "engine/plan.h"
+#include "engine/model/model_private.h"
+#include "engine/schedule/blocks.h"
+
+#include <string.h>
+
+enum { CPU_SEQS = 64, CPU_ROWS = 512, CUDA_SEQS = 2048, CUDA_ROWS = 4096 };
+
+struct runner_options plan_runner(const struct engine_options *o, bool is_gpu) {
+    int32_t rows = is_gpu ? CUDA_ROWS : CPU_ROWS, slots = is_gpu ? CUDA_SEQS : CPU_SEQS;
+    if (o->max_num_batched_tokens > 0) rows = o->max_num_batched_tokens;
+    if (o->max_num_seqs > 0) slots = o->max_num_seqs;
+    return (struct runner_options){.n_slots = slots, .max_rows = rows, .max_samples = rows < slots ? rows : slots};
+}
+
+static int64_t smaller(int64_t a, int64_t b) {
+    return a < b ? a : b;
+}
+
+int64_t plan_kv_bytes(const struct engine_options *o, int64_t available, int64_t weight_bytes, int64_t step_bytes) {
+    const int64_t libraries = (int64_t)768 << 20;
+    double share = o->gpu_memory_utilization > 0 ? o->gpu_memory_utilization : 0.95;
+    int64_t bytes = (int64_t)(share * (double)available) - step_bytes - libraries;
+    if (o->gpu_memory_limit > 0) bytes = smaller(bytes, o->gpu_memory_limit - weight_bytes - step_bytes - libraries);
+    return bytes > 0 ? bytes : 0;
+}
+
+int64_t plan_kv_blocks(int64_t bytes, int64_t block_bytes, int32_t max_num_seqs, int32_t max_model_len) {
+    int64_t useful = 2 * (int64_t)max_num_seqs * blocks_for(max_model_len);
+    return smaller(smaller(bytes / block_bytes, useful), INT32_MAX);
+}
+
+/* ---------------------------------------------------------------- a GPU that is not there */
+
+/* What auto means on a GPU that computes in bfloat16. */
+static enum dtype dtype_of(const char *asked, const struct model_info *m) {
+    const char *name = !asked || strcmp(asked, "auto") == 0 ? m->dtype : asked;
+    if (strcmp(name, "float32") == 0) return DTYPE_F32;
+    return strcmp(name, "bfloat16") == 0 ? DTYPE_BF16 : DTYPE_F16;
+}
+
+/* Rows that are drawn from with penalties at once: two a multiprocessor. */
+enum { GPU_ROOMS = 2 * 132 };
+
+static int64_t sample_bytes(const struct runner_options *r, int64_t vocab) {
+    return smaller(r->max_samples, GPU_ROOMS) * ((vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
+}
+
+static int plan_weights(struct model_plan *out, struct model *m, const struct engine_options *o, struct err *err) {
+    struct quantization quantization;
+    struct weights_plan plan;
+    struct checkpoint *c = NULL;
+    int r = quantization_parse(&quantization, o->quantization, err);
+    if (r == 0) r = checkpoint_open(&c, o->model_dir, err);
+    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, err);
+    checkpoint_close(c);
+    if (r == 0) out->weight_bytes = plan.bytes + plan.scratch_bytes;
+    return r;
+}
+
+int model_plan(struct model_plan *out, const struct engine_options *o, struct err *err) {
+    struct model m = {0};
+    struct model_info info;
+    struct model_plan plan = {0};
+    int r = config_read(&m.config, o->model_dir, err);
+    if (r == 0) r = model_describe(&info, o->model_dir, err);
+    if (r < 0) return r;
+    m.dtype = dtype_of(o->dtype, &info);
+    bool fp8 = o->kv_cache_dtype && strcmp(o->kv_cache_dtype, "fp8") == 0;
+    struct runner_options runner = plan_runner(o, true);
+    r = plan_weights(&plan, &m, o, err);
+    if (r < 0) return r;
+    plan.step_bytes = runner_tensor_bytes(&m, &runner) + sample_bytes(&runner, info.vocab);
+    plan.kv_block_bytes = kv_cache_block_bytes(fp8 ? DTYPE_F8_E4M3 : m.dtype, info.n_layers, info.n_kv_heads, info.head_dim);
+    plan.kv_token_bytes = plan.kv_block_bytes / KV_BLOCK;
+    plan.max_num_seqs = runner.n_slots;
+    plan.max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : info.context;
+    *out = plan;
+    return 0;
+}
+
+int64_t model_plan_kv_tokens(const struct model_plan *plan, const struct engine_options *o, int64_t gpu_bytes) {
+    int64_t available = gpu_bytes - plan->weight_bytes;
+    if (available <= 0) return 0;
+    int64_t bytes = plan_kv_bytes(o, available, plan->weight_bytes, plan->step_bytes);
+    return KV_BLOCK * plan_kv_blocks(bytes, plan->kv_block_bytes, plan->max_num_seqs, plan->max_model_len);
+}
