@@ -93,6 +93,8 @@ static void checkpoints_compute_what_transformers_computes(void **state) {
     check_against_transformers("fp4", 1e-4);
     check_against_transformers("fp8", 1e-3);
     check_against_transformers("fp8-tensor", 1e-3);
+    check_against_transformers("fp8-block", 1e-4);
+    check_against_transformers("fp8-block-ct", 1e-4);
     check_against_transformers("int8", 1e-3); /* a rounding that falls otherwise is a whole code */
 }
 
@@ -273,6 +275,10 @@ static void broken_checkpoints_are_refused_by_tensor(void **state) {
                     "its module has no tensor weight_scale");
     refused_weights("fp8", "weight_scale\":{\"dtype\":\"F32\"", "weight_scale\":{\"dtype\":\"I32\"", E_UNSUPPORTED,
                     "numbers of I32");
+    refused_weights("fp8-block", "down_proj.weight_scale_inv", "down_proj.weight_scale_inV", E_PARSE,
+                    "its module has no tensor weight_scale");
+    refused_weights("fp8-block", "weight_scale_inv\":{\"dtype\":\"F32\"", "weight_scale_inv\":{\"dtype\":\"I32\"", E_UNSUPPORTED,
+                    "weight_scale_inv has dtype I32");
     refused_weights("int8", "down_proj.SCB", "down_proj.ScB", E_PARSE,
                     "down_proj.weight is quantized, but there is no tensor");
     refused_weights("int8", "mlp.down_proj.weight\":{\"dtype\":\"I8\"", "mlp.down_proj.weight\":{\"dtype\":\"U8\"",

@@ -188,7 +188,9 @@ static void read_stop_ids(struct reader *rd, struct model_info *m) {
 }
 
 static void read_model(struct reader *rd, struct model_config *c) {
-    if (rd->r == 0) rd->r = quantization_check_config(reader_get(rd, "quantization_config"), rd->where, rd->err);
+    const json_t *quantization = reader_get(rd, "quantization_config");
+    if (rd->r == 0) rd->r = quantization_check_config(quantization, rd->where, rd->err);
+    if (rd->r == 0) rd->r = quantization_read_block(&c->fp8_block, quantization, rd->where, rd->err);
     read_shape(rd, c);
     read_act(rd, c);
     read_windows(rd, c);

@@ -9,6 +9,7 @@
 #include "base/err.h"
 #include "engine/engine.h"
 #include "engine/model/families.h"
+#include "engine/model/fp8_blocks.h"
 #include "engine/model/positions.h"
 
 #include <stdbool.h>
@@ -20,6 +21,7 @@ struct model_config {
     struct model_info info; /* all but n_params, dtype and kv_bytes_per_token, which need the weights */
     const struct family *family;
     char torch_dtype[16];   /* as config.json says, or "" */
+    struct fp8_block fp8_block; /* of a checkpoint in fp8 with scales for blocks */
 
     /* The family's description, completed by the file. */
     enum norm_kind norm;

@@ -52,6 +52,31 @@ int quantization_check_config(const json_t *config, const char *where, struct er
     return 0;
 }
 
+/* Of the first group of modules that has one: all have the same. */
+static const json_t *block_structure(const json_t *config) {
+    const char *name;
+    json_t *group;
+    json_object_foreach(json_object_get(config, "config_groups"), name, group) {
+        const json_t *block = json_object_get(json_object_get(group, "weights"), "block_structure");
+        if (block && !json_is_null(block)) return block;
+    }
+    return NULL;
+}
+
+int quantization_read_block(struct fp8_block *out, const json_t *config, const char *where, struct err *err) {
+    enum { MAX_BLOCK = 1 << 16 };
+    const json_t *block = json_object_get(config, "weight_block_size");
+    if (!block || json_is_null(block)) block = block_structure(config);
+    *out = (struct fp8_block){0};
+    if (!block) return 0;
+    int64_t rows = json_integer_value(json_array_get(block, 0)), cols = json_integer_value(json_array_get(block, 1));
+    if (json_array_size(block) != 2 || rows < 1 || rows > MAX_BLOCK || cols < 1 || cols > MAX_BLOCK)
+        return err_set(err, E_RANGE, "%squantization_config: the sizes of blocks are not two numbers in 1 .. %d", where,
+                       MAX_BLOCK);
+    *out = (struct fp8_block){(int32_t)rows, (int32_t)cols};
+    return 0;
+}
+
 static bool has_parts(const char *module, const char *part, size_t n) {
     const char *at = module;
     while (at) {
@@ -101,7 +126,7 @@ enum quant_kind quantized_kind(const struct checkpoint *c, const char *name) {
     if (state_of(c, name, &is_nf4))
         return !is_nf4 ? QUANT_FP4 : beside(c, name, ".nested_absmax") ? QUANT_NF4_DQ : QUANT_NF4;
     if (strcmp(t->dtype_text, "I8") == 0) return QUANT_INT8;
-    return strcmp(t->dtype_text, "F8_E4M3") == 0 ? QUANT_FP8 : QUANT_NONE;
+    return strcmp(t->dtype_text, "F8_E4M3") == 0 && !fp8_blocks_is(c, name) ? QUANT_FP8 : QUANT_NONE;
 }
 
 /* A copy of n finite floats: the file's own are not aligned. */
@@ -167,7 +192,7 @@ static int read_fp8(struct quantized_tensor *out, const struct checkpoint *c, co
     if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != k)
         return err_set(err, E_PARSE, "%s does not have the shape [%" PRId64 ", %" PRId64 "]", t->name, rows, k);
     if (!scale && beside_module(c, t->name, ".weight_scale_inv"))
-        return err_set(err, E_UNSUPPORTED, "%s has scales for blocks (weight_scale_inv); scales of rows are supported",
+        return err_set(err, E_UNSUPPORTED, "tensor %.*s_scale_inv is not a table of one scale a block", (int)strlen(t->name),
                        t->name);
     if (!scale) return err_set(err, E_PARSE, "%s is in F8_E4M3, but its module has no tensor weight_scale", t->name);
     for (int64_t i = 0; i < rows * k; i++)

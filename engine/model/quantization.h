@@ -8,12 +8,14 @@
  *   8 bit  X.weight (I8), X.SCB, X.weight_format
  *   fp8    X.weight (F8_E4M3), X.weight_scale: one number, or one a row (quant_method fp8, and
  *          compressed-tensors in the format float-quantized). Activations are quantized row by
- *          row whatever the checkpoint says of them, so X.input_scale is not needed.
+ *          row whatever the checkpoint says of them, so X.input_scale is not needed. With scales
+ *          for blocks it is turned back when it is loaded (fp8_blocks.h) and none of these.
  * Layers that it left alone are floats as anywhere else. */
 #ifndef BATCHD_ENGINE_MODEL_QUANTIZATION_H
 #define BATCHD_ENGINE_MODEL_QUANTIZATION_H
 
 #include "base/err.h"
+#include "engine/model/fp8_blocks.h"
 #include "engine/model/safetensors.h"
 #include "kernels/ops.h"
 
@@ -30,6 +32,10 @@ int quantization_parse(struct quantization *out, const char *text, struct err *e
 /* config.json's quantization_config, NULL = none. E_UNSUPPORTED names the key, with `where` in
  * front, and the value. */
 int quantization_check_config(const json_t *config, const char *where, struct err *err);
+
+/* weight_block_size, or block_structure of compressed-tensors; all zero where there is neither.
+ * E_RANGE: not two sizes. */
+int quantization_read_block(struct fp8_block *out, const json_t *config, const char *where, struct err *err);
 
 /* Whether `skip` names the module or a run of its dotted parts: "q_proj" and
  * "layers.0.mlp" are in model.layers.0.mlp.q_proj. */

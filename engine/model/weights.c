@@ -98,12 +98,26 @@ static int load_quantized(struct loader *l, struct weight *w, const struct sprea
     return 0;
 }
 
+/* A tensor in fp8 with scales for blocks: numbers again, from here on. */
+static int load_blocks(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
+    struct tensor t = {0};
+    int n_runs, r = fp8_blocks_read(w ? &t : NULL, l->checkpoint, name, spread_rows(s), k, l->c->fp8_block, l->dtype, l->err);
+    l->n_used += 2;
+    if (r < 0 || !w) return r;
+    struct weight_run *runs = spread_runs(s, &n_runs);
+    weight_load_runs(l->dev, w, &t, runs, n_runs);
+    free(runs);
+    free(t.data);
+    return 0;
+}
+
 /* One checkpoint tensor's rows of a weight of k columns; w NULL in a plan. */
 static int load_rows(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
     struct tensor t = {0};
     int n_runs;
     l->plan.n_params += spread_rows(s) * k;
     if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE) return load_quantized(l, w, s, k, name);
+    if (l->checkpoint && fp8_blocks_is(l->checkpoint, name)) return load_blocks(l, w, s, k, name);
     int r = l->checkpoint ? find(l, name, 2, (int64_t[]){spread_rows(s), k}, &t) : 0;
     if (r < 0 || !w) return r;
     if (l->checkpoint && w->quant != QUANT_NONE && (r = quantization_check_finite(&t, name, l->err)) < 0) return r;

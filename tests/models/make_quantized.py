@@ -10,7 +10,11 @@ so of int8 the ids are its own, and the logits come from the rule of kernels/ops
 
 tiny-fp8 has the tensors of compressed-tensors' float-quantized, a scale a row in float32;
 tiny-fp8-tensor those of quant_method fp8, one scale a tensor in bfloat16 and an input_scale.
-Their products follow the rule of kernels/ops.h, in torch."""
+Their products follow the rule of kernels/ops.h, in torch.
+
+tiny-fp8-block and tiny-fp8-block-ct have a scale for each block of 16 x 24 numbers, as
+quant_method fp8 and compressed-tensors name it; what is computed is the model with the weights
+code * scale, in float32."""
 import json
 import pathlib
 import shutil
@@ -94,6 +98,40 @@ def make_fp8(name, config, scale_of):
     write_references(folder, model, False)
 
 
+BLOCK = 16, 24
+
+
+def of_blocks(scale, shape):
+    return scale.repeat_interleave(BLOCK[0], 0).repeat_interleave(BLOCK[1], 1)[:shape[0], :shape[1]]
+
+
+def block_scales(w):
+    n, k = (-(-w.shape[i] // BLOCK[i]) for i in (0, 1))
+    padded = torch.zeros(n * BLOCK[0], k * BLOCK[1])
+    padded[:w.shape[0], :w.shape[1]] = w.abs()
+    return padded.view(n, BLOCK[0], k, BLOCK[1]).amax((1, 3)) / 448
+
+
+def make_fp8_blocks(name, config, suffix, dtype):
+    folder, source = HERE / name, HERE / "tiny-llama3"
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("reference.jsonl", "model.safetensors"))
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
+    tensors = load_file(source / "model.safetensors")
+    for module, layer in model.model.named_modules():
+        if not isinstance(layer, torch.nn.Linear):
+            continue
+        scale = block_scales(layer.weight.data).to(dtype)
+        whole = of_blocks(scale.float(), layer.weight.shape)
+        codes = e4m3(layer.weight.data, whole)
+        tensors[f"model.{module}.weight"], tensors[f"model.{module}.{suffix}"] = codes, scale
+        layer.weight.data = codes.float() * whole
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    write_references(folder, model, False)
+
+
 def write_references(folder, model, is_int8):
     with open(folder / "reference.jsonl", "w") as f:
         for prompt in PROMPTS:
@@ -104,6 +142,11 @@ make_fp8("tiny-fp8", {"quant_method": "compressed-tensors", "format": "float-qua
          lambda w: w.abs().amax(1, keepdim=True) / 448)
 make_fp8("tiny-fp8-tensor", {"quant_method": "fp8", "activation_scheme": "static"},
          lambda w: (w.abs().max() / 448).to(torch.bfloat16))
+make_fp8_blocks("tiny-fp8-block", {"quant_method": "fp8", "weight_block_size": list(BLOCK), "activation_scheme": "dynamic"},
+                "weight_scale_inv", torch.float32)
+make_fp8_blocks("tiny-fp8-block-ct", {"quant_method": "compressed-tensors", "format": "float-quantized", "config_groups":
+                {"group_0": {"weights": {"strategy": "block", "block_structure": list(BLOCK)}}}},
+                "weight_scale", torch.bfloat16)
 for kind, settings in KINDS.items():
     folder = HERE / f"tiny-{kind}"
     shutil.rmtree(folder, ignore_errors=True)
