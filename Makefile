@@ -204,7 +204,7 @@ test: deps
 # On a machine with a GPU: operations against a plain reference, models against
 # transformers, batch invariance. Needs nothing but what is in build/.
 test-gpu:
-	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_quant op_sample op_adjust profile roof forward model engine sampling)
+	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_moe op_quant op_sample op_adjust profile roof forward model engine sampling)
 
 # 100,000 texts a family against the Python package `tokenizers`, where it is installed.
 PYTHON ?= python3

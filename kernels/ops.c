@@ -165,12 +165,13 @@ void op_act(struct dev *dev, struct activation *out, const struct product *y, en
 
 void op_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x, const struct product *router,
                     const struct moe *moe, const struct moe_room *room) {
-    int64_t t = x->x.shape[0];
+    int64_t t = x->x.shape[0], places = t * moe->top_k;
     assert(out->shape[0] == t && out->shape[1] == x->x.shape[1] && router->y.shape[0] == t);
     assert(router->y.shape[1] == moe->n_experts && moe->top_k > 0 && moe->top_k <= moe->n_experts);
     assert(room->choice.shape[0] >= t && room->choice.shape[1] == moe->top_k && room->share.shape[1] == moe->top_k);
-    assert(room->rows.shape[0] >= t && room->gathered.shape[0] >= t && room->up.shape[0] >= t);
-    assert(room->active.shape[0] >= t && room->down.shape[0] >= t);
+    assert(room->places.shape[0] >= t && room->places.shape[1] == moe->top_k);
+    assert(room->first.shape[0] == moe->n_experts + 1 && room->gathered.shape[0] >= places);
+    assert(room->up.shape[0] >= places && room->active.shape[0] >= places && room->down.shape[0] >= places);
     assert(op_has_moe_experts(dev));
     if (op_begins(dev, CLASS_LINEAR)) dev->backend->moe_experts(dev, out, x, router, moe, room);
 }

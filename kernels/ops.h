@@ -328,14 +328,17 @@ struct moe {
     struct weight *const *down; /* [n_experts] of [H, F]; no bias */
 };
 
-struct moe_room { /* for the T rows of a step */
+/* Room for the T rows of a step, of which each has a place among P = T top_k for each of its
+ * experts. What is there is a device's own business. */
+struct moe_room {
     struct tensor choice;   /* i32 [T, top_k] */
     struct tensor share;    /* f32 [T, top_k] */
-    struct tensor rows;     /* i32 [T, 1] */
-    struct tensor gathered; /* [T, H] */
-    struct tensor up;       /* [T, 2 F] */
-    struct tensor active;   /* [T, F] */
-    struct tensor down;     /* [T, H] */
+    struct tensor places;   /* i32 [T, top_k] */
+    struct tensor first;    /* i32 [n_experts + 1, 1] */
+    struct tensor gathered; /* [P, H] */
+    struct tensor up;       /* [P, 2 F] */
+    struct tensor active;   /* [P, F] */
+    struct tensor down;     /* [P, H] */
 };
 
 /* router[T, n_experts]; out[T, H] = for each row the sum over its best experts of share times

@@ -2,9 +2,9 @@
  * invariance: a row's bits are the same whatever else is in the step.
  *
  * Each case runs on every instruction set of this machine, in both compute dtypes, with
- * one thread and with two, whose bits must agree (aid_ops.h). op_sample has a file of its
- * own. Slacks are bounds on f32 sums: the number of additions times 2^-24, times the sum
- * of the terms' sizes. */
+ * one thread and with two, whose bits must agree (aid_ops.h). op_sample and op_moe_experts
+ * have files of their own. Slacks are bounds on f32 sums: the number of additions times
+ * 2^-24, times the sum of the terms' sizes. */
 #include "tests/aid_ops.h"
 
 #include "base/mem.h"
@@ -438,94 +438,6 @@ static void norm_and_act_do_not_see_other_rows(void **state) {
     each_bed(row_bits);
 }
 
-/* ---------------------------------------------------------------- mixture of experts */
-
-enum { EXPERTS = 5, CHOSEN = 3, MOE_WIDTH = 24, MOE_INNER = 40 };
-
-struct mixture {
-    struct weight *up[EXPERTS], *down[EXPERTS];
-    struct moe moe;
-};
-
-static void mixture_new(struct bed *b, struct mixture *m) {
-    float *ignored;
-    for (int e = 0; e < EXPERTS; e++) {
-        m->up[e] = bed_weight(b, 2 * MOE_INNER, MOE_WIDTH, b->dtype, &ignored, NULL);
-        m->down[e] = bed_weight(b, MOE_WIDTH, MOE_INNER, b->dtype, &ignored, NULL);
-    }
-    m->moe = (struct moe){EXPERTS, CHOSEN, ACT_SILU, m->up, m->down};
-}
-
-static float *run_mixture(struct bed *b, const struct mixture *m, const struct tensor *x, const struct tensor *router) {
-    int64_t t = x->shape[0];
-    struct moe_room room = {.choice = bed_tensor(b, DTYPE_I32, t, CHOSEN, NULL),
-                            .share = bed_tensor(b, DTYPE_F32, t, CHOSEN, NULL),
-                            .rows = bed_tensor(b, DTYPE_I32, t, 1, NULL),
-                            .gathered = bed_tensor(b, b->dtype, t, MOE_WIDTH, NULL),
-                            .up = bed_tensor(b, b->dtype, t, 2 * MOE_INNER, NULL),
-                            .active = bed_tensor(b, b->dtype, t, MOE_INNER, NULL),
-                            .down = bed_tensor(b, b->dtype, t, MOE_WIDTH, NULL)};
-    struct tensor out = bed_random_tensor(b, b->dtype, t, MOE_WIDTH, 1); /* what is there does not matter */
-    op_moe_experts(b->dev, &out, &(struct activation){.x = *x}, &(struct product){.y = *router}, &m->moe, &room);
-    return bed_get(b, &out);
-}
-
-/* What expert e makes of all rows, by the operations that a gated MLP is made of. */
-static float *one_expert(struct bed *b, const struct mixture *m, const struct tensor *x, int e) {
-    int64_t t = x->shape[0];
-    struct activation in = {.x = *x}, active = {.x = bed_tensor(b, b->dtype, t, MOE_INNER, NULL)};
-    struct product up = {.y = bed_tensor(b, b->dtype, t, 2 * MOE_INNER, NULL)};
-    struct product y = {.y = bed_tensor(b, b->dtype, t, MOE_WIDTH, NULL)};
-    op_linear(b->dev, &up, &in, m->up[e]);
-    op_glu(b->dev, &active, &up, ACT_SILU);
-    op_linear(b->dev, &y, &active, m->down[e]);
-    return bed_get(b, &y.y);
-}
-
-static void check_mixture(struct bed *b, const struct mixture *m, int t) {
-    struct tensor x = bed_random_tensor(b, b->dtype, t, MOE_WIDTH, 2);
-    struct tensor router = bed_random_tensor(b, b->dtype, t, EXPERTS, 2);
-    float *got = run_mixture(b, m, &x, &router), *logits = bed_get(b, &router), *made[EXPERTS];
-    for (int e = 0; e < EXPERTS; e++) made[e] = one_expert(b, m, &x, e);
-    for (int r = 0; r < t; r++) {
-        double share[EXPERTS], total = 0;
-        for (int e = 0; e < EXPERTS; e++) {
-            int n_better = 0; /* a tie goes to the lower number */
-            for (int o = 0; o < EXPERTS; o++) {
-                float mine = logits[r * EXPERTS + e], other = logits[r * EXPERTS + o];
-                n_better += other > mine || (other == mine && o < e);
-            }
-            share[e] = n_better < CHOSEN ? exp((double)logits[r * EXPERTS + e]) : 0;
-            total += share[e];
-        }
-        for (int c = 0; c < MOE_WIDTH; c++) {
-            double want = 0, slack = 0, unit = 0x1p-20;
-            if (b->dtype == DTYPE_BF16) unit = 0x1p-8;
-            if (b->dtype == DTYPE_F16) unit = 0x1p-11;
-            for (int e = 0; e < EXPERTS; e++) {
-                double part = share[e] / total * (double)made[e][r * MOE_WIDTH + c];
-                want += part;
-                slack += 2 * fabs(part) * unit + fabs(want) * unit; /* each part and each sum is rounded */
-            }
-            assert_near(b, got[r * MOE_WIDTH + c], want, slack, b->dtype, "mixture", r, c);
-        }
-        struct tensor one_x = rows_from(&x, r, 1), one_router = rows_from(&router, r, 1);
-        assert_memory_equal(run_mixture(b, m, &one_x, &one_router), got + r * MOE_WIDTH, MOE_WIDTH * sizeof *got);
-    }
-}
-
-static void mixture(struct bed *b) {
-    struct mixture m;
-    if (!op_has_moe_experts(b->dev)) return;
-    mixture_new(b, &m);
-    check_mixture(b, &m, 1);
-    check_mixture(b, &m, 60);
-}
-
-static void a_mixture_is_the_sum_of_its_best_experts(void **state) {
-    each_bed(mixture);
-}
-
 /* ---------------------------------------------------------------- KV cache and attention */
 
 struct heads { /* one layer's cache in the middle of three, and what reads and writes it */
@@ -885,7 +797,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(logits_finish_adds_the_bias_and_caps),
     cmocka_unit_test(gather_takes_the_rows_that_want_logits),
     cmocka_unit_test(norm_and_act_do_not_see_other_rows),
-    cmocka_unit_test(a_mixture_is_the_sum_of_its_best_experts),
     cmocka_unit_test(qkv_finish_norms_and_turns_heads_and_fills_the_cache),
     cmocka_unit_test(attention_is_softmax_over_the_keys_in_sight),
     cmocka_unit_test(scores_are_capped_and_slope),

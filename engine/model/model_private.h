@@ -26,8 +26,8 @@ struct workspace {
     struct tensor attended; /* [T, heads head_dim] */
     struct tensor projected; /* [T, hidden]: o and down */
     struct tensor projected2; /* [T, hidden]: down beside o, in parallel blocks only */
-    struct tensor up;       /* [T, 2 intermediate]: gate|up; without a gate [T, intermediate] */
-    struct tensor active;   /* [T, intermediate] */
+    struct tensor up;       /* [P, 2 intermediate]: gate|up; without a gate [P, intermediate]. P = T, times a */
+    struct tensor active;   /* [P, intermediate]    row's experts where there are any */
     struct tensor router;   /* [T, n_experts], and what mixtures of experts need besides */
     struct moe_room moe;    /* its `up` and `active` are the two above */
     struct tensor wanted;   /* [S, hidden]: rows that want logits */

@@ -51,17 +51,23 @@ static int room(struct runner *r, struct tensor *t, enum dtype dtype, int64_t ro
                    (long long)rows, (long long)cols);
 }
 
+/* MLPs that a row goes through. */
+static int64_t mlps_of_row(const struct model_config *c) {
+    return c->mlp == MLP_EXPERTS ? c->experts_per_row : 1;
+}
+
 static int open_moe_room(struct runner *r, struct err *err) {
     const struct model_config *c = &r->model->config;
-    int64_t t = r->options.max_rows, h = c->info.hidden;
+    int64_t t = r->options.max_rows, k = c->experts_per_row, h = c->info.hidden;
     enum dtype d = r->model->dtype;
     struct workspace *w = &r->ws;
     int e = room(r, &w->router, d, t, c->n_experts, err);
-    if (e == 0) e = room(r, &w->moe.choice, DTYPE_I32, t, c->experts_per_row, err);
-    if (e == 0) e = room(r, &w->moe.share, DTYPE_F32, t, c->experts_per_row, err);
-    if (e == 0) e = room(r, &w->moe.rows, DTYPE_I32, t, 1, err);
-    if (e == 0) e = room(r, &w->moe.gathered, d, t, h, err);
-    if (e == 0) e = room(r, &w->moe.down, d, t, h, err);
+    if (e == 0) e = room(r, &w->moe.choice, DTYPE_I32, t, k, err);
+    if (e == 0) e = room(r, &w->moe.share, DTYPE_F32, t, k, err);
+    if (e == 0) e = room(r, &w->moe.places, DTYPE_I32, t, k, err);
+    if (e == 0) e = room(r, &w->moe.first, DTYPE_I32, c->n_experts + 1, 1, err);
+    if (e == 0) e = room(r, &w->moe.gathered, d, t * k, h, err);
+    if (e == 0) e = room(r, &w->moe.down, d, t * k, h, err);
     w->moe.up = w->up;
     w->moe.active = w->active;
     return e;
@@ -71,7 +77,8 @@ static int64_t moe_row_bytes(const struct model *model) {
     const struct model_config *c = &model->config;
     if (c->mlp != MLP_EXPERTS) return 0;
     int64_t number = (int64_t)dtype_bytes(model->dtype);
-    return number * (c->n_experts + 2 * (int64_t)c->info.hidden) + 8 * (int64_t)c->experts_per_row + 4;
+    int64_t places = 2 * (int64_t)c->info.hidden * number + 3 * (int64_t)sizeof(int32_t);
+    return number * c->n_experts + c->experts_per_row * places;
 }
 
 static int open_workspace(struct runner *r, struct err *err) {
@@ -79,6 +86,7 @@ static int open_workspace(struct runner *r, struct err *err) {
     const struct model_info *m = &c->info;
     int64_t t = r->options.max_rows, s = r->options.max_samples;
     int64_t q = (int64_t)m->n_heads * m->head_dim, kv = (int64_t)m->n_kv_heads * m->head_dim;
+    int64_t mlps = mlps_of_row(c);
     enum dtype d = r->model->dtype;
     struct workspace *w = &r->ws;
     int e = room(r, &w->residual, d, t, m->hidden, err);
@@ -88,8 +96,8 @@ static int open_workspace(struct runner *r, struct err *err) {
     if (e == 0) e = room(r, &w->attended, d, t, q, err);
     if (e == 0) e = room(r, &w->projected, d, t, m->hidden, err);
     if (e == 0 && c->block == BLOCK_PARALLEL) e = room(r, &w->projected2, d, t, m->hidden, err);
-    if (e == 0) e = room(r, &w->up, d, t, up_width(c), err);
-    if (e == 0) e = room(r, &w->active, d, t, m->intermediate, err);
+    if (e == 0) e = room(r, &w->up, d, t * mlps, up_width(c), err);
+    if (e == 0) e = room(r, &w->active, d, t * mlps, m->intermediate, err);
     if (e == 0 && c->mlp == MLP_EXPERTS) e = open_moe_room(r, err);
     if (e == 0) e = room(r, &w->wanted, d, s, m->hidden, err);
     if (e == 0) e = room(r, &w->logits, DTYPE_F32, s, m->vocab, err);
@@ -100,7 +108,8 @@ int64_t runner_tensor_bytes(const struct model *model, const struct runner_optio
     const struct model_info *m = &model->config.info;
     int64_t heads = 3 * (int64_t)m->n_heads * m->head_dim + 2 * (int64_t)m->n_kv_heads * m->head_dim;
     int64_t hidden = (model->config.block == BLOCK_PARALLEL ? 4 : 3) * (int64_t)m->hidden;
-    int64_t row = (hidden + heads + up_width(&model->config) + m->intermediate) * (int64_t)dtype_bytes(model->dtype);
+    int64_t mlp = mlps_of_row(&model->config) * (up_width(&model->config) + m->intermediate);
+    int64_t row = (hidden + heads + mlp) * (int64_t)dtype_bytes(model->dtype);
     row += moe_row_bytes(model);
     int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
     return o->max_rows * row + o->max_samples * sample;
@@ -172,7 +181,8 @@ void runner_close(struct runner *r) {
     struct workspace *w = &r->ws;
     struct tensor *all[] = {&w->residual, &w->x,      &w->qkv,        &w->q,         &w->attended, &w->projected,
                             &w->projected2, &w->up,   &w->active,     &w->router,    &w->moe.choice, &w->moe.share,
-                            &w->moe.rows, &w->moe.gathered, &w->moe.down, &w->wanted, &w->logits};
+                            &w->moe.places, &w->moe.first, &w->moe.gathered, &w->moe.down, &w->wanted,
+                            &w->logits};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         dev_host_free(r->dev, r->ring[i].drawn_host);
@@ -300,7 +310,7 @@ static void matmuls(struct runner *r, int64_t t) {
         op_linear(r->dev, &qkv, &x, w->qkv);
         op_linear(r->dev, &y, &attended, w->o);
         bool is_mixture = m->config.mlp == MLP_EXPERTS;
-        for (int32_t e = 0; e < (is_mixture ? m->config.experts_per_row : 1); e++) {
+        for (int32_t e = 0; e < mlps_of_row(&m->config); e++) {
             op_linear(r->dev, &up, &x, is_mixture ? w->expert_up[e] : w->up);
             op_linear(r->dev, &y, &active, is_mixture ? w->expert_down[e] : w->down);
         }

@@ -94,7 +94,7 @@ struct adding {
 
 static void add_part(void *arg, int part, int n_parts, int thread) {
     const struct adding *a = arg;
-    const int32_t *rows = a->room->rows.data;
+    const int32_t *rows = a->room->places.data;
     int64_t begin, end;
     pool_share(a->y->shape[0], part, n_parts, &begin, &end);
     for (int64_t i = begin; i < end; i++) {
@@ -106,7 +106,7 @@ static void add_part(void *arg, int part, int n_parts, int thread) {
 static void run_expert(struct dev *dev, struct tensor *out, const struct activation *x, const struct moe *moe,
                        const struct moe_room *room, int32_t e) {
     struct tensor gathered = room->gathered;
-    int64_t n = gather(&gathered, room->rows.data, &x->x, room, e);
+    int64_t n = gather(&gathered, room->places.data, &x->x, room, e);
     if (n == 0) return;
     struct activation in = {.x = first_rows(&room->gathered, n)}, active = {.x = first_rows(&room->active, n)};
     struct product up = {.y = first_rows(&room->up, n), .weight = moe->up[e]};

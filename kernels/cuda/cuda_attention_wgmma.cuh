@@ -11,15 +11,12 @@
 
 #include "kernels/cuda/cuda_attention_mma.cuh"
 #include "kernels/cuda/cuda_tma.cuh"
+#include "kernels/cuda/cuda_wgmma.cuh"
 
 enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS, WGMMA_STAGES = 6 };
 
 /* ---------------------------------------------------------------- instructions */
 
-#define WGMMA_OUT(j) "+f"(d[j][0]), "+f"(d[j][1]), "+f"(d[j][2]), "+f"(d[j][3])
-#define WGMMA_OUT_8(j)                                                                                       \
-    WGMMA_OUT(j), WGMMA_OUT(j + 1), WGMMA_OUT(j + 2), WGMMA_OUT(j + 3), WGMMA_OUT(j + 4), WGMMA_OUT(j + 5),  \
-        WGMMA_OUT(j + 6), WGMMA_OUT(j + 7)
 #define WGMMA_SHARED_64(type)                                                                                \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                \
                  "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                             \
@@ -45,8 +42,6 @@ enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS, WGMMA_
                  : WGMMA_OUT_8(0), WGMMA_OUT_8(8)                                                            \
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
 
-template <typename T> constexpr bool is_half = sizeof(T) == 2 && !__is_same(T, __nv_bfloat16);
-
 /* Matrices in shared memory are named by descriptors (wgmma_matrix). These return at once; see
  * wgmma_wait. First: d[64, 64] = a[64, 16] b[16, 64] (+ d), both as rows of 16. */
 template <typename T>
@@ -68,25 +63,6 @@ __device__ __forceinline__ void wgmma_values(float (*d)[4], const uint32_t a[4],
         WGMMA_128("f16");
     else
         WGMMA_128("bf16");
-}
-
-__device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-
-__device__ __forceinline__ void wgmma_commit() {
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-/* All but the newest N groups are done. */
-template <int N> __device__ __forceinline__ void wgmma_wait() {
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
-}
-
-/* A matrix in shared memory in boxes of 64 columns (PTX ISA, "Matrix Descriptor"): eight rows
- * take 1,024 bytes, and `leading` bytes lie between boxes side by side. */
-__device__ __forceinline__ uint64_t wgmma_matrix(uint32_t address, uint32_t leading) {
-    const uint64_t swizzle_128 = 1, stride = 1024;
-    return (uint64_t)(address >> 4 & 0x3fff) | (uint64_t)(leading >> 4) << 16 | stride >> 4 << 32 |
-           swizzle_128 << 62;
 }
 
 /* ---------------------------------------------------------------- the ring */
