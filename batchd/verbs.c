@@ -121,7 +121,8 @@ const struct verb_def verbs[N_VERBS] = {
              "\n"
              "kernels: each operation of a forward pass by itself, on random numbers at the sizes of\n"
              "well-known models, without a model folder: microseconds, GB/s, TFLOP/s, and the share\n"
-             "of what the device could do. PART is linear, attention, rows or sample.\n"
+             "of what the device could do. PART is linear, experts, attention, rows or\n"
+             "sample.\n"
              "\n"
              "tune: on a GPU, all ways that cuBLASLt knows to make the model's products are timed, at\n"
              "1, 2, 4 ... rows and at the most of a step. The quickest one whose bits are right is\n"
@@ -132,7 +133,7 @@ const struct verb_def verbs[N_VERBS] = {
                      "batchd bench throughput -m ./config-only --load-format dummy --json\n"
                      "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n"
                      "batchd bench tune -m ./models/qwen --max-num-batched-tokens 4096\n",
-         .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 5},
+         .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 6},
     [VERB_EVAL] =
         {"eval", "perplexity -m DIR --text FILE [flags]", "measure how good a model's numbers are", .run = cmd_eval,
          .text = "perplexity: the text's tokens in windows that do not overlap, each begun with the model's\n"

@@ -9,18 +9,20 @@
 #include <string.h>
 
 static const struct kernel_shape shapes[] = {
-    {"phi-2", 2560, 32, 32, 80, 32, 10240, 51200, false, true},
-    {"mistral-7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false},
-    {"llama-3.1-8b", 4096, 32, 8, 128, 128, 14336, 128256, true, false},
-    {"llama-70b", 8192, 64, 8, 128, 128, 28672, 128256, true, false},
-    {"small", 256, 4, 2, 64, 64, 768, 4096, true, false}, /* for the CPU */
+    {"phi-2", 2560, 32, 32, 80, 32, 10240, 51200, false, true, 0, 0},
+    {"mistral-7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false, 0, 0},
+    {"llama-3.1-8b", 4096, 32, 8, 128, 128, 14336, 128256, true, false, 0, 0},
+    {"llama-70b", 8192, 64, 8, 128, 128, 28672, 128256, true, false, 0, 0},
+    {"mixtral-8x7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false, 8, 2},
+    {"small", 256, 4, 2, 64, 64, 768, 4096, true, false, 4, 2}, /* for the CPU */
 };
 enum { N_SHAPES = sizeof shapes / sizeof *shapes };
 
 static const struct part {
     const char *name;
     void (*run)(struct kernel_bench *b);
-} parts[] = {{"linear", bench_linear}, {"attention", bench_attention}, {"rows", bench_rows}, {"sample", bench_sample}};
+} parts[] = {{"linear", bench_linear}, {"experts", bench_experts}, {"attention", bench_attention}, {"rows", bench_rows},
+             {"sample", bench_sample}};
 enum { N_PARTS = sizeof parts / sizeof *parts };
 
 /* ---------------------------------------------------------------- operands of a case */

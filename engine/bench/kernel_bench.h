@@ -16,6 +16,7 @@ struct kernel_shape { /* sizes of a model's layer */
     int32_t hidden, n_heads, n_kv_heads, head_dim, n_rotated, intermediate, vocab;
     bool gated;    /* the MLP has a gate beside up */
     bool parallel; /* attention and MLP side by side, behind one layer norm: Phi */
+    int32_t n_experts, top_k; /* 0: one MLP */
 };
 
 struct kernel_bench {
@@ -70,6 +71,7 @@ void bench_time(struct kernel_bench *b, const char *kernel, const char *what, do
 
 /* kernel_cases.c: all cases of b->shape. */
 void bench_linear(struct kernel_bench *b);
+void bench_experts(struct kernel_bench *b);
 void bench_attention(struct kernel_bench *b);
 void bench_rows(struct kernel_bench *b);
 void bench_sample(struct kernel_bench *b);

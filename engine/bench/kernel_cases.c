@@ -35,8 +35,9 @@ static void run_linear(struct kernel_bench *b, void *arg, int32_t i) {
 }
 
 /* y[M, n] = x[M, k] w[n, k]^T for several M. The bytes are the weight's alone. */
+static const int32_t all_rows[] = {1, 8, 64, 512, 2048, 4096};
+
 static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int64_t k, enum dtype y_dtype) {
-    static const int32_t all_rows[] = {1, 8, 64, 512, 2048, 4096};
     struct linear l = {.n_sets = bench_sets(b, bytes_of(b, (double)n * (double)k))};
     for (int32_t i = 0; i < l.n_sets; i++) l.weights[i] = bench_weight(b, n, k);
     struct tensor x = bench_tensor(b, b->dtype, rows_of_step(b), k);
@@ -63,6 +64,78 @@ void bench_linear(struct kernel_bench *b) {
     else one_linear(b, "up", s->intermediate, s->hidden, b->dtype);
     one_linear(b, "down", s->hidden, s->intermediate, b->dtype);
     one_linear(b, "lm_head", s->vocab, s->hidden, DTYPE_F32);
+}
+
+/* ---------------------------------------------------------------- mixtures of experts */
+
+enum { MOST_EXPERTS = 64 };
+
+struct experts {
+    struct weight *up[MOST_EXPERTS], *down[MOST_EXPERTS];
+    struct moe moe;
+    struct moe_room room;
+    struct tensor out, router, x; /* with room for the most rows */
+    int64_t m;
+};
+
+static struct tensor first_rows(const struct tensor *t, int64_t m) {
+    return tensor_2d(t->data, t->dtype, m, t->shape[1]);
+}
+
+static void run_experts(struct kernel_bench *b, void *arg, int32_t i) {
+    struct experts *e = arg;
+    struct tensor out = first_rows(&e->out, e->m);
+    struct activation x = {.x = first_rows(&e->x, e->m)};
+    struct product router = {.y = first_rows(&e->router, e->m)};
+    op_moe_experts(b->dev, &out, &x, &router, &e->moe, &e->room);
+}
+
+/* What it holds is written before it is read. */
+static struct tensor integers(struct kernel_bench *b, int64_t rows, int64_t cols) {
+    struct tensor t = bench_tensor(b, DTYPE_F32, rows, cols);
+    t.dtype = DTYPE_I32;
+    return t;
+}
+
+static void take_experts(struct kernel_bench *b, struct experts *e, int64_t t) {
+    const struct kernel_shape *s = b->shape;
+    int64_t h = s->hidden, f = s->intermediate, places = t * s->top_k;
+    for (int32_t i = 0; i < s->n_experts; i++) {
+        e->up[i] = bench_weight(b, 2 * f, h);
+        e->down[i] = bench_weight(b, h, f);
+    }
+    e->moe = (struct moe){s->n_experts, s->top_k, ACT_SILU, e->up, e->down};
+    e->out = bench_tensor(b, b->dtype, t, h);
+    e->x = bench_tensor(b, b->dtype, t, h);
+    e->router = bench_tensor(b, b->dtype, t, s->n_experts);
+    e->room = (struct moe_room){.choice = integers(b, t, s->top_k),
+                                .share = bench_tensor(b, DTYPE_F32, t, s->top_k),
+                                .places = integers(b, t, s->top_k),
+                                .first = integers(b, s->n_experts + 1, 1),
+                                .gathered = bench_tensor(b, b->dtype, places, h),
+                                .up = bench_tensor(b, b->dtype, places, 2 * f),
+                                .active = bench_tensor(b, b->dtype, places, f),
+                                .down = bench_tensor(b, b->dtype, places, h)};
+}
+
+/* M rows that choose at random. The bytes are the weights of as many experts as so many rows
+ * choose on the average. */
+void bench_experts(struct kernel_bench *b) {
+    const struct kernel_shape *s = b->shape;
+    struct experts e;
+    if (s->n_experts == 0 || !op_has_moe_experts(b->dev)) return;
+    take_experts(b, &e, rows_of_step(b));
+    double numbers = 3.0 * s->hidden * s->intermediate, unchosen = 1;
+    int32_t rows = 0;
+    for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows && all_rows[i] <= rows_of_step(b); i++) {
+        for (; rows < all_rows[i]; rows++) unchosen *= 1 - (double)s->top_k / s->n_experts;
+        char what[48];
+        e.m = all_rows[i];
+        snprintf(what, sizeof what, "M %d, %d of %d experts", rows, s->top_k, s->n_experts);
+        bench_time(b, "experts", what, bytes_of(b, numbers * s->n_experts * (1 - unchosen)),
+                   2.0 * rows * s->top_k * numbers, run_experts, &e, 1);
+    }
+    bench_case_end(b);
 }
 
 /* ---------------------------------------------------------------- attention */
