@@ -1,4 +1,5 @@
-/* cuda_linear_grouped.cu - see cuda_linear_grouped.h; for compute capability 9.0a.
+/* cuda_linear_grouped.cu - see cuda_linear_grouped.h; on compute capability 9.0a, whose way this
+ * is, and which of the ways is taken.
  *
  * One block a multiprocessor takes one tile of 128 rows x 256 columns after the other. Two
  * warpgroups multiply, 64 rows each; one warp more has the tensor memory accelerator bring
@@ -8,8 +9,7 @@
  * Tiles of a group that lie above each other come one after the other: they are in flight
  * together, so that a weight leaves the memory once. A warpgroup of whose 64 rows none is the
  * group's does not multiply: the last tile of a group costs half if it is less than half full. */
-#include "kernels/cuda/cuda_linear_grouped.h"
-#include "kernels/cuda/cuda_mma.cuh"
+#include "kernels/cuda/cuda_linear_grouped.cuh"
 #include "kernels/cuda/cuda_tma.cuh"
 #include "kernels/cuda/cuda_wgmma.cuh"
 
@@ -29,33 +29,6 @@ enum {
 struct group_maps {
     CUtensorMap of[MOST_GROUPS];
 };
-
-struct group_args {
-    const int32_t *first;       /* [n_groups + 1] */
-    int32_t n_groups, n, k;
-};
-
-/* ---------------------------------------------------------------- tiles */
-
-struct group_tile {
-    int32_t group, row, column; /* of y */
-    int32_t n_rows;             /* of the group, from that row on */
-};
-
-/* The i-th tile; false behind the last. */
-__device__ __forceinline__ bool tile_at(group_tile &t, const int32_t *first, const group_args &a, int32_t i) {
-    int32_t wide = (a.n + COLUMNS - 1) / COLUMNS;
-    for (int32_t g = 0; g < a.n_groups; g++) {
-        int32_t n_rows = first[g + 1] - first[g], high = (n_rows + ROWS - 1) / ROWS;
-        if (i < high * wide) {
-            int32_t row = i % high * ROWS;
-            t = {g, first[g] + row, i / high * COLUMNS, n_rows - row};
-            return true;
-        }
-        i -= high * wide;
-    }
-    return false;
-}
 
 /* ---------------------------------------------------------------- the ring */
 
@@ -159,42 +132,6 @@ __device__ __forceinline__ void group_skip(group_ring &ring, int n_rounds, int l
     }
 }
 
-/* Four lanes have two columns each of v[0 .. 3], 8 columns apart; lane i gets all of v[i]. */
-__device__ __forceinline__ void transpose_4(uint32_t v[4], int lane) {
-#pragma unroll
-    for (int d = 1; d <= 2; d *= 2)
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            if (i & d) continue;
-            bool upper = lane & d;
-            uint32_t got = __shfl_xor_sync(~0u, upper ? v[i] : v[i + d], d);
-            if (upper)
-                v[i] = got;
-            else
-                v[i + d] = got;
-        }
-}
-
-/* A warp's 16 rows of sums to y, at most n_rows of them; 16 bytes a lane. */
-template <typename T>
-__device__ __forceinline__ void group_store(T *y, const float (*sums)[4], int32_t n_rows, int32_t column,
-                                            int32_t n, int lane) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        int32_t row = (lane >> 2) + 8 * half;
-#pragma unroll
-        for (int j = 0; j < COLUMNS / 8; j += 4) {
-            uint32_t v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) v[i] = two_of<T>(sums[j + i][2 * half], sums[j + i][2 * half + 1]);
-            transpose_4(v, lane);
-            int32_t at = column + 8 * (j + (lane & 3));
-            if (row < n_rows && at < n)
-                *(uint4 *)(y + (int64_t)row * n + at) = make_uint4(v[0], v[1], v[2], v[3]);
-        }
-    }
-}
-
 /* ---------------------------------------------------------------- kernel */
 
 /* The fetching warp's warpgroup gives its registers to the others. */
@@ -217,12 +154,12 @@ __global__ void __launch_bounds__((WARPS + 4) * 32, 1)
         asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
         if (warp > WARPS || lane > 0) return;
         ring.parity = 1; /* stages are empty at first */
-        for (int32_t i = (int32_t)blockIdx.x; tile_at(t, first, a, i); i += (int32_t)gridDim.x)
+        for (int32_t i = (int32_t)blockIdx.x; tile_at<ROWS, COLUMNS>(t, first, a, i); i += (int32_t)gridDim.x)
             group_produce(ring, &x_map, &w_maps.of[t.group], t, n_rounds);
     } else {
         asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
         float sums[COLUMNS / 8][4];
-        for (int32_t i = (int32_t)blockIdx.x; tile_at(t, first, a, i); i += (int32_t)gridDim.x) {
+        for (int32_t i = (int32_t)blockIdx.x; tile_at<ROWS, COLUMNS>(t, first, a, i); i += (int32_t)gridDim.x) {
             int32_t row = warp / 4 * GROUP_ROWS;
             if (row >= t.n_rows) {
                 group_skip(ring, n_rounds, lane);
@@ -230,7 +167,10 @@ __global__ void __launch_bounds__((WARPS + 4) * 32, 1)
             }
             group_multiply<T>(sums, ring, warp / 4, n_rounds, lane);
             row += warp % 4 * 16;
-            group_store<T>(y + (int64_t)(t.row + row) * a.n, sums, t.n_rows - row, t.column, a.n, lane);
+            T *to = y + (int64_t)(t.row + row) * a.n;
+#pragma unroll
+            for (int j = 0; j < COLUMNS / 8; j += 4)
+                store_32<T>(to, sums + j, t.n_rows - row, t.column + 8 * j, a.n, lane);
         }
     }
 #endif
@@ -239,7 +179,7 @@ __global__ void __launch_bounds__((WARPS + 4) * 32, 1)
 /* ---------------------------------------------------------------- launch */
 
 bool cuda_is_groupable(const struct cuda_dev *cuda, enum dtype x, struct weight *const *w, int32_t n_groups) {
-    if (!cuda->has_wgmma || n_groups > MOST_GROUPS || (x != DTYPE_BF16 && x != DTYPE_F16)) return false;
+    if (cuda->prop.major < 8 || n_groups > MOST_GROUPS || (x != DTYPE_BF16 && x != DTYPE_F16)) return false;
     for (int32_t g = 0; g < n_groups; g++)
         if (w[g]->quant != QUANT_NONE || w[g]->dtype != x || w[g]->n % 8 || w[g]->k % 8) return false;
     return true;
@@ -257,23 +197,26 @@ static void launch_grouped(struct cuda_dev *cuda, struct tensor *y, const CUtens
                 (WARPS + 4) * 32, ROOM_BYTES, (T *)y->data, x_map, w_maps, a);
 }
 
-void cuda_linear_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
-                         struct weight *const *w, int32_t n_groups, const int32_t *first) {
-    struct group_args a = {first, n_groups, (int32_t)w[0]->n, (int32_t)w[0]->k};
+/* False where the driver cannot describe the matrices. */
+static bool fetch_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                          struct weight *const *w, const struct group_args &a) {
     struct group_maps w_maps = {};
     CUtensorMap x_map;
-    assert(cuda_is_groupable(cuda, x->dtype, w, n_groups));
-    assert(x->shape[1] == a.k && y->shape[1] == a.n && y->shape[0] == x->shape[0]);
-    cuda_loader_drain(cuda);
-    bool ok = tma_map(&x_map, x->dtype, x->data, x->shape[0], a.k, a.k, ROWS);
-    for (int32_t g = 0; g < n_groups; g++)
-        ok = ok && tma_map(&w_maps.of[g], x->dtype, w[g]->data, w[g]->n, w[g]->k, w[g]->k_pad, COLUMNS);
-    if (!ok) {
-        dev_fail(&cuda->dev, E_DEVICE, "grouped matrix products: the driver does not describe their matrices");
-        return;
-    }
+    if (!tma_map(&x_map, x->dtype, x->data, x->shape[0], a.k, a.k, ROWS)) return false;
+    for (int32_t g = 0; g < a.n_groups; g++)
+        if (!tma_map(&w_maps.of[g], x->dtype, w[g]->data, a.n, a.k, w[g]->k_pad, COLUMNS)) return false;
     if (x->dtype == DTYPE_F16)
         launch_grouped<__half>(cuda, y, x_map, w_maps, a);
     else
         launch_grouped<__nv_bfloat16>(cuda, y, x_map, w_maps, a);
+    return true;
+}
+
+void cuda_linear_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                         struct weight *const *w, int32_t n_groups, const int32_t *first) {
+    struct group_args a = {first, n_groups, (int32_t)w[0]->n, (int32_t)w[0]->k};
+    assert(cuda_is_groupable(cuda, x->dtype, w, n_groups));
+    assert(x->shape[1] == a.k && y->shape[1] == a.n && y->shape[0] == x->shape[0]);
+    cuda_loader_drain(cuda);
+    if (!cuda->has_wgmma || !fetch_grouped(cuda, y, x, w, a)) grouped_plain(cuda, y, x, w, a);
 }

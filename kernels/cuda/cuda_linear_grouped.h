@@ -11,7 +11,7 @@
 enum { MOST_GROUPS = 16 };
 
 /* Can these weights, of one shape, be groups? They are BF16 or F16 as x is, not quantized, in
- * multiples of 8, and the device has the instructions. */
+ * multiples of 8, and the device is of compute capability 8.0 or above. */
 bool cuda_is_groupable(const struct cuda_dev *cuda, enum dtype x, struct weight *const *w, int32_t n_groups);
 
 /* y[P, n]; x[P, k]; first: i32 [n_groups + 1] on the device, ascending from 0, the last at most
