@@ -178,10 +178,17 @@ __global__ void __launch_bounds__((WARPS + 4) * 32, 1)
 
 /* ---------------------------------------------------------------- launch */
 
-bool cuda_is_groupable(const struct cuda_dev *cuda, enum dtype x, struct weight *const *w, int32_t n_groups) {
-    if (cuda->prop.major < 8 || n_groups > MOST_GROUPS || (x != DTYPE_BF16 && x != DTYPE_F16)) return false;
-    for (int32_t g = 0; g < n_groups; g++)
-        if (w[g]->quant != QUANT_NONE || w[g]->dtype != x || w[g]->n % 8 || w[g]->k % 8) return false;
+bool cuda_group_weights(struct group_weights *out, const struct cuda_dev *cuda, struct weight *const *w,
+                        int32_t n_groups) {
+    struct group_weights g = {w[0]->dtype, n_groups, w[0]->n, w[0]->k, w[0]->k_pad, {}};
+    if (cuda->prop.major < 8 || n_groups > MOST_GROUPS) return false;
+    if ((g.dtype != DTYPE_BF16 && g.dtype != DTYPE_F16) || g.n % 8 || g.k % 8) return false;
+    for (int32_t i = 0; i < n_groups; i++) {
+        assert(w[i]->n == g.n && w[i]->k == g.k && w[i]->dtype == g.dtype);
+        if (w[i]->quant != QUANT_NONE) return false;
+        g.of[i] = w[i]->data;
+    }
+    *out = g;
     return true;
 }
 
@@ -198,14 +205,14 @@ static void launch_grouped(struct cuda_dev *cuda, struct tensor *y, const CUtens
 }
 
 /* False where the driver cannot describe the matrices. */
-static bool fetch_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
-                          struct weight *const *w, const struct group_args &a) {
+static bool grouped_by_tma(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                           const struct group_weights &w, const struct group_args &a) {
     struct group_maps w_maps = {};
     CUtensorMap x_map;
-    if (!tma_map(&x_map, x->dtype, x->data, x->shape[0], a.k, a.k, ROWS)) return false;
-    for (int32_t g = 0; g < a.n_groups; g++)
-        if (!tma_map(&w_maps.of[g], x->dtype, w[g]->data, a.n, a.k, w[g]->k_pad, COLUMNS)) return false;
-    if (x->dtype == DTYPE_F16)
+    if (!tma_map(&x_map, w.dtype, x->data, x->shape[0], w.k, w.k, ROWS)) return false;
+    for (int32_t g = 0; g < w.n_groups; g++)
+        if (!tma_map(&w_maps.of[g], w.dtype, w.of[g], w.n, w.k, w.ld, COLUMNS)) return false;
+    if (w.dtype == DTYPE_F16)
         launch_grouped<__half>(cuda, y, x_map, w_maps, a);
     else
         launch_grouped<__nv_bfloat16>(cuda, y, x_map, w_maps, a);
@@ -213,10 +220,10 @@ static bool fetch_grouped(struct cuda_dev *cuda, struct tensor *y, const struct 
 }
 
 void cuda_linear_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
-                         struct weight *const *w, int32_t n_groups, const int32_t *first) {
-    struct group_args a = {first, n_groups, (int32_t)w[0]->n, (int32_t)w[0]->k};
-    assert(cuda_is_groupable(cuda, x->dtype, w, n_groups));
-    assert(x->shape[1] == a.k && y->shape[1] == a.n && y->shape[0] == x->shape[0]);
+                         const struct group_weights *w, const int32_t *first) {
+    struct group_args a = {first, w->n_groups, (int32_t)w->n, (int32_t)w->k};
+    assert(x->dtype == w->dtype && y->dtype == w->dtype && y->shape[0] == x->shape[0]);
+    assert(x->shape[1] == w->k && y->shape[1] == w->n);
     cuda_loader_drain(cuda);
-    if (!cuda->has_wgmma || !fetch_grouped(cuda, y, x, w, a)) grouped_plain(cuda, y, x, w, a);
+    if (!cuda->has_wgmma || !grouped_by_tma(cuda, y, x, *w, a)) grouped_plain(cuda, y, x, *w, a);
 }

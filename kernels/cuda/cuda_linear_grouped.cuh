@@ -66,7 +66,7 @@ __device__ __forceinline__ void store_32(T *y, const float (*sums)[4], int32_t n
 }
 
 /* cuda_linear_grouped_mma.cu: the way of every device of compute capability 8.0 and above. */
-void grouped_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, struct weight *const *w,
-                   const struct group_args &a);
+void grouped_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                   const struct group_weights &w, const struct group_args &a);
 
 #endif

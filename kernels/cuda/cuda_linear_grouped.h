@@ -10,13 +10,22 @@
 
 enum { MOST_GROUPS = 16 };
 
-/* Can these weights, of one shape, be groups? They are BF16 or F16 as x is, not quantized, in
- * multiples of 8, and the device is of compute capability 8.0 or above. */
-bool cuda_is_groupable(const struct cuda_dev *cuda, enum dtype x, struct weight *const *w, int32_t n_groups);
+struct group_weights {        /* w[n, k] of each group, on the device */
+    enum dtype dtype;         /* BF16 or F16 */
+    int32_t n_groups;         /* 1 .. MOST_GROUPS */
+    int64_t n, k, ld;         /* multiples of 8; ld: numbers from row to row */
+    const void *of[MOST_GROUPS];
+};
 
-/* y[P, n]; x[P, k]; first: i32 [n_groups + 1] on the device, ascending from 0, the last at most
- * P. Rows from there on are left as they are. */
+/* Weights of one shape as groups. False where they cannot be: they are quantized, or not in
+ * BF16 or F16, or not in multiples of 8, or too many, or the device is below compute capability
+ * 8.0. */
+bool cuda_group_weights(struct group_weights *out, const struct cuda_dev *cuda, struct weight *const *w,
+                        int32_t n_groups);
+
+/* y[P, n]; x[P, k], of the weights' dtype; first: i32 [n_groups + 1] on the device, ascending.
+ * Rows outside of all groups are left as they are. */
 void cuda_linear_grouped(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
-                         struct weight *const *w, int32_t n_groups, const int32_t *first);
+                         const struct group_weights *w, const int32_t *first);
 
 #endif

@@ -20,11 +20,6 @@ enum {
     ROOM_BYTES = STAGES * STAGE_BYTES
 };
 
-struct group_weights {
-    const void *of[MOST_GROUPS];
-    int64_t ld; /* numbers from row to row */
-};
-
 /* Chunks of 16 bytes are swapped by XOR, so that eight rows of one column lie in different banks. */
 __device__ __forceinline__ uint32_t chunk_at(uint32_t stage, int row, int chunk) {
     return stage + (uint32_t)(row * ROW_BYTES + ((chunk ^ (row & 7)) << 4));
@@ -123,13 +118,10 @@ static void launch_plain(struct cuda_dev *cuda, struct tensor *y, const struct t
                 THREADS, ROOM_BYTES, (T *)y->data, (const T *)x->data, w, a);
 }
 
-void grouped_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, struct weight *const *w,
-                   const struct group_args &a) {
-    struct group_weights weights = {};
-    weights.ld = w[0]->k_pad;
-    for (int32_t g = 0; g < a.n_groups; g++) weights.of[g] = w[g]->data;
-    if (x->dtype == DTYPE_F16)
-        launch_plain<__half>(cuda, y, x, weights, a);
+void grouped_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                   const struct group_weights &w, const struct group_args &a) {
+    if (w.dtype == DTYPE_F16)
+        launch_plain<__half>(cuda, y, x, w, a);
     else
-        launch_plain<__nv_bfloat16>(cuda, y, x, weights, a);
+        launch_plain<__nv_bfloat16>(cuda, y, x, w, a);
 }

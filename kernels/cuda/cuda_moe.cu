@@ -173,13 +173,9 @@ static struct tensor first_rows(const struct tensor *t, int64_t n) {
     return tensor_2d(t->data, t->dtype, n, t->shape[1]);
 }
 
-static bool is_grouped(const struct cuda_dev *cuda, const struct tensor *x, const struct moe *moe) {
-    return cuda_is_groupable(cuda, x->dtype, moe->up, moe->n_experts) &&
-           cuda_is_groupable(cuda, x->dtype, moe->down, moe->n_experts);
-}
-
 static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const struct tensor *x,
-                            const struct moe *moe, const struct moe_room *room) {
+                            const struct moe *moe, const struct moe_room *room,
+                            const struct group_weights *up_weights, const struct group_weights *down_weights) {
     int64_t t = x->shape[0], n = t * moe->top_k;
     const int32_t *choice = (const int32_t *)room->choice.data;
     int32_t *place = (int32_t *)room->places.data, *first = (int32_t *)room->first.data;
@@ -190,9 +186,9 @@ static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const str
                 choice, n);
     cuda_launch(cuda, "moe_experts", spread_kernel, (unsigned)t, 128, 0, (uint4 *)gathered.data,
                 (const uint4 *)x->data, (const int32_t *)place, moe->top_k, x->shape[1] / 8);
-    cuda_linear_grouped(cuda, &up.y, &gathered, moe->up, moe->n_experts, first);
+    cuda_linear_grouped(cuda, &up.y, &gathered, up_weights, first);
     cuda_glu(&cuda->dev, &active, &up, moe->act);
-    cuda_linear_grouped(cuda, &down, &active.x, moe->down, moe->n_experts, first);
+    cuda_linear_grouped(cuda, &down, &active.x, down_weights, first);
     BY_DTYPE(out->dtype, combine_rows, cuda, out, room);
 }
 
@@ -242,9 +238,11 @@ static void all_experts(struct cuda_dev *cuda, struct tensor *out, const struct 
 void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x,
                       const struct product *router, const struct moe *moe, const struct moe_room *room) {
     struct cuda_dev *cuda = cuda_of(dev);
+    struct group_weights up, down;
     BY_DTYPE(router->y.dtype, choose_rows, cuda, router, moe, room);
-    if (is_grouped(cuda, &x->x, moe))
-        grouped_experts(cuda, out, &x->x, moe, room);
+    if (x->x.dtype == moe->up[0]->dtype && cuda_group_weights(&up, cuda, moe->up, moe->n_experts) &&
+        cuda_group_weights(&down, cuda, moe->down, moe->n_experts))
+        grouped_experts(cuda, out, &x->x, moe, room, &up, &down);
     else
         all_experts(cuda, out, x, moe, room);
 }
