@@ -293,6 +293,10 @@ products = {"qkv": ((heads + 2 * kv) * size, hidden), "o": (hidden, heads * size
 want = {}
 for name, (n, k) in products.items():
     for m in (1, 8, 64): want["linear " + name, f"M {m}, N {n}, K {k}"] = 2 * n * k, 2 * m * n * k
+experts, top = 4, 2
+for m in (1, 8, 64):
+    chosen = experts * (1 - (1 - top / experts) ** m)
+    want["experts", f"M {m}, {top} of {experts} experts"] = chosen * 3 * ffn * hidden * 2, 2 * m * top * 3 * ffn * hidden
 for n, context in ((16, 128), (15, 512)): want["attention decode", f"context {context}, {n} sequences"] = n * context * 4 * kv * size, 0
 want["attention prefill", "2 prompts of 128"] = 0, 2 * 4 * heads * size * sum(range(1, 129))
 want["residual_norm", "64 rows of 256"] = 4 * 64 * hidden * 2, 0
