@@ -30,7 +30,7 @@ comma := ,
 
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-CPPFLAGS += -I. -MMD -MP
+CPPFLAGS += -I. -MMD -MP $(if $(V),-DMEM_GUARD)
 CFLAGS   += $(CSTD) $(WARN) $(OPT) -fPIC -ffp-contract=off
 LDFLAGS  += $(filter -fsanitize%,$(OPT)) -Wl,--as-needed
 

@@ -5,7 +5,32 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef MEM_GUARD
+static _Thread_local bool is_forbidden;
+
+bool mem_forbid(bool forbidden) {
+    bool before = is_forbidden;
+    is_forbidden = forbidden;
+    return before;
+}
+
+static void check_allowed(void) {
+    if (!is_forbidden) return;
+    is_forbidden = false;
+    fprintf(stderr, "batchd: memory is allocated in a step\n");
+    abort();
+}
+#else
+bool mem_forbid(bool forbidden) {
+    return false;
+}
+
+static void check_allowed(void) {
+}
+#endif
+
 static void *or_die(void *p, size_t bytes) {
+    check_allowed();
     if (p) return p;
     fprintf(stderr, "batchd: out of memory (%zu bytes)\n", bytes);
     abort();
@@ -57,11 +82,13 @@ void *mem_dup(const void *p, size_t bytes) {
 }
 
 void *mem_try(size_t bytes) {
+    check_allowed();
     return malloc(bytes ? bytes : 1);
 }
 
 void *mem_try_zalloc(size_t n, size_t size) {
     size_t bytes;
+    check_allowed();
     if (!size_mul(n, size, &bytes)) return NULL;
     return calloc(bytes ? bytes : 1, 1);
 }

@@ -21,6 +21,11 @@ char *mem_strdup(const char *s);              /* NULL gives NULL */
 char *mem_strndup(const char *s, size_t n);   /* n bytes and a terminator */
 void *mem_dup(const void *p, size_t bytes);
 
+/* Debug builds (V=asan, V=tsan): while it is forbidden to this thread, a call of the above or
+ * below ends the process, for it was said that nothing is allocated here. Otherwise nothing
+ * happens. Returns how it was before. */
+bool mem_forbid(bool forbidden);
+
 void *mem_try(size_t bytes);          /* NULL when there is none */
 void *mem_try_zalloc(size_t n, size_t size); /* cleared; NULL when there is none or n * size overflows */
 

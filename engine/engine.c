@@ -188,6 +188,7 @@ static int open_parts(struct engine *e, const struct engine_options *o, struct e
     struct runner_options runner = runner_defaults(e, o);
     r = open_model(e, o, dummy, &dtype, err);
     if (r == 0) r = size_kv_cache(e, o, dtype, &runner, err);
+    runner.max_len = e->max_model_len;
     if (r == 0) r = runner_open(&e->runner, e->model, &runner, err);
     if (r < 0) return r;
     struct scheduler_options scheduler = {.model = &e->info,

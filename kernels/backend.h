@@ -62,6 +62,10 @@ struct backend {
     void (*weight_random)(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
                           float deviation);
 
+    /* See op_linear_reserve and step_reserve; may be NULL. */
+    void (*linear_reserve)(struct dev *dev, const struct weight *w, int64_t max_rows);
+    void (*step_reserve)(struct dev *dev, const struct step_limits *limits);
+
     /* Scratch that products with a quantized weight will need; may be NULL. */
     void (*weight_reserve)(struct dev *dev, const struct weight *w);
 
@@ -96,6 +100,7 @@ struct dev { /* the beginning of every backend's own device struct */
     int32_t *last_sample; /* see step_set_last_sample */
     int32_t *history;     /* see step_set_history */
     int64_t n_steps;      /* begun */
+    int64_t n_growths;    /* see dev_n_growths */
     struct profile profile;
 };
 

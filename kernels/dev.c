@@ -91,6 +91,10 @@ int dev_wait(struct dev *dev, int64_t mark, struct err *err) {
     return take_failure(dev, err);
 }
 
+int64_t dev_n_growths(const struct dev *dev) {
+    return dev->n_growths;
+}
+
 bool dev_can_record(const struct dev *dev) {
     return dev->backend->replay != NULL && !dev->profile.is_noting; /* what is noted is queued one by one */
 }

@@ -39,6 +39,10 @@ int64_t dev_memory_available(const struct dev *dev); /* bytes that dev_alloc cou
 void *dev_alloc(struct dev *dev, size_t bytes);
 void dev_free(struct dev *dev, void *p); /* NULL is fine */
 
+/* How often the device took memory, dev_alloc's and what operations need to work in; steps take
+ * none when room for them was reserved (ops.h: step_reserve). */
+int64_t dev_n_growths(const struct dev *dev);
+
 void dev_upload(struct dev *dev, void *dst, const void *src, size_t bytes);   /* host to device */
 void dev_download(struct dev *dev, void *dst, const void *src, size_t bytes); /* device to host; waits */
 void dev_copy(struct dev *dev, void *dst, const void *src, size_t bytes);     /* within the device; queued */

@@ -93,6 +93,10 @@ void op_linear(struct dev *dev, struct product *y, const struct activation *x, c
     if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
 }
 
+void op_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows) {
+    if (dev->backend->linear_reserve) dev->backend->linear_reserve(dev, w, max_rows);
+}
+
 bool op_linear_can_tune(const struct dev *dev) {
     return dev->backend->linear_tune != NULL;
 }
@@ -206,6 +210,11 @@ int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab)
 
 void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
     dev->backend->sample_reserve(dev, n_samples, vocab);
+}
+
+void step_reserve(struct dev *dev, const struct step_limits *limits) {
+    dev->backend->sample_reserve(dev, limits->n_samples, limits->vocab);
+    if (dev->backend->step_reserve) dev->backend->step_reserve(dev, limits);
 }
 
 const struct step *step_upload(struct dev *dev, const struct step *host) {

@@ -229,6 +229,23 @@ struct step {
     const int32_t *allowed;            /* [n_allowed] */
 };
 
+/* The most that steps will have. */
+struct step_limits {
+    int32_t n_rows, n_samples, n_slots;
+    int32_t n_blocks;     /* of a sequence: the block table's stride */
+    int32_t n_banned, n_bias, n_allowed;
+    int64_t vocab;
+    enum dtype kv_dtype;  /* of the cache, */
+    int32_t head_dim;     /* and the size of its heads */
+};
+
+/* Take the memory that such steps need beside their tensors, so that none is taken in a step; where
+ * it is short, the device fails. Steps that have more than that take it when they come. */
+void step_reserve(struct dev *dev, const struct step_limits *limits);
+
+/* The same for products of up to max_rows rows. */
+void op_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows);
+
 /* ---------------------------------------------------------------- KV cache */
 
 struct kv_cache {             /* keys and values of all layers */

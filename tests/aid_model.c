@@ -8,7 +8,8 @@ static void open_rig(struct rig *r, const char *dir, const struct rig_options *o
     struct err err = ERR_INIT;
     struct model_options model = {
         .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
-    struct runner_options runner = {RIG_SLOTS * RIG_BLOCKS, RIG_SLOTS, RIG_ROWS, RIG_ROWS};
+    struct runner_options runner = {
+        .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
     memset(r, 0, sizeof *r);
     assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);

@@ -292,7 +292,8 @@ static void a_kv_cache_beyond_memory_is_refused(void **state) {
     struct runner *other = NULL;
     struct err err = ERR_INIT;
     rig_open(&r, tiny_llama3, &(struct rig_options){DTYPE_F32, 1, false});
-    assert_err(runner_open(&other, r.model, &(struct runner_options){INT32_MAX, 1, 1, 1}, &err), E_NO_MEMORY,
+    assert_err(runner_open(&other, r.model, &(struct runner_options){.n_blocks = INT32_MAX, .n_slots = 1, .max_rows = 1, .max_samples = 1},
+                           &err), E_NO_MEMORY,
                "KV blocks need 16 KiB each", &err);
     assert_null(other);
     rig_close(&r);

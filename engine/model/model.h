@@ -55,6 +55,7 @@ struct runner_options {
     int32_t n_slots;    /* sequences at once */
     int32_t max_rows;   /* token rows of a step */
     int32_t max_samples; /* rows of a step that want logits; <= n_slots unless a caller wants all logits */
+    int32_t max_len;     /* positions of a sequence; 0 = what the KV cache holds */
 };
 
 /* Memory of a step's tensors: a matter of the model's config and dtype alone. */
@@ -67,6 +68,9 @@ int64_t runner_step_bytes(const struct model *m, const struct runner_options *op
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err);
 void runner_close(struct runner *r); /* NULL is fine */
 const struct runner_options *runner_get_options(const struct runner *r);
+
+/* Of the steps so far: how often the device had to take memory for one. None should. */
+int64_t runner_n_growths(const struct runner *r);
 
 /* Queue one step; its arrays may be reused when the call returns. Fails only when
  * RUNNER_DEPTH steps are under way (assert) or the device already failed. */

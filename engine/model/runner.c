@@ -41,6 +41,7 @@ struct runner {
     bool notes_tokens;    /* embedding writes them to the history */
     bool rested;          /* no step since the last runner_rest */
     struct engine_device_time device_time, device_time_large;
+    int64_t n_growths;
 };
 
 static int room(struct runner *r, struct tensor *t, enum dtype dtype, int64_t rows, int64_t cols, struct err *err) {
@@ -147,11 +148,47 @@ static bool open_samples(struct runner *r) {
         p->logprobs_host = dev_host_alloc(r->dev, logprobs);
         ok = ok && p->drawn_host && p->logprobs_host;
     }
-    op_sample_reserve(r->dev, r->options.max_samples, r->model->config.info.vocab);
     step_set_last_sample(r->dev, r->last_sample);
     step_set_history(r->dev, r->history);
     r->notes_tokens = true;
     return ok;
+}
+
+static void reserve_product(struct runner *r, const struct weight *w) {
+    int64_t rows = r->options.max_rows > r->options.max_samples ? r->options.max_rows : r->options.max_samples;
+    if (w) op_linear_reserve(r->dev, w, rows);
+}
+
+/* Lists that requests bring have no bound; these are long ones. */
+enum { BANNED_OF_SAMPLE = 16, LISTED = 1 << 16 };
+
+/* So that a step allocates nothing: what its operations need beside their tensors. */
+static int reserve(struct runner *r, struct err *err) {
+    const struct runner_options *o = &r->options;
+    const struct weights *w = &r->model->weights;
+    int32_t n_blocks = (o->max_len + KV_BLOCK - 1) / KV_BLOCK;
+    struct step_limits limits = {.n_rows = o->max_rows,
+                                 .n_samples = o->max_samples,
+                                 .n_slots = o->n_slots,
+                                 .n_blocks = o->max_len > 0 && n_blocks < o->n_blocks ? n_blocks : o->n_blocks,
+                                 .n_banned = o->max_samples * BANNED_OF_SAMPLE,
+                                 .n_bias = LISTED,
+                                 .n_allowed = LISTED,
+                                 .vocab = r->model->config.info.vocab,
+                                 .kv_dtype = r->model->kv_dtype,
+                                 .head_dim = r->model->config.info.head_dim};
+    step_reserve(r->dev, &limits);
+    for (int32_t i = 0; i < w->n_layers; i++) {
+        const struct layer_weights *l = &w->layers[i];
+        const struct weight *all[] = {l->qkv, l->o, l->router, l->up, l->down};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) reserve_product(r, all[k]);
+        for (int32_t e = 0; l->expert_up && e < w->n_experts; e++) {
+            reserve_product(r, l->expert_up[e]);
+            reserve_product(r, l->expert_down[e]);
+        }
+    }
+    reserve_product(r, w->lm_head);
+    return dev_sync(r->dev, err);
 }
 
 int runner_open(struct runner **out, struct model *m, const struct runner_options *options, struct err *err) {
@@ -171,6 +208,11 @@ int runner_open(struct runner **out, struct model *m, const struct runner_option
         runner_close(r);
         return err_set(err, E_NO_MEMORY, "no memory for the slots of %d sequences; lower --max-num-seqs",
                        options->n_slots);
+    }
+    e = reserve(r, err);
+    if (e < 0) {
+        runner_close(r);
+        return e;
     }
     *out = r;
     return 0;
@@ -236,9 +278,7 @@ static void run_or_replay(struct runner *r, const struct step *host, const struc
     if (record) dev_record_end(r->dev, key);
 }
 
-int step_submit(struct runner *r, const struct step *step, struct err *err) {
-    assert(r->n < RUNNER_DEPTH);
-    assert(step->n_rows > 0 && step->n_rows <= r->options.max_rows && step->n_samples <= r->options.max_samples);
+static void submit(struct runner *r, const struct step *step) {
     struct pending *p = &r->ring[(r->first + r->n) % RUNNER_DEPTH];
     const struct step *on_device = step_upload(r->dev, step);
     struct product logits;
@@ -259,7 +299,21 @@ int step_submit(struct runner *r, const struct step *step, struct err *err) {
         dev_fetch(r->dev, p->logprobs_host, r->logprobs, (size_t)p->n_samples * sizeof *p->logprobs_host);
     p->mark = dev_mark(r->dev);
     r->n++;
+}
+
+int step_submit(struct runner *r, const struct step *step, struct err *err) {
+    assert(r->n < RUNNER_DEPTH);
+    assert(step->n_rows > 0 && step->n_rows <= r->options.max_rows && step->n_samples <= r->options.max_samples);
+    int64_t n_growths = dev_n_growths(r->dev);
+    bool forbidden = mem_forbid(true);
+    submit(r, step);
+    mem_forbid(forbidden);
+    r->n_growths += dev_n_growths(r->dev) - n_growths;
     return 0;
+}
+
+int64_t runner_n_growths(const struct runner *r) {
+    return r->n_growths;
 }
 
 static void add_time(struct engine_device_time *to, const struct dev_step_time *t, bool is_first) {

@@ -65,6 +65,7 @@ struct scheduler *scheduler_new(const struct scheduler_options *options) {
         s->plans[i].report.preempted = mem_zalloc(slots, sizeof(uint64_t));
     }
     s->applied = &s->plans[0].report;
+    s->done = (struct done_queue){.at = mem_zalloc(2 * slots, sizeof *s->done.at), .cap = 2 * slots};
     return s;
 }
 
@@ -111,7 +112,7 @@ void scheduler_free(struct scheduler *s) {
 
 static void push_done(struct done_queue *q, struct engine_completion *c) {
     if (q->n == q->cap) {
-        size_t cap = q->cap ? 2 * q->cap : 64;
+        size_t cap = 2 * q->cap;
         struct engine_completion **at = mem_zalloc(cap, sizeof *at);
         for (size_t i = 0; i < q->n; i++) at[i] = q->at[(q->first + i) % q->cap];
         free(q->at);
@@ -285,8 +286,7 @@ static void push_plan(struct scheduler *s, struct plan *p) {
     plan_at(s, s->n_plans)->report.n_preempted = 0;
 }
 
-const struct step *scheduler_plan(struct scheduler *s, int64_t now_ns) {
-    if (!s->running.first && !s->waiting.first) return NULL;
+static const struct step *plan(struct scheduler *s, int64_t now_ns) {
     struct plan *p = begin_plan(s);
     int64_t n_preempted = s->sums.n_preemptions;
     plan_decode(s, p);
@@ -297,6 +297,14 @@ const struct step *scheduler_plan(struct scheduler *s, int64_t now_ns) {
     if (s->batch.step.n_rows == 0) return NULL;
     push_plan(s, p);
     return &s->batch.step;
+}
+
+const struct step *scheduler_plan(struct scheduler *s, int64_t now_ns) {
+    if (!s->running.first && !s->waiting.first) return NULL;
+    bool forbidden = mem_forbid(true);
+    const struct step *step = plan(s, now_ns);
+    mem_forbid(forbidden);
+    return step;
 }
 
 /* ---------------------------------------------------------------- results */

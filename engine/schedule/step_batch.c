@@ -6,6 +6,19 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { BANNED_OF_SAMPLE = 8, LISTED = 4096 }; /* room to begin with is twice that */
+
+/* A step takes memory only here: what requests list has no bound, so that longer lists than there
+ * ever were make the arrays grow. */
+static void *room_for(void *list, int32_t *cap, int32_t n, size_t size) {
+    if (n <= *cap) return list;
+    *cap = 2 * n;
+    bool forbidden = mem_forbid(false);
+    list = mem_realloc(list, (size_t)*cap, size);
+    mem_forbid(forbidden);
+    return list;
+}
+
 void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, int32_t max_samples,
                      int32_t block_table_stride) {
     size_t slots = (size_t)n_slots, rows = (size_t)max_rows;
@@ -16,6 +29,9 @@ void step_batch_init(struct step_batch *b, int32_t n_slots, int32_t max_rows, in
     b->sequences = mem_zalloc(slots, sizeof *b->sequences);
     b->samples = mem_zalloc((size_t)max_samples, sizeof *b->samples);
     b->block_table = mem_zalloc(slots * (size_t)block_table_stride, sizeof *b->block_table);
+    b->banned = room_for(NULL, &b->cap_banned, max_samples * BANNED_OF_SAMPLE, sizeof *b->banned);
+    b->bias = room_for(NULL, &b->cap_bias, LISTED, sizeof *b->bias);
+    b->allowed = room_for(NULL, &b->cap_allowed, LISTED, sizeof *b->allowed);
     b->step = (struct step){.token = b->token,
                             .position = b->position,
                             .slot = b->slot,
@@ -50,10 +66,7 @@ int32_t step_batch_room(const struct step_batch *b) {
 }
 
 static void ban(struct step_batch *b, const int32_t *ids, int32_t n) {
-    if (b->n_banned + n > b->cap_banned) {
-        b->cap_banned = 2 * (b->n_banned + n);
-        b->banned = mem_realloc(b->banned, (size_t)b->cap_banned, sizeof *b->banned);
-    }
+    b->banned = room_for(b->banned, &b->cap_banned, b->n_banned + n, sizeof *b->banned);
     memcpy(b->banned + b->n_banned, ids, (size_t)n * sizeof *ids);
     b->n_banned += n;
     b->step.banned = b->banned;
@@ -68,12 +81,6 @@ static bool has_lists(const struct step_batch *b, const struct step_sample *s, c
     return s && s->n_bias == a->n_bias && s->n_allowed == a->n_allowed &&
            is_same(b->bias + s->first_bias, a->bias, a->n_bias, sizeof *a->bias) &&
            is_same(b->allowed + s->first_allowed, a->allowed, a->n_allowed, sizeof *a->allowed);
-}
-
-static void *room_for(void *list, int32_t *cap, int32_t n, size_t size) {
-    if (n <= *cap) return list;
-    *cap = 2 * n;
-    return mem_realloc(list, (size_t)*cap, size);
 }
 
 static void add_lists(struct step_batch *b, struct step_sample *out, const struct adjust *a) {

@@ -36,11 +36,13 @@ static inline void *row_of(const struct tensor *t, int64_t i) {
 size_t cpu_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
 void cpu_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 void cpu_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+void cpu_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows);
 void cpu_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                const struct step *step);
 
 /* cpu_quant.c: cpu_linear where the weight is quantized. */
 void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct activation *x, const struct weight *w);
+size_t cpu_quantized_bytes(struct cpu_dev *cpu, const struct weight *w, int64_t n_rows); /* of scratch */
 
 /* cpu_rows.c */
 void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *residual, const struct addend *add,
@@ -55,6 +57,7 @@ void cpu_moe_experts(struct dev *dev, struct tensor *out, const struct activatio
                      const struct moe *moe, const struct moe_room *room);
 
 /* cpu_attention.c */
+size_t cpu_attention_bytes(struct cpu_dev *cpu, const struct step_limits *limits); /* of scratch, at most */
 void cpu_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
                     const struct product *qkv, const struct attention_shape *shape, const struct head_rules *rules,
                     const struct step *step);

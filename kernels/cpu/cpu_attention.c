@@ -167,12 +167,21 @@ static void attention_part(void *arg, int part, int n_parts, int thread) {
     for (int64_t i = begin; i < end; i++) attention_head(a, i / a->shape->n_heads, (int32_t)(i % a->shape->n_heads), thread);
 }
 
+/* Of one thread: a table, and keys and values of one head as f32. */
+static size_t scratch_bytes(int64_t n_blocks, int64_t head_dim) {
+    return (size_t)((n_blocks + 15) / 16 * 16) * sizeof(int32_t) +
+           (size_t)(n_blocks * 2 * KV_BLOCK * head_dim) * sizeof(float);
+}
+
+size_t cpu_attention_bytes(struct cpu_dev *cpu, const struct step_limits *limits) {
+    if (limits->kv_dtype != DTYPE_F8_E4M3) return 0;
+    return (size_t)pool_n_threads(cpu->pool) * scratch_bytes(limits->n_blocks, limits->head_dim);
+}
+
 static bool take_scratch(struct attention *a) {
     for (int64_t r = 0; r < a->step->n_rows; r++)
         if (a->step->position[r] / KV_BLOCK >= a->n_blocks) a->n_blocks = a->step->position[r] / KV_BLOCK + 1;
-    size_t table = (size_t)((a->n_blocks + 15) / 16 * 16) * sizeof(int32_t);
-    size_t tiles = (size_t)(a->n_blocks * 2 * KV_BLOCK * a->shape->head_dim) * sizeof(float);
-    a->thread_bytes = table + tiles;
+    a->thread_bytes = scratch_bytes(a->n_blocks, a->shape->head_dim);
     a->scratch = cpu_scratch(a->cpu, (size_t)pool_n_threads(a->cpu->pool) * a->thread_bytes);
     return a->scratch != NULL;
 }

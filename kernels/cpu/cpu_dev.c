@@ -41,6 +41,7 @@ static void *cpu_alloc(struct dev *dev, size_t bytes) {
     char *p = (char *)(((uintptr_t)raw + 2 * ALIGNMENT - 1) & ~(uintptr_t)(ALIGNMENT - 1));
     memcpy(p - sizeof raw, &raw, sizeof raw);
     cpu_of(dev)->n_allocations++;
+    dev->n_growths++;
     return p;
 }
 
@@ -112,10 +113,15 @@ void *cpu_scratch(struct cpu_dev *cpu, size_t bytes) {
         dev_fail(&cpu->dev, E_NO_MEMORY, "no memory for %zu bytes of scratch; lower --max-num-batched-tokens", bytes);
         return NULL;
     }
+    cpu->dev.n_growths++;
     free(cpu->scratch);
     cpu->scratch = p;
     cpu->scratch_bytes = bytes;
     return p;
+}
+
+static void cpu_step_reserve(struct dev *dev, const struct step_limits *limits) {
+    cpu_scratch(cpu_of(dev), cpu_attention_bytes(cpu_of(dev), limits));
 }
 
 static bool cpu_computes(const struct dev *dev, enum dtype dtype) {
@@ -143,6 +149,8 @@ static const struct backend cpu_backend = {
     .stamp_ns = cpu_stamp_ns,
     .weight_bytes = cpu_weight_bytes,
     .weight_load = cpu_weight_load,
+    .linear_reserve = cpu_linear_reserve,
+    .step_reserve = cpu_step_reserve,
     .linear = cpu_linear,
     .embed = cpu_embed,
     .residual_norm = cpu_residual_norm,

@@ -101,6 +101,12 @@ static const float *f32_rows(struct cpu_dev *cpu, const struct tensor *x) {
     return a.out;
 }
 
+void cpu_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows) {
+    struct cpu_dev *cpu = cpu_of(dev);
+    if (w->quant != QUANT_NONE) cpu_scratch(cpu, cpu_quantized_bytes(cpu, w, max_rows));
+    else if (w->dtype != DTYPE_F32) cpu_scratch(cpu, (size_t)max_rows * (size_t)w->k * sizeof(float));
+}
+
 struct linear {
     const struct cpu_dev *cpu;
     const struct weight *w;

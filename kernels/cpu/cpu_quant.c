@@ -202,14 +202,19 @@ static void product_part(void *arg, int part, int n_parts, int thread) {
         group_product(l, &rooms, panel, end - panel < l->group ? end - panel : l->group);
 }
 
-/* Room for everything, in one piece of scratch. */
-static bool take_scratch(struct quant_linear *l) {
+/* Of scratch; *fixed: what the threads share. */
+static size_t scratch_bytes(struct quant_linear *l, size_t *fixed) {
     size_t k = (size_t)l->w->k, x = (size_t)l->m * k, quantizing = k * sizeof(float) + k, multiplying;
-    int threads = pool_n_threads(l->cpu->pool);
     rooms_of(l, 0, &multiplying);
     l->thread_bytes = ((quantizing > multiplying ? quantizing : multiplying) + 63) / 64 * 64;
-    size_t fixed = (x * 4 + (size_t)l->m * 8 + 63) / 64 * 64;
-    char *at = cpu_scratch(l->cpu, fixed + (size_t)threads * l->thread_bytes);
+    *fixed = (x * 4 + (size_t)l->m * 8 + 63) / 64 * 64;
+    return *fixed + (size_t)pool_n_threads(l->cpu->pool) * l->thread_bytes;
+}
+
+/* Room for everything, in one piece of scratch. */
+static bool take_scratch(struct quant_linear *l) {
+    size_t x = (size_t)l->m * (size_t)l->w->k, fixed, bytes = scratch_bytes(l, &fixed);
+    char *at = cpu_scratch(l->cpu, bytes);
     l->x = (float *)(void *)at;
     l->row_scale = l->x + x;
     l->n_outliers = (int32_t *)(void *)(l->row_scale + l->m);
@@ -217,17 +222,28 @@ static bool take_scratch(struct quant_linear *l) {
     return at != NULL;
 }
 
-void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct activation *x, const struct weight *w) {
-    int64_t n_panels = w->n_pad / PANEL, m = x->x.shape[0], share = n_panels / pool_n_threads(cpu->pool);
-    struct quant_linear l = {
+static struct quant_linear quant_linear_of(struct cpu_dev *cpu, const struct weight *w, int64_t m) {
+    int64_t n_panels = w->n_pad / PANEL, share = n_panels / pool_n_threads(cpu->pool);
+    return (struct quant_linear){
         .cpu = cpu,
         .w = w,
-        .raw = &x->x,
-        .y = &y->y,
         .m = m,
         .span = w->quant == QUANT_INT8 && w->k > SPAN ? SPAN : w->k,
         .group = share < 1 ? 1 : share > MAX_GROUP ? MAX_GROUP : share,
     };
+}
+
+size_t cpu_quantized_bytes(struct cpu_dev *cpu, const struct weight *w, int64_t n_rows) {
+    struct quant_linear l = quant_linear_of(cpu, w, n_rows);
+    size_t fixed;
+    return scratch_bytes(&l, &fixed);
+}
+
+void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct activation *x, const struct weight *w) {
+    int64_t n_panels = w->n_pad / PANEL, m = x->x.shape[0];
+    struct quant_linear l = quant_linear_of(cpu, w, m);
+    l.raw = &x->x;
+    l.y = &y->y;
     if (!take_scratch(&l)) return;
     pool_run(cpu->pool, quantize_part, &l, pool_parts(cpu->pool, m, 2.0 * (double)w->k));
     double panel_ns = (double)w->k * (2.0 + 0.31 * (double)m);

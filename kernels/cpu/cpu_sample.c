@@ -275,21 +275,28 @@ static void sample_part(void *arg, int part, int n_parts, int thread) {
     for (int64_t i = begin; i < end; i++) sample_one(&c, n, a, i);
 }
 
+static size_t thread_bytes(int64_t vocab) {
+    return ((size_t)vocab * 20 + 127) / 64 * 64;
+}
+
 void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                 const struct product *logits, const struct step *step) {
     struct cpu_dev *cpu = cpu_of(dev);
-    size_t n = (size_t)logits->y.shape[1], bytes = (n * 20 + 127) / 64 * 64;
+    size_t bytes = thread_bytes(logits->y.shape[1]);
     char *scratch = cpu_scratch(cpu, bytes * (size_t)pool_n_threads(cpu->pool));
     if (!scratch) return;
     struct sampler a = {cpu, drawn, logprobs, logits, step, scratch, bytes};
-    pool_run(cpu->pool, sample_part, &a, pool_parts(cpu->pool, step->n_samples, (double)n));
+    pool_run(cpu->pool, sample_part, &a, pool_parts(cpu->pool, step->n_samples, (double)logits->y.shape[1]));
     for (int32_t i = 0; i < step->n_samples; i++)
         if (!step->samples[i].has_target) last_sample[step->samples[i].slot] = drawn[i];
 }
 
-/* cpu_scratch grows as rows ask for it. */
+/* It is the host's memory, and only what is used of it counts. */
 int64_t cpu_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
     return 0;
 }
 
-void cpu_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {}
+void cpu_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
+    struct cpu_dev *cpu = cpu_of(dev);
+    cpu_scratch(cpu, thread_bytes(vocab) * (size_t)pool_n_threads(cpu->pool));
+}

@@ -31,6 +31,7 @@ static void *cuda_alloc(struct dev *dev, size_t bytes) {
     }
     cuda_ok(cuda, cudaMemsetAsync(p, 0, bytes, cuda->stream), "clearing memory");
     cuda->n_allocations++;
+    dev->n_growths++;
     return p;
 }
 
@@ -63,6 +64,7 @@ void *cuda_scratch(struct cuda_dev *cuda, size_t bytes) {
     cuda->scratch_bytes = 0;
     if (!cuda_ok(cuda, cudaMalloc(&cuda->scratch, bytes), "scratch memory of the kernels")) return NULL;
     cuda->scratch_bytes = bytes;
+    cuda->dev.n_growths++;
     return cuda->scratch;
 }
 
