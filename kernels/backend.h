@@ -72,6 +72,8 @@ struct backend {
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
     void (*linear_tune)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                         struct linear_tuning *out); /* NULL: it has one way only */
+    bool (*linear_takes)(const struct dev *dev, const struct weight *w, enum dtype codes); /* NULL: numbers alone */
+    void (*quantize)(struct dev *dev, struct activation *out, const struct activation *x); /* NULL likewise */
     void (*embed)(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                   const struct step *step);
     void (*residual_norm)(struct dev *dev, struct activation *out, struct tensor *residual,

@@ -90,6 +90,7 @@ static bool op_begins(struct dev *dev, enum op_class c) {
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
     assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
     y->weight = w;
+    y->row_scale = NULL;
     if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
 }
 
@@ -106,8 +107,19 @@ void op_linear_tune(struct dev *dev, struct product *y, const struct activation 
     assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
     *out = (struct linear_tuning){.most_rows = x->x.shape[0]};
     y->weight = w;
+    y->row_scale = NULL;
     if (!op_linear_can_tune(dev)) op_linear(dev, y, x, w);
     else if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear_tune(dev, y, x, w, out);
+}
+
+bool op_linear_takes(const struct dev *dev, const struct weight *w, enum dtype codes) {
+    return dev->backend->linear_takes && dev->backend->linear_takes(dev, w, codes);
+}
+
+void op_quantize(struct dev *dev, struct activation *out, const struct activation *x) {
+    assert(out->x.shape[0] == x->x.shape[0] && out->x.shape[1] == x->x.shape[1]);
+    assert(out->x.dtype == DTYPE_F8_E4M3 && out->row_scale.shape[0] >= x->x.shape[0]);
+    if (op_begins(dev, CLASS_LINEAR)) dev->backend->quantize(dev, out, x);
 }
 
 void op_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,

@@ -115,18 +115,29 @@ const struct weight_segment *weight_segment_of(const struct weight *w, int64_t r
 
 /* ---------------------------------------------------------------- products and activations */
 
-struct activation {         /* x[T,K], ready to be multiplied */
-    struct tensor x;        /* F32, BF16 or F16 (I8, F8_E4M3 with row scales when quantized) */
-    struct tensor row_scale; /* f32 [T] or no tensor */
+/* x[T,K], ready to be multiplied. Whoever wants one may ask for codes, once op_linear_takes has
+ * said that the products they are for take them; what computes it then emits codes, in the
+ * memory of the numbers, or not, as x.dtype tells. */
+struct activation {
+    struct tensor x;         /* F32, BF16 or F16; F8_E4M3: number = code * scale */
+    struct tensor row_scale; /* f32 [T]: room for the scales of codes, or no tensor */
+    bool wants_fp8;          /* the request */
 };
 
-struct product {                   /* y[T,N] with what is pending */
-    struct tensor y;               /* F32, BF16 or F16 (I32 from int8) */
-    struct tensor row_scale;       /* f32 [T] or no tensor */
-    const struct weight *weight;   /* its column scales and bias are pending */
+/* y[T,N] with what is pending: w's bias and, unless row_scale is NULL, scales: then a number
+ * is y * (row_scale * w->scale), with F16 also * 2^FP8_F16_SHIFT, rounded to y's dtype, before
+ * its bias is added. */
+struct product {
+    struct tensor y;             /* F32, BF16 or F16 */
+    struct tensor scale_room;    /* f32 [T]: op_linear may leave scales pending, here or in x; or no tensor */
+    const float *row_scale;      /* f32 [T] on the device */
+    const struct weight *weight; /* NULL: nothing is pending */
 };
 
-/* y[T,N] = x[T,K] * w[N,K]^T. y->y has room for T rows of w->n columns; y->weight is set.
+enum { FP8_F16_SHIFT = 18 }; /* sums of products of codes reach beyond F16's 65504 */
+
+/* y[T,N] = x[T,K] * w[N,K]^T. y->y has room for T rows of w->n columns; y->weight and
+ * y->row_scale are set.
  *
  * Quantized weights, the rule on every device:
  *   4-bit   numbers are turned back into the weight's dtype, then multiplied as usual.
@@ -157,6 +168,12 @@ bool op_linear_can_tune(const struct dev *dev);
  * with the right bits is used, and remembered by later processes too. Waits for the device. */
 void op_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                     struct linear_tuning *out);
+
+/* Does op_linear with this weight take rows of codes of this dtype, besides numbers? */
+bool op_linear_takes(const struct dev *dev, const struct weight *w, enum dtype codes);
+
+/* out = the codes of x's numbers, F8_E4M3, with their scales. Only where op_linear_takes them. */
+void op_quantize(struct dev *dev, struct activation *out, const struct activation *x);
 
 /* ---------------------------------------------------------------- a step */
 

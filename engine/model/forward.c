@@ -9,8 +9,13 @@
  *   some of several, chosen by router x
  *   logits = head norm(r), for the rows that want them
  *
- * A sum into r waits for the norm that follows it, and both are one operation. */
+ * A sum into r waits for the norm that follows it, and both are one operation. What comes
+ * before a product is asked for codes where that product takes them. */
 #include "engine/model/model_private.h"
+
+static bool takes_fp8(const struct model *m, const struct weight *w) {
+    return op_linear_takes(m->dev, w, DTYPE_F8_E4M3);
+}
 
 /* out = O attention(QKV x) */
 static void attention(struct model *m, const struct layer_weights *w, int32_t layer, struct workspace *ws,
@@ -46,15 +51,24 @@ static void experts(struct model *m, const struct layer_weights *w, struct works
 static void mlp(struct model *m, const struct layer_weights *w, struct workspace *ws, const struct activation *x,
                 struct product *out, int64_t t) {
     struct product up = {.y = rows_of(&ws->up, t)};
-    struct activation active = {.x = rows_of(&ws->active, t)};
+    struct activation active = {.x = rows_of(&ws->active, t), .row_scale = rows_of(&ws->scale_active, t)};
     if (m->config.mlp == MLP_EXPERTS) {
         experts(m, w, ws, x, out, t);
         return;
     }
+    up.scale_room = rows_of(&ws->scale_projected2, t); /* no product there before up is done with */
+    active.wants_fp8 = takes_fp8(m, w->down);
     op_linear(m->dev, &up, x, w->up);
     if (m->config.mlp == MLP_GATED) op_glu(m->dev, &active, &up, m->config.act);
     else op_act(m->dev, &active, &up, m->config.act);
     op_linear(m->dev, out, &active, w->down);
+}
+
+/* Norms x for the products that come next; either may be NULL. */
+static void norm_for(struct model *m, struct activation *x, struct tensor *r, const struct addend *add,
+                     const struct norm *norm, const struct weight *first, const struct weight *second) {
+    x->wants_fp8 = (first || second) && (!first || takes_fp8(m, first)) && (!second || takes_fp8(m, second));
+    op_residual_norm(m->dev, x, r, add, norm);
 }
 
 static const struct norm *norm_or_none(const struct norm *n) {
@@ -65,27 +79,29 @@ void forward(struct model *m, struct workspace *ws, struct kv_cache *kv, const s
              struct product *logits) {
     int64_t t = step->n_rows;
     struct tensor r = rows_of(&ws->residual, t);
-    struct activation x = {.x = rows_of(&ws->x, t)};
-    struct product y = {.y = rows_of(&ws->projected, t)}, z = {.y = rows_of(&ws->projected2, t)};
+    struct activation x = {.x = rows_of(&ws->x, t), .row_scale = rows_of(&ws->scale_x, t)};
+    struct product y = {.y = rows_of(&ws->projected, t), .scale_room = rows_of(&ws->scale_projected, t)};
+    struct product z = {.y = rows_of(&ws->projected2, t), .scale_room = rows_of(&ws->scale_projected2, t)};
     struct addend pending = {0}; /* what r has yet to take in */
 
     op_embed(m->dev, &r, m->weights.embed, m->embed_scale, step);
     for (int32_t i = 0; i < m->weights.n_layers; i++) {
         const struct layer_weights *w = &m->weights.layers[i];
-        op_residual_norm(m->dev, &x, &r, &pending, &w->attention_norm);
+        bool shares_x = m->config.block == BLOCK_PARALLEL && !norm_exists(&w->mlp_norm);
+        norm_for(m, &x, &r, &pending, &w->attention_norm, w->qkv, shares_x ? w->up : NULL);
         attention(m, w, i, ws, kv, &x, &y, step);
         if (m->config.block == BLOCK_PARALLEL) {
-            if (norm_exists(&w->mlp_norm)) op_residual_norm(m->dev, &x, &r, NULL, &w->mlp_norm);
+            if (!shares_x) norm_for(m, &x, &r, NULL, &w->mlp_norm, w->up, NULL);
             mlp(m, w, ws, &x, &z, t);
             pending = (struct addend){.y = &y, .z = &z};
         } else {
             pending = (struct addend){.y = &y, .post = norm_or_none(&w->post_attention_norm)};
-            op_residual_norm(m->dev, &x, &r, &pending, &w->mlp_norm);
+            norm_for(m, &x, &r, &pending, &w->mlp_norm, w->up, NULL);
             mlp(m, w, ws, &x, &y, t);
             pending = (struct addend){.y = &y, .post = norm_or_none(&w->post_mlp_norm)};
         }
     }
-    op_residual_norm(m->dev, &x, &r, &pending, &m->weights.final_norm);
+    norm_for(m, &x, &r, &pending, &m->weights.final_norm, NULL, NULL);
 
     struct activation wanted = {.x = rows_of(&ws->wanted, step->n_samples)};
     *logits = (struct product){.y = rows_of(&ws->logits, step->n_samples)};

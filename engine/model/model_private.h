@@ -21,6 +21,8 @@ struct model {
 struct workspace {
     struct tensor residual; /* [T, hidden] */
     struct tensor x;        /* [T, hidden]: normed */
+    struct tensor scale_x;  /* f32 [T]: of codes in x; those of `active`, and scales pending on products, are: */
+    struct tensor scale_active, scale_projected, scale_projected2;
     struct tensor qkv;      /* [T, (heads + 2 kv_heads) head_dim] */
     struct tensor q;        /* [T, heads head_dim] */
     struct tensor attended; /* [T, heads head_dim] */

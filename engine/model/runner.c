@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { N_SCALES = 4 }; /* of a workspace */
 enum { SMALL_ROWS = 64, MEETINGS = 4 }; /* rows of a step worth recording, and after how many like it */
 
 struct pending { /* one step under way */
@@ -92,6 +93,8 @@ static int open_workspace(struct runner *r, struct err *err) {
     struct workspace *w = &r->ws;
     int e = room(r, &w->residual, d, t, m->hidden, err);
     if (e == 0) e = room(r, &w->x, d, t, m->hidden, err);
+    struct tensor *scales[] = {&w->scale_x, &w->scale_active, &w->scale_projected, &w->scale_projected2};
+    for (int i = 0; e == 0 && i < N_SCALES; i++) e = room(r, scales[i], DTYPE_F32, t, 1, err);
     if (e == 0) e = room(r, &w->qkv, d, t, q + 2 * kv, err);
     if (e == 0) e = room(r, &w->q, d, t, q, err);
     if (e == 0) e = room(r, &w->attended, d, t, q, err);
@@ -111,7 +114,7 @@ int64_t runner_tensor_bytes(const struct model *model, const struct runner_optio
     int64_t hidden = (model->config.block == BLOCK_PARALLEL ? 4 : 3) * (int64_t)m->hidden;
     int64_t mlp = mlps_of_row(&model->config) * (up_width(&model->config) + m->intermediate);
     int64_t row = (hidden + heads + mlp) * (int64_t)dtype_bytes(model->dtype);
-    row += moe_row_bytes(model);
+    row += moe_row_bytes(model) + N_SCALES * 4;
     int64_t sample = (int64_t)m->hidden * (int64_t)dtype_bytes(model->dtype) + 4 * (int64_t)m->vocab;
     return o->max_rows * row + o->max_samples * sample;
 }
@@ -224,7 +227,7 @@ void runner_close(struct runner *r) {
     struct tensor *all[] = {&w->residual, &w->x,      &w->qkv,        &w->q,         &w->attended, &w->projected,
                             &w->projected2, &w->up,   &w->active,     &w->router,    &w->moe.choice, &w->moe.share,
                             &w->moe.places, &w->moe.first, &w->moe.gathered, &w->moe.down, &w->wanted,
-                            &w->logits};
+                            &w->logits, &w->scale_x, &w->scale_active, &w->scale_projected, &w->scale_projected2};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) dev_free(r->dev, all[i]->data);
     for (int i = 0; i < RUNNER_DEPTH; i++) {
         dev_host_free(r->dev, r->ring[i].drawn_host);

@@ -124,6 +124,10 @@ void cuda_linear(struct dev *dev, struct product *y, const struct activation *x,
 void cuda_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                       struct linear_tuning *out);
 
+/* cuda_linear_8bit.cu */
+bool cuda_linear_takes(const struct dev *dev, const struct weight *w, enum dtype codes);
+void cuda_quantize(struct dev *dev, struct activation *out, const struct activation *x);
+
 /* cuda_quantize.cu: cuda_linear where the weight is quantized. Its scratch is taken when the
  * weight is made, before the KV cache takes what is left. */
 void cuda_quantized_reserve(struct dev *dev, const struct weight *w);
@@ -138,8 +142,6 @@ void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *
 /* cuda_rows.cu */
 void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *table, float scale,
                 const struct step *step);
-void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
-void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 void cuda_logits_finish(struct dev *dev, struct product *logits, float softcap);
 void cuda_gather(struct dev *dev, struct activation *out, const struct activation *x,
                  const struct step *step);
@@ -148,6 +150,10 @@ void cuda_gather(struct dev *dev, struct activation *out, const struct activatio
 void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,
                      const struct product *qkv, const struct attention_shape *shape,
                      const struct head_rules *rules, const struct step *step);
+
+/* cuda_act.cu */
+void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
+void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act);
 
 /* cuda_moe.cu */
 void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x,

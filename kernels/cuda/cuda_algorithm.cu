@@ -249,9 +249,15 @@ static const struct reference *reference_of(struct cuda_dev *cuda, const struct 
     if (known) return known;
     cublasLtMatmulAlgo_t list[MAX_CANDIDATES];
     int n = lt_candidates(cuda, s, PROBE_ROWS, list);
+    bool is_8_bit = dtype_bytes(s->in) == 1;
     struct reference r = {};
     r.shape = *s;
-    r.is_ours = is_ours_followed(cuda, s, w, list, n) || n == 0;
+    if (is_8_bit && n == 0) {
+        dev_fail(&cuda->dev, E_DEVICE, "cuBLASLt has no product of 8-bit codes of %lld x %lld", (long long)s->n,
+                 (long long)s->k);
+        return NULL;
+    }
+    r.is_ours = !is_8_bit && (is_ours_followed(cuda, s, w, list, n) || n == 0);
     if (!r.is_ours) r.algorithm = list[0];
     if (cuda->dev.failed.code) return NULL;
     log_debug("products of %lld x %lld follow %s", (long long)s->n, (long long)s->k,

@@ -171,6 +171,8 @@ static const struct backend *cuda_backend(void) {
     b.weight_reserve = cuda_quantized_reserve;
     b.linear = cuda_linear;
     b.linear_tune = cuda_linear_tune;
+    b.linear_takes = cuda_linear_takes;
+    b.quantize = cuda_quantize;
     b.embed = cuda_embed;
     b.residual_norm = cuda_residual_norm;
     b.qkv_finish = cuda_qkv_finish;

@@ -3,6 +3,7 @@
  *   cuda_linear.cu       which of them serves a product; the plain kernel
  *   cuda_linear_few.cu   up to 16 rows, by our own kernel; the reference for all others
  *   cuda_linear_tma.cu   the same bits quicker, up to 32 rows, on compute capability 9.0
+ *   cuda_linear_8bit.cu  codes of int8 and fp8 by codes, on the tensor cores
  *   cuda_linear_lt.cu    cuBLASLt: a product under a given algorithm, and its candidates
  *   cuda_algorithm.cu    which of those may be used, which is quick, and the file that remembers
  *   cuda_weights.cu      weights on their way to the device
@@ -10,7 +11,8 @@
  * Batch invariance: a row's sums must not depend on how many rows the step has. Our kernel
  * adds up in ascending steps of 16 columns in one accumulator, and cuBLASLt's algorithms that
  * do not split K have been found to do the same; so any of them may serve a number of rows,
- * once it has been seen to give the reference's bits on the real operands. */
+ * once it has been seen to give the reference's bits on the real operands. Codes of 8 bits have
+ * cuBLASLt's first algorithm as their reference. */
 #ifndef BATCHD_KERNELS_CUDA_LINEAR_H
 #define BATCHD_KERNELS_CUDA_LINEAR_H
 
@@ -23,7 +25,7 @@ enum { LINEAR_WORKSPACE = 32 << 20, MAX_CANDIDATES = 16 };
 
 struct linear_shape { /* y[m, n] = x[m, k] w[n, k]^T, without m */
     int64_t n, k, ldw;
-    enum dtype in, out; /* in: BF16 or F16; out: the same, or F32 */
+    enum dtype in, out; /* in: BF16 or F16, out the same or F32; F8_E4M3, out any of these; I8, out I32 */
 };
 
 static inline bool linear_shape_equal(const struct linear_shape *a, const struct linear_shape *b) {

@@ -5,7 +5,14 @@
 #include <stdio.h>
 
 static cudaDataType_t type_of(enum dtype t) {
-    return t == DTYPE_BF16 ? CUDA_R_16BF : t == DTYPE_F16 ? CUDA_R_16F : CUDA_R_32F;
+    switch (t) {
+    case DTYPE_BF16: return CUDA_R_16BF;
+    case DTYPE_F16: return CUDA_R_16F;
+    case DTYPE_F8_E4M3: return CUDA_R_8F_E4M3;
+    case DTYPE_I8: return CUDA_R_8I;
+    case DTYPE_I32: return CUDA_R_32I;
+    default: return CUDA_R_32F;
+    }
 }
 
 struct problem { /* cuBLASLt counts in columns: its C[n, m] is our y[m, n] */
@@ -13,9 +20,21 @@ struct problem { /* cuBLASLt counts in columns: its C[n, m] is our y[m, n] */
     cublasLtMatrixLayoutOpaque_t w, x, y;
 };
 
+/* Sums of fp8 products stay in the tensor cores to their end, in the bits that these keep; to
+ * promote them on the way costs 8 to 12 % of the rate (docs/benchmarks.md). */
+static bool describe(cublasLtMatmulDesc_t product, const struct linear_shape *s) {
+    bool integers = s->in == DTYPE_I8;
+    int8_t fast = 1;
+    cublasStatus_t e = integers ? cublasLtMatmulDescInit(product, CUBLAS_COMPUTE_32I, CUDA_R_32I)
+                                : cublasLtMatmulDescInit(product, CUBLAS_COMPUTE_32F, CUDA_R_32F);
+    if (e == CUBLAS_STATUS_SUCCESS && s->in == DTYPE_F8_E4M3)
+        e = cublasLtMatmulDescSetAttribute(product, CUBLASLT_MATMUL_DESC_FAST_ACCUM, &fast, sizeof fast);
+    return e == CUBLAS_STATUS_SUCCESS;
+}
+
 static bool problem_init(struct problem *p, const struct linear_shape *s, int64_t m) {
     cublasOperation_t transposed = CUBLAS_OP_T;
-    return cublasLtMatmulDescInit(&p->product, CUBLAS_COMPUTE_32F, CUDA_R_32F) == CUBLAS_STATUS_SUCCESS &&
+    return describe(&p->product, s) &&
            cublasLtMatmulDescSetAttribute(&p->product, CUBLASLT_MATMUL_DESC_TRANSA, &transposed,
                                           sizeof transposed) == CUBLAS_STATUS_SUCCESS &&
            cublasLtMatrixLayoutInit(&p->w, type_of(s->in), (uint64_t)s->k, (uint64_t)s->n, s->ldw) ==
@@ -28,10 +47,13 @@ static bool problem_init(struct problem *p, const struct linear_shape *s, int64_
 
 bool lt_multiply(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
                  const struct linear_operands *o, const cublasLtMatmulAlgo_t *algorithm) {
-    static const float one = 1.0f, zero = 0.0f;
+    static const float ones[] = {1.0f, 1.0f / (1 << FP8_F16_SHIFT)}, zero = 0.0f;
+    static const int32_t one_integer = 1; /* zero has the same bits in both */
+    const float *one = &ones[s->in == DTYPE_F8_E4M3 && s->out == DTYPE_F16];
+    const void *alpha = s->in == DTYPE_I8 ? (const void *)&one_integer : one;
     struct problem p;
     return problem_init(&p, s, m) &&
-           cublasLtMatmul(cuda->linear->lt, &p.product, &one, o->w, &p.w, o->x, &p.x, &zero, o->y, &p.y, o->y,
+           cublasLtMatmul(cuda->linear->lt, &p.product, alpha, o->w, &p.w, o->x, &p.x, &zero, o->y, &p.y, o->y,
                           &p.y, algorithm, cuda->linear->workspace, LINEAR_WORKSPACE,
                           cuda->stream) == CUBLAS_STATUS_SUCCESS;
 }

@@ -4,8 +4,8 @@
  * beyond is read again). Sums go over each thread's numbers in ascending order, then over
  * the block in one fixed order. Rounding is that of the CPU backend: a product with its
  * bias is rounded as a linear module's output is, so are the sums into the stream, and
- * the norm's quotient where NORM_RMS says so. */
-#include "kernels/cuda/cuda_rows.cuh"
+ * the norm's quotient where NORM_RMS says so. Codes are those of the rounded norm. */
+#include "kernels/cuda/cuda_fp8.cuh"
 
 enum { NORM_THREADS = 256, NORM_KEPT = 4 };
 
@@ -13,9 +13,10 @@ enum added { ADD_ONE, ADD_TWO, ADD_NORMED }; /* nothing or y; y + z; post(y) */
 
 struct norm_args {
     const void *y, *z; /* y NULL: nothing to add */
-    const float *y_bias, *z_bias;
+    struct pending y_pending, z_pending;
     const float *w, *b, *post_w, *post_b; /* weights and biases of the norms; a bias may be NULL */
     float eps, post_eps;
+    struct fp8_rows fp8; /* what is wanted in place of numbers */
 };
 
 /* The sum over the block, in one fixed order, for all threads. */
@@ -108,6 +109,7 @@ template <typename T, int V, enum norm_kind KIND>
 __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t row, int64_t h,
                                             float partial[2][32]) {
     const T *y = (const T *)a.y + row * h;
+    pending_row y_pending = row_pending<T>(a.y_pending, row);
     share<V> s;
     float sum = 0.0f;
     int k = 0;
@@ -115,7 +117,7 @@ __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t 
         pack_of<T, V> v = load<T, V>(y + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            v.x[j] = cuda_round<T>(biased<T>(v.x[j], a.y_bias, i + j));
+            v.x[j] = cuda_round<T>(finished<T>(v.x[j], y_pending, i + j));
             sum = take<KIND>(sum, cuda_float(v.x[j]));
         }
         keep<T, V>(s, k, v);
@@ -133,7 +135,46 @@ __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t 
     }
 }
 
-template <typename T, int V, enum norm_kind KIND, enum added ADD>
+template <typename T, int V, enum norm_kind KIND>
+__device__ __forceinline__ pack_of<T, V> normed_pack(const share<V> &s, int k, const T *res, const moments &m,
+                                                     const norm_args &a, int64_t i) {
+    pack_of<T, V> o;
+    float x[V];
+    recall<T, V>(x, s, k, res + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) o.x[j] = normed<T, KIND>(x[j], m, a.w, a.b, i + j);
+    return o;
+}
+
+/* The row's norm as codes. */
+template <typename T, int V, enum norm_kind KIND>
+__device__ __forceinline__ void store_codes(share<V> &s, const T *res, const moments &m, const norm_args &a,
+                                            int64_t row, int64_t h, float *partial) {
+    float most = 0.0f;
+    int k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        pack_of<T, V> o = normed_pack<T, V, KIND>(s, k, res, m, a, i);
+#pragma unroll
+        for (int j = 0; j < V; j++) most = fmaxf(most, fabsf(cuda_float(o.x[j])));
+        keep<T, V>(s, k, o);
+    }
+    float scale = fp8_scale(block_max(most, partial));
+    if (threadIdx.x == 0) a.fp8.scale[row] = scale;
+    k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
+        float x[V];
+        pack_of<T, V> o;
+        if (k >= NORM_KEPT) {
+            o = normed_pack<T, V, KIND>(s, k, res, m, a, i);
+#pragma unroll
+            for (int j = 0; j < V; j++) x[j] = cuda_float(o.x[j]);
+        } else
+            recall<T, V>(x, s, k, res);
+        fp8_store(a.fp8.codes + row * h + i, x, 1.0f / scale);
+    }
+}
+
+template <typename T, int V, enum norm_kind KIND, enum added ADD, bool CODES>
 __global__ void __launch_bounds__(NORM_THREADS)
     norm_kernel(T *out_rows, T *residual, norm_args a, int64_t h) {
     cuda_begin();
@@ -145,6 +186,7 @@ __global__ void __launch_bounds__(NORM_THREADS)
         norm_addend<T, V, KIND>(out, a, row, h, partial + 2);
         y = out; /* each thread reads back what it wrote itself */
     }
+    pending_row y_pending = row_pending<T>(a.y_pending, row), z_pending = row_pending<T>(a.z_pending, row);
     share<V> s;
     float sum = 0.0f;
     int k = 0;
@@ -155,8 +197,8 @@ __global__ void __launch_bounds__(NORM_THREADS)
             if (ADD == ADD_TWO) u = load<T, V>(z + i);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                float add = ADD == ADD_NORMED ? cuda_float(v.x[j]) : biased<T>(v.x[j], a.y_bias, i + j);
-                if (ADD == ADD_TWO) add = cuda_float(cuda_round<T>(add + biased<T>(u.x[j], a.z_bias, i + j)));
+                float add = ADD == ADD_NORMED ? cuda_float(v.x[j]) : finished<T>(v.x[j], y_pending, i + j);
+                if (ADD == ADD_TWO) add = cuda_float(cuda_round<T>(add + finished<T>(u.x[j], z_pending, i + j)));
                 r.x[j] = cuda_round<T>(cuda_float(r.x[j]) + add);
             }
             store<T, V>(res + i, r);
@@ -166,15 +208,13 @@ __global__ void __launch_bounds__(NORM_THREADS)
         keep<T, V>(s, k, r);
     }
     moments m = moments_of<T, V, KIND>(sum, s, res, h, a.eps, partial);
-    k = 0;
-    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
-        pack_of<T, V> o;
-        float x[V];
-        recall<T, V>(x, s, k, res + i);
-#pragma unroll
-        for (int j = 0; j < V; j++) o.x[j] = normed<T, KIND>(x[j], m, a.w, a.b, i + j);
-        store<T, V>(out + i, o);
+    if constexpr (CODES) {
+        store_codes<T, V, KIND>(s, res, m, a, row, h, partial[2]);
+        return;
     }
+    k = 0;
+    for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++)
+        store<T, V>(out + i, normed_pack<T, V, KIND>(s, k, res, m, a, i));
 }
 
 /* ---------------------------------------------------------------- which of them */
@@ -188,19 +228,31 @@ struct norm_call {
     enum added added;
 };
 
-template <typename T, int V, enum norm_kind KIND, enum added ADD> static void launch(const norm_call &c) {
+template <typename T, int V, enum norm_kind KIND, enum added ADD, bool CODES>
+static void launch(const norm_call &c) {
     dim3 grid((unsigned)c.residual->shape[0]);
-    cuda_launch(c.cuda, "residual_norm", norm_kernel<T, V, KIND, ADD>, grid, NORM_THREADS, 0,
+    cuda_launch(c.cuda, "residual_norm", norm_kernel<T, V, KIND, ADD, CODES>, grid, NORM_THREADS, 0,
                 (T *)c.out->x.data, (T *)c.residual->data, c.args, c.residual->shape[1]);
+}
+
+/* Codes are made of whole packs of eight. */
+template <typename T, int V, enum norm_kind KIND, enum added ADD> static void launch_codes(const norm_call &c) {
+    if constexpr (V == 8) {
+        if (c.args.fp8.codes) {
+            launch<T, V, KIND, ADD, true>(c);
+            return;
+        }
+    }
+    launch<T, V, KIND, ADD, false>(c);
 }
 
 template <typename T, int V, enum norm_kind KIND> static void launch_added(const norm_call &c) {
     if (c.added == ADD_TWO)
-        launch<T, V, KIND, ADD_TWO>(c);
+        launch_codes<T, V, KIND, ADD_TWO>(c);
     else if (c.added == ADD_NORMED)
-        launch<T, V, KIND, ADD_NORMED>(c);
+        launch<T, V, KIND, ADD_NORMED, false>(c);
     else
-        launch<T, V, KIND, ADD_ONE>(c);
+        launch_codes<T, V, KIND, ADD_ONE>(c);
 }
 
 template <typename T, int V> static void launch_kind(const norm_call &c) {
@@ -227,8 +279,8 @@ void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *
     c.added = add->z ? ADD_TWO : add->post ? ADD_NORMED : ADD_ONE;
     c.args.y = add->y ? add->y->y.data : NULL;
     c.args.z = add->z ? add->z->y.data : NULL;
-    c.args.y_bias = bias_of(add->y);
-    c.args.z_bias = bias_of(add->z);
+    c.args.y_pending = pending_of(add->y);
+    c.args.z_pending = pending_of(add->z);
     c.args.w = (const float *)norm->weight.data;
     c.args.b = (const float *)norm->bias.data;
     c.args.eps = norm->eps;
@@ -236,6 +288,12 @@ void cuda_residual_norm(struct dev *dev, struct activation *out, struct tensor *
         c.args.post_w = (const float *)add->post->weight.data;
         c.args.post_b = (const float *)add->post->bias.data;
         c.args.post_eps = add->post->eps;
+    }
+    bool is_16_bit = residual->dtype != DTYPE_F32 && residual->shape[1] % 8 == 0;
+    out->x.dtype = residual->dtype;
+    if (out->wants_fp8 && is_16_bit && c.added != ADD_NORMED) { /* which keeps numbers where the codes go */
+        c.args.fp8 = {(uint8_t *)out->x.data, (float *)out->row_scale.data};
+        out->x.dtype = DTYPE_F8_E4M3;
     }
     BY_DTYPE(residual->dtype, norm_rows, c);
 }

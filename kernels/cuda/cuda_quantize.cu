@@ -8,6 +8,7 @@
  * int8: sums of at most SPAN products of two integers are exact in f32; a longer K is cut, and
  * the pieces are added as integers. */
 #include "kernels/cuda/cuda_quantize.h"
+#include "kernels/cuda/cuda_rows.cuh"
 
 #include "base/mem.h"
 
@@ -82,6 +83,10 @@ void cuda_quantized_reserve(struct dev *dev, const struct weight *w) {
     size_t bytes = 0;
     if (!cuda->quant) cuda->quant = (struct cuda_quant *)mem_zalloc(1, sizeof *cuda->quant);
     struct cuda_quant *q = cuda->quant;
+    if (cuda_multiplies_codes(cuda, w)) {
+        grow(cuda, &q->rows, &q->rows_bytes, cuda_codes_room(w));
+        return;
+    }
     if (!quant_is_4bit(w->quant)) slab_at(NULL, w, w->dtype, SLAB, &bytes);
     if (grow(cuda, &q->weights, &q->weights_bytes, expanded_bytes(w)))
         grow(cuda, &q->rows, &q->rows_bytes, bytes);
@@ -203,7 +208,8 @@ __global__ void finish_kernel(U *y, struct slab s, struct columns c, int64_t ld,
     if (i >= c.n) return;
     int64_t at = r * ld + c.first + i;
     float scale = __fmul_rn(s.scale[r], c.scale[i]);
-    float sum = is_fp8 ? __fmul_rn(cuda_float(cuda_round<U>(s.sums[at])), scale)
+    float shift = fp8_shift<U>();
+    float sum = is_fp8 ? __fmul_rn(cuda_float(cuda_round<U>(s.sums[at] / shift)), scale * shift)
                        : __fmul_rn(__fmul_rn((float)s.integers[at], scale), 1.0f / (127 * 127));
     for (int32_t o = 0; o < s.n_outliers[r]; o++) {
         int8_t code = c.codes[i * c.k_pad + s.outlier_k[r * k + o]];
@@ -278,9 +284,13 @@ static void product(struct cuda_dev *cuda, const struct tensor *y, const struct 
 
 void cuda_linear_quantized(struct cuda_dev *cuda, struct product *y, const struct activation *x,
                            const struct weight *w) {
-    assert(x->x.dtype == w->dtype && (y->y.dtype == w->dtype || y->y.dtype == DTYPE_F32));
-    if (!cuda->quant || !cuda->quant->weights) return; /* reserving has failed, and said so */
-    if (quant_is_4bit(w->quant))
+    bool on_codes = cuda_multiplies_codes(cuda, w);
+    assert(x->x.dtype == w->dtype || (on_codes && x->x.dtype == DTYPE_F8_E4M3));
+    assert(y->y.dtype == w->dtype || y->y.dtype == DTYPE_F32);
+    if (!cuda->quant || !(on_codes ? cuda->quant->rows : cuda->quant->weights)) return; /* reserving has failed, and said so */
+    if (on_codes)
+        cuda_linear_8bit(cuda, y, x, w);
+    else if (quant_is_4bit(w->quant))
         cuda_linear_4bit(cuda, &y->y, &x->x, w);
     else if (w->dtype == DTYPE_F32)
         product<float>(cuda, &y->y, &x->x, w);

@@ -1,6 +1,8 @@
 /* cuda_quantize.h - what the files of quantized products share.
  *
- *   cuda_quantize.cu     which of them serves a product, their scratch, and 8-bit codes
+ *   cuda_quantize.cu     which of them serves a product, their scratch, and 8-bit codes where the
+ *                        device or the shape does not suit the next
+ *   cuda_linear_8bit.cu  8-bit codes on tensor cores
  *   cuda_linear_4bit.cu  4-bit codes */
 #ifndef BATCHD_KERNELS_CUDA_QUANTIZE_H
 #define BATCHD_KERNELS_CUDA_QUANTIZE_H
@@ -18,6 +20,11 @@ struct cuda_quant { /* scratch, as large as the largest weight so far needs it *
  * for w's codes, or those of some of its columns. y: w's dtype, or F32. */
 void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const void *x, const struct weight *w,
                         const void *numbers, int64_t k, int64_t ld);
+
+/* cuda_linear_8bit.cu. Which 8-bit weights are for it, and the scratch that it takes. */
+bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w);
+size_t cuda_codes_room(const struct weight *w);
+void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct activation *x, const struct weight *w);
 
 /* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,

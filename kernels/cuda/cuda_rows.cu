@@ -1,9 +1,6 @@
-/* cuda_rows.cu - operations that treat each row by itself: embedding, activation
- * functions, gather, the last touch to logits. Memory-bound: 16 bytes a thread where the
- * shape allows (V = elements in 16 bytes), else one element (V = 1).
- *
- * Rounding is that of the CPU backend: a product with its bias is rounded as a linear
- * module's output is; so is an activation function's result. */
+/* cuda_rows.cu - operations that treat each row by itself: embedding, gather, the last touch
+ * to logits. Memory-bound: 16 bytes a thread where the shape allows (V = elements in 16
+ * bytes), else one element (V = 1). */
 #include "kernels/cuda/cuda_rows.cuh"
 
 #include <stdio.h>
@@ -59,84 +56,6 @@ void cuda_embed(struct dev *dev, struct tensor *residual, const struct weight *t
                 const struct step *step) {
     cuda_loader_drain(cuda_of(dev));
     BY_DTYPE(residual->dtype, embed_rows, cuda_of(dev), residual, table, scale, step);
-}
-
-/* ---------------------------------------------------------------- activation functions */
-
-template <enum act ACT> __device__ __forceinline__ float activated(float x) {
-    if (ACT == ACT_SILU) return x / (1.0f + expf(-x));
-    if (ACT == ACT_GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678f));
-    /* (1 + tanh u) / 2 is the sigmoid of 2 u */
-    return x / (1.0f + expf(-1.59576912f * (x + 0.044715f * x * x * x)));
-}
-
-template <typename T, int V, enum act ACT>
-__global__ void glu_kernel(T *out, const T *gate_up, const float *bias, int64_t f) {
-    cuda_begin();
-    int64_t row = blockIdx.y;
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= f) return;
-    pack_of<T, V> g = load<T, V>(gate_up + row * 2 * f + i), u = load<T, V>(gate_up + row * 2 * f + f + i), o;
-#pragma unroll
-    for (int j = 0; j < V; j++) {
-        float x = biased<T>(g.x[j], bias, i + j);
-        float s = cuda_float(cuda_round<T>(activated<ACT>(x)));
-        o.x[j] = cuda_round<T>(s * biased<T>(u.x[j], bias, f + i + j));
-    }
-    store<T, V>(out + row * f + i, o);
-}
-
-template <typename T, int V, enum act ACT>
-__global__ void act_kernel(T *out, const T *y, const float *bias, int64_t f) {
-    cuda_begin();
-    int64_t row = blockIdx.y;
-    int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
-    if (i >= f) return;
-    pack_of<T, V> v = load<T, V>(y + row * f + i);
-#pragma unroll
-    for (int j = 0; j < V; j++) v.x[j] = cuda_round<T>(activated<ACT>(biased<T>(v.x[j], bias, i + j)));
-    store<T, V>(out + row * f + i, v);
-}
-
-template <typename T, int V, enum act ACT>
-static void launch_act(struct cuda_dev *cuda, struct activation *out, const struct product *y, bool gated) {
-    int64_t f = out->x.shape[1], units = f / V;
-    dim3 grid((unsigned)((units + 127) / 128), (unsigned)out->x.shape[0]);
-    T *o = (T *)out->x.data;
-    const T *in = (const T *)y->y.data;
-    if (gated)
-        cuda_launch(cuda, gated ? "glu" : "act", glu_kernel<T, V, ACT>, grid, 128, 0, o, in, bias_of(y), f);
-    else
-        cuda_launch(cuda, gated ? "glu" : "act", act_kernel<T, V, ACT>, grid, 128, 0, o, in, bias_of(y), f);
-}
-
-template <typename T, int V>
-static void launch_by_act(struct cuda_dev *cuda, struct activation *out, const struct product *y,
-                          enum act act, bool gated) {
-    if (act == ACT_SILU)
-        launch_act<T, V, ACT_SILU>(cuda, out, y, gated);
-    else if (act == ACT_GELU)
-        launch_act<T, V, ACT_GELU>(cuda, out, y, gated);
-    else
-        launch_act<T, V, ACT_GELU_TANH>(cuda, out, y, gated);
-}
-
-template <typename T>
-static void act_rows(struct cuda_dev *cuda, struct activation *out, const struct product *y, enum act act,
-                     bool gated) {
-    constexpr int V = 16 / sizeof(T);
-    if (out->x.shape[1] % V == 0)
-        launch_by_act<T, V>(cuda, out, y, act, gated);
-    else
-        launch_by_act<T, 1>(cuda, out, y, act, gated);
-}
-
-void cuda_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
-    BY_DTYPE(out->x.dtype, act_rows, cuda_of(dev), out, gate_up, act, true);
-}
-
-void cuda_act(struct dev *dev, struct activation *out, const struct product *y, enum act act) {
-    BY_DTYPE(out->x.dtype, act_rows, cuda_of(dev), out, y, act, false);
 }
 
 /* ---------------------------------------------------------------- gather */
