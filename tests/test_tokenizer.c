@@ -240,6 +240,31 @@ static void hostile_texts_take_no_time(void **state) {
     }
 }
 
+/* A token that is a space and takes all white space behind it matches at every space. */
+static void a_token_of_white_space_takes_no_time(void **state) {
+    static const char json[] =
+        "{\"model\":{\"type\":\"BPE\",\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"id\":1,\"content\":\" \","
+        "\"single_word\":false,\"lstrip\":true,\"rstrip\":true,\"normalized\":false,\"special\":false}]}";
+    char dir[] = "/tmp/batchd-space-XXXXXX", path[60];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(json, f);
+    fclose(f);
+    struct tokenizer *tok;
+    struct err err = ERR_INIT;
+    assert_ok(tokenizer_open(&tok, dir, &err), &err);
+    static const char *const units[] = {" ", " \n", "a  "};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        double s = seconds_to_encode(tok, units[i], 1 << 20);
+        if (s > 3.0) fail_msg("%.1f s for unit %zu", s, i);
+    }
+    tokenizer_close(tok);
+    remove(path);
+    rmdir(dir);
+}
+
 /* Random text comes back as it was (NFC families: text that is NFC already). */
 static void text_round_trips(void **state) {
     if (!test_data()) skip();
@@ -504,6 +529,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(stories_vectors),
     cmocka_unit_test(long_runs_take_no_time),
     cmocka_unit_test(hostile_texts_take_no_time),
+    cmocka_unit_test(a_token_of_white_space_takes_no_time),
     cmocka_unit_test(text_round_trips),
     cmocka_unit_test(plain_text_never_becomes_a_control_token),
     cmocka_unit_test(plain_text_never_helps_to_write_a_control_token),

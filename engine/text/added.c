@@ -87,14 +87,26 @@ static bool stands_alone(const char *text, size_t n, size_t begin, size_t end) {
     return end == n || !is_word(utf8_decode(text + end, n - end, &len));
 }
 
-static void take_spaces(const struct added_token *t, const char *text, size_t n, size_t from, struct added_match *m) {
+static void take_spaces_before(const char *text, size_t n, size_t from, struct added_match *m) {
     size_t len;
-    while (t->lstrip && m->begin > from) {
+    while (m->begin > from) {
         size_t i = char_before(text, m->begin);
-        if (i < from || !char_is_space(utf8_decode(text + i, n - i, &len))) break;
+        if (i < from || !char_is_space(utf8_decode(text + i, n - i, &len))) return;
         m->begin = i;
     }
-    while (t->rstrip && m->end < n && char_is_space(utf8_decode(text + m->end, n - m->end, &len))) m->end += len;
+}
+
+/* A token that is white space itself matches again within what it took: the end of a run is
+ * looked for once. */
+static void take_spaces_behind(const char *text, size_t n, struct added_search *s, struct added_match *m) {
+    size_t len, end = m->end;
+    if (end >= s->space_from && end < s->space_end) {
+        m->end = s->space_end;
+        return;
+    }
+    while (end < n && char_is_space(utf8_decode(text + end, n - end, &len))) end += len;
+    s->space_from = m->end;
+    s->space_end = m->end = end;
 }
 
 /* The longest token that begins at text[at]; -1 = none. */
@@ -144,7 +156,8 @@ bool added_next(const struct added_tokens *a, const char *text, size_t n, struct
         }
         *out = (struct added_match){at, end, t->id};
         s->from = end;
-        take_spaces(t, text, n, s->done, out);
+        if (t->lstrip) take_spaces_before(text, n, s->done, out);
+        if (t->rstrip) take_spaces_behind(text, n, s, out);
         if (t->lstrip && out->begin < s->done) out->begin = s->done;
         s->done = out->end;
         if (out->begin < out->end) return true;

@@ -176,6 +176,7 @@ void added_insert(struct added_tokens *a, int32_t token, const char *form, size_
 struct added_search { /* {0} = from the start of a text */
     size_t from;      /* where the next match may begin */
     size_t done;      /* text before this belongs to earlier matches */
+    size_t space_from, space_end; /* white space that an rstrip took last; nothing behind it is */
 };
 
 struct added_match {
