@@ -344,6 +344,10 @@ static void unsupported_values_are_refused_by_name(void **state) {
     refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
     refused("{\"partial_rotary_factor\":0.2}", E_UNSUPPORTED, "partial_rotary_factor: 0.2 of head_dim 16 is not supported");
     refused("{\"partial_rotary_factor\":0}", E_UNSUPPORTED, "partial_rotary_factor: 0 of head_dim 16");
+    refused("{\"rope_parameters\":{\"rope_theta\":\"x\",\"partial_rotary_factor\":0.45}}", E_PARSE,
+            "config.json: rope_parameters.rope_theta: \"x\" is not a number");
+    refused("{\"rope_scaling\":{\"original_max_position_embeddings\":0},\"original_max_position_embeddings\":-1}", E_RANGE,
+            "config.json: rope_scaling.original_max_position_embeddings: 0 is not in");
     refused("{\"rope_parameters\":{\"rope_type\":\"default\",\"partial_rotary_factor\":0.45}}", E_UNSUPPORTED,
             "partial_rotary_factor: 0.45");
     refused("{\"head_dim\":12}", E_UNSUPPORTED, "head_dim 12 is not supported (multiples of 8 up to 256 are)");

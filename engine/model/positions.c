@@ -99,11 +99,13 @@ void positions_read_rope(struct positions *p, struct reader *rd, const struct fa
     double partial = reader_number(rd, "partial_rotary_factor", f->partial_default, 0.0, 1.0);
     int32_t original = f->original_context_default ? f->original_context_default : context;
     p->original_context = (int32_t)reader_int(&nested, "original_max_position_embeddings", original, 1, 1 << 28);
+    if (nested.r < 0) rd->r = nested.r; /* the first complaint is the one that is told */
     p->original_context =
         (int32_t)reader_int(rd, "original_max_position_embeddings", p->original_context, 1, 1 << 28);
-    nested.r = nested.r < 0 ? nested.r : rd->r;
+    nested.r = rd->r;
     p->theta = (float)reader_number(&nested, "rope_theta", theta, 1.0, 1e12);
-    set_rotated(p, rd, head_dim, reader_number(&nested, "partial_rotary_factor", partial, 0.0, 1.0));
+    partial = reader_number(&nested, "partial_rotary_factor", partial, 0.0, 1.0);
+    if (nested.r == 0) set_rotated(p, rd, head_dim, partial);
     if (object && nested.r == 0 && rd->r == 0) read_scaling(p, &nested, context);
     if (nested.r < 0) rd->r = nested.r;
 }
