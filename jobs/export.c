@@ -26,6 +26,7 @@ struct exporter {
     char **columns; /* CSV input: names of the cells */
     size_t n_columns;
     bool own_id;    /* CSV: a column id of our own, where the input has none of that name */
+    size_t n_own;   /* CSV: of own_columns, those with logprobs only where there are some */
     size_t cell;    /* CSV: cells of the line so far */
     int64_t n;
 };
@@ -114,8 +115,9 @@ static void write_jsonl(struct exporter *e, const struct result_view *v) {
 
 /* ---------------------------------------------------------------- CSV */
 
-static const char *const own_columns[] = {"completion",        "finish_reason", "prompt_tokens", "completion_tokens",
-                                          "ttft_ms",           "e2e_ms",        "error"};
+static const char *const own_columns[] = {"completion", "finish_reason", "prompt_tokens", "completion_tokens", "ttft_ms",
+                                          "e2e_ms",     "error",         "logprobs",      "prompt_logprobs"};
+enum { OWN_COLUMNS = sizeof own_columns / sizeof *own_columns, N_LOGPROBS = 2 };
 
 /* A cell that a spreadsheet would take for a formula gets a ' in front, unless --csv-raw. */
 static void write_bytes(struct exporter *e, const char *text, size_t n) {
@@ -148,8 +150,8 @@ static bool has_column(const struct exporter *e, const char *name) {
     return false;
 }
 
-static bool is_own(const char *name) {
-    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++)
+static bool is_own(const struct exporter *e, const char *name) {
+    for (size_t i = 0; i < e->n_own; i++)
         if (strcmp(own_columns[i], name) == 0) return true;
     return false;
 }
@@ -160,7 +162,7 @@ static void write_header(struct exporter *e) {
     for (size_t i = 0; i < e->n_columns; i++) {
         struct buf name = BUF_INIT(0);
         buf_puts(&name, e->columns[i]);
-        while (is_own(name.data) || (strcmp(name.data, e->columns[i]) != 0 && has_column(e, name.data))) {
+        while (is_own(e, name.data) || (strcmp(name.data, e->columns[i]) != 0 && has_column(e, name.data))) {
             char *plain = buf_take(&name);
             buf_printf(&name, "input_%s", plain);
             free(plain);
@@ -169,7 +171,7 @@ static void write_header(struct exporter *e) {
         buf_clear(&name);
     }
     if (e->n_columns == 0) write_cell(e, "input");
-    for (size_t i = 0; i < sizeof own_columns / sizeof *own_columns; i++) write_cell(e, own_columns[i]);
+    for (size_t i = 0; i < e->n_own; i++) write_cell(e, own_columns[i]);
     end_line(e);
 }
 
@@ -200,6 +202,10 @@ static void write_csv(struct exporter *e, const struct result_view *v) {
     if (v->error_code) buf_printf(&error, "%s: %s", v->error_code, v->error ? v->error : "");
     write_cell(e, error.data ? error.data : "");
     buf_clear(&error);
+    if (e->n_own == OWN_COLUMNS) {
+        write_cell(e, v->logprobs ? v->logprobs : "");
+        write_cell(e, v->prompt_logprobs ? v->prompt_logprobs : "");
+    }
     end_line(e);
     json_decref(cells);
 }
@@ -231,8 +237,26 @@ static int load_columns(struct exporter *e, struct store *s, int64_t job_id, str
     return r < 0 ? r : 0;
 }
 
+/* Has any result of the job logprobs? The records' heads alone are read. */
+static int find_logprobs(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    e->n_own = OWN_COLUMNS - N_LOGPROBS;
+    if (s->version == 1) return 0;
+    sqlite3_stmt *st = sql_prepare(s,
+                                   "SELECT EXISTS (SELECT 1 FROM result WHERE id BETWEEN ?1 AND ?2"
+                                   " AND (typeof(logprobs) <> 'null' OR typeof(prompt_logprobs) <> 'null'))",
+                                   err);
+    if (!st) return sql_error(s, err);
+    sql_bind_int(st, 1, row_id(job_id, 0));
+    sql_bind_int(st, 2, row_id(job_id, UINT32_MAX));
+    int r = sql_step(s, st, err);
+    if (r == 1 && sqlite3_column_int(st, 0)) e->n_own = OWN_COLUMNS;
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
+}
+
 static int write_all(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
     int r = load_columns(e, s, job_id, err);
+    if (r == 0 && e->format == EXPORT_CSV) r = find_logprobs(e, s, job_id, err);
     if (r == 0 && e->format == EXPORT_CSV) write_header(e);
     if (r == 0) r = results_each(s, job_id, &e->o->filter, write_row, e, err);
     return r;

@@ -139,3 +139,21 @@ assert a[0]["prompt_logprobs"] == b[0]["prompt_logprobs"] and len(b[2]["prompt_l
     [ "$(texts row)" = "$(texts plain)" ]
     [ "$(texts file)" != "$(texts plain)" ]
 }
+
+@test "logprobs in CSV: two more columns, as JSON, where some row has any" {
+    printf 'id,prompt,@logprobs\na,"Sort these words: raven, acorn",2\nb,abc,\n' >"$DIR/in.csv"
+    printf 'id,prompt\na,abc\n' >"$DIR/none.csv"
+    run -0 "$BATCHD" -q run "$DIR/in.csv" -m tests/models/demo -o "$DIR/out.csv" --max-tokens 4
+    run -0 "$BATCHD" -q run "$DIR/none.csv" -m tests/models/demo -o "$DIR/none-out.csv" --max-tokens 4
+    run -0 "$BATCHD" -q export 1 -o "$DIR/out.jsonl"
+    python3 - "$DIR" <<'P'
+import csv, json, sys
+rows = list(csv.DictReader(open(sys.argv[1] + "/out.csv", newline="")))
+lines = [json.loads(line) for line in open(sys.argv[1] + "/out.jsonl")]
+assert list(rows[0])[-3:] == ["error", "logprobs", "prompt_logprobs"], list(rows[0])
+assert json.loads(rows[0]["logprobs"]) == lines[0]["logprobs"], rows[0]
+assert (rows[0]["prompt_logprobs"], rows[1]["logprobs"], "logprobs" in lines[1]) == ("", "", False), rows
+header = open(sys.argv[1] + "/none-out.csv").readline()
+assert header.rstrip().endswith(",error"), header
+P
+}
