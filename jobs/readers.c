@@ -105,7 +105,9 @@ int job_cancel(struct store *s, int64_t job_id, const char *reason, struct err *
     struct job_info j;
     r = job_get(s, job_id, NULL, &j, err);
     if (r < 0) return r;
-    r = err_set(err, E_EXISTS, "job %lld is %s already", (long long)job_id, j.state);
+    if (strcmp(j.state, "loading") == 0)
+        r = err_set(err, E_BUSY, "job %lld is still being loaded; cancel it when it is, or end its submit", (long long)job_id);
+    else r = err_set(err, E_EXISTS, "job %lld is %s already", (long long)job_id, j.state);
     job_info_clear(&j);
     return r;
 }

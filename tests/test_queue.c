@@ -581,6 +581,7 @@ static void what_a_dead_loader_left_is_removed(void **state) {
     start(&q);
     assert_int_equal(look_int(q.db, "SELECT count(*) FROM job WHERE job_id = 50"), 1);
     assert_int_equal(next_job(&q, 0), 0);
+    assert_err(job_cancel(q.s, 50, "enough", &err), E_BUSY, "job 50 is still being loaded", &err);
     close(lock); /* it dies */
     assert_ok(submit_text(q.s, "a.csv", "prompt\nx\n", (struct submit_options){.key = "k"}, &report, &err), &err);
     assert_true(report.job_id > 50);
