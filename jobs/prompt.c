@@ -26,13 +26,35 @@ struct cells { /* the template's view of a row */
 };
 
 /* The shortest decimals that read back as x: 0.1 is "0.1", where jansson writes 17 digits. */
-static char *real_text(double x) {
+static void put_real(struct buf *out, double x) {
     char text[40];
     int digits = 15;
     do snprintf(text, sizeof text, "%.*g", digits, x);
     while (strtod(text, NULL) != x && digits++ < 17);
     if (!strpbrk(text, ".e")) strcat(text, ".0");
-    return mem_strdup(text);
+    buf_puts(out, text);
+}
+
+/* A string of JSON text, its quotes included. */
+static size_t string_length(const char *json) {
+    size_t n = 1;
+    while (json[n] && json[n] != '"') n += json[n] == '\\' && json[n + 1] ? 2 : 1;
+    return n + 1;
+}
+
+/* Compact JSON with reals as put_real has them: jansson's own text, its reals replaced. */
+static char *json_text(const json_t *v) {
+    char *json = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    struct buf out = BUF_INIT(MAX_PROMPT);
+    for (const char *at = json; at && *at;) {
+        bool is_number = *at == '-' || (*at >= '0' && *at <= '9');
+        size_t n = is_number ? strspn(at, "+-.0123456789eE") : *at == '"' ? string_length(at) : 1;
+        if (is_number && strcspn(at, ".eE") < n) put_real(&out, strtod(at, NULL));
+        else buf_append(&out, at, n);
+        at += n;
+    }
+    free(json);
+    return buf_take(&out);
 }
 
 static const char *cell_of(void *arg, const char *name) {
@@ -44,7 +66,7 @@ static const char *cell_of(void *arg, const char *name) {
     if (!v || json_is_string(v)) return json_string_value(v);
     if (json_is_null(v)) return "";
     free(c->dumped);
-    c->dumped = json_is_real(v) ? real_text(json_real_value(v)) : json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+    c->dumped = json_text(v);
     return c->dumped;
 }
 

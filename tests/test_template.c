@@ -151,6 +151,11 @@ static void json_values_become_text(void **state) {
                             "{\"s\": \"x\", \"i\": -12, \"f\": 0.1, \"g\": 3.14159, \"b\": true, \"n\": null, \"l\": [1, \"é\"]}", NULL);
     assert_string_equal(p.text, "x|-12|0.1|3.14159|true||[1,\"é\"]");
     prompt_clear(&p);
+    set.template_text = (char *)"{l} {o}";
+    p = build(set, NULL, 0, -1,
+              "{\"l\": [0.1, -2.50, 7, 1e-7, true, \"1.10\", \"a\\\"0.1000\\\\\"], \"o\": {\"0.1000\": [[3.14159]], \"e\": null}}", NULL);
+    assert_string_equal(p.text, "[0.1,-2.5,7,1e-07,true,\"1.10\",\"a\\\"0.1000\\\\\"] {\"0.1000\":[[3.14159]],\"e\":null}");
+    prompt_clear(&p);
     set.template_text = (char *)"{a} {b} {c} {d}";
     p = build(set, NULL, 0, -1, "{\"a\": 2.0, \"b\": 0.30000000000000004, \"c\": -1.5e300, \"d\": 1e-7}", NULL);
     assert_string_equal(p.text, "2.0 0.30000000000000004 -1.5e+300 1e-07");
