@@ -4,6 +4,7 @@
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/options.h"
+#include "batchd/signals.h"
 #include "batchd/verbs.h"
 #include "batchd/version.h"
 
@@ -33,6 +34,7 @@ int main(int argc, char **argv) {
     struct args args;
     setlocale(LC_CTYPE, "");
     command_quiet_pipe();
+    signals_guard_files();
     int code;
     if (args_parse(&args, argc, argv, &err) < 0) {
         code = exit_with(ABOUT_FLAGS, &err);

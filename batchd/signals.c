@@ -1,9 +1,12 @@
 /* signals.c - see signals.h. An eventfd carries the news to poll(). */
 #include "batchd/signals.h"
+#include "base/mapped.h"
+#include "batchd/exit.h"
 
 #include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -23,6 +26,30 @@ void signals_listen(void) {
     sigaction(SIGINT, &action, NULL);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGPIPE, &ignore, NULL);
+}
+
+static void say(const char *text) {
+    ssize_t n = write(STDERR_FILENO, text, strlen(text));
+    (void)n;
+}
+
+/* Nothing but write and _exit: the fault may have come anywhere. Other faults go their own way. */
+static void on_bus_error(int signal, siginfo_t *info, void *context) {
+    (void)context;
+    const char *path = mapped_file(info->si_addr);
+    if (!path) {
+        sigaction(signal, &(struct sigaction){.sa_handler = SIG_DFL}, NULL);
+        return; /* to the fault once more */
+    }
+    say("batchd: ");
+    say(path);
+    say(" was cut short, or could not be read, while it was in use; what is finished is saved\n");
+    _exit(EXIT_IO);
+}
+
+void signals_guard_files(void) {
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    sigaction(SIGBUS, &action, NULL);
 }
 
 int signals_seen(void) {

@@ -12,6 +12,10 @@
  * threads are made; they inherit the handlers and do no harm. */
 void signals_listen(void);
 
+/* From now on a mapped file that is cut short under us ends the process with a message that
+ * names it, and exit code 74. */
+void signals_guard_files(void);
+
 /* 0, or the signal that came first. */
 int signals_seen(void);
 

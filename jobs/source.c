@@ -1,5 +1,6 @@
 /* source.c - see source.h. */
 #include "jobs/source.h"
+#include "base/mapped.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -56,6 +57,7 @@ static int map(struct source *out, int fd, struct err *err) {
         return err_set(err, E_IO, "cannot map %s: %s", out->name, strerror(errno));
     }
     if (is_small) return read_whole(out, fd, (size_t)st.st_size, err);
+    mapped_note(out->map, out->mapped, out->name);
     madvise(out->map, (size_t)st.st_size, MADV_SEQUENTIAL);
     out->data = out->map;
     out->size = (size_t)st.st_size;
@@ -90,6 +92,7 @@ int source_open(struct source *out, const char *path, struct err *err) {
 }
 
 void source_close(struct source *s) {
+    mapped_forget(s->map);
     if (s->map) munmap(s->map, s->mapped);
     *s = (struct source){0};
 }

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/mailbox.h"
+#include "base/mapped.h"
 #include "base/mem.h"
 #include "base/suggest.h"
 #include "base/utf8.h"
@@ -18,6 +19,28 @@ static void err_wrap_puts_context_before(void **state) {
     assert_int_equal(err_set(&err, E_IO, "no such file %s", "x"), E_IO);
     assert_int_equal(err_wrap(&err, "loading %s", "m"), E_IO);
     assert_string_equal(err.text, "loading m: no such file x");
+}
+
+static void mapped_files_are_found_by_address(void **state) {
+    static char a[100], b[50];
+    mapped_note(a, sizeof a, "/x/a");
+    mapped_note(b, sizeof b, "/x/b");
+    assert_string_equal(mapped_file(a), "/x/a");
+    assert_string_equal(mapped_file(a + 99), "/x/a");
+    assert_string_equal(mapped_file(b + 49), "/x/b");
+    assert_null(mapped_file(&state));
+    assert_null(mapped_file(NULL));
+    mapped_forget(a);
+    mapped_forget(NULL);
+    assert_null(mapped_file(a + 50));
+    mapped_note(a, 10, "/x/c");
+    assert_string_equal(mapped_file(a + 9), "/x/c");
+    assert_true(!mapped_file(a + 10) || strcmp(mapped_file(a + 10), "/x/c") != 0);
+    mapped_forget(a);
+    mapped_forget(b);
+    for (int i = 0; i < 3000; i++) mapped_note(a + i % 100, 1, "/x/many"); /* more than there is room for */
+    for (int i = 0; i < 3000; i++) mapped_forget(a + i % 100);
+    assert_null(mapped_file(a));
 }
 
 static void err_is_one_line_and_never_overflows(void **state) {
@@ -157,6 +180,7 @@ static void file_replaces_whole_or_not_at_all(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(mapped_files_are_found_by_address),
     cmocka_unit_test(err_wrap_puts_context_before),
     cmocka_unit_test(err_is_one_line_and_never_overflows),
     cmocka_unit_test(buf_keeps_its_ceiling),

@@ -4,6 +4,7 @@
 #include "tests/unit.h"
 
 #include "base/mem.h"
+#include "batchd/signals.h"
 #include "engine/model/safetensors.h"
 
 #include <jansson.h>
@@ -474,7 +475,33 @@ static int drop_dir(void **state) {
     return system(command);
 }
 
+/* In a process of its own: what the program says when a file shrinks under it. */
+static void a_file_that_is_cut_short_ends_the_program_with_its_name(void **state) {
+    static const char header[] = "{\"a\":{\"dtype\":\"U8\",\"shape\":[65536],\"data_offsets\":[0,65536]}}";
+    int out[2], status;
+    char said[400] = "";
+    write_model("model.safetensors", header, 65536);
+    assert_int_equal(pipe(out), 0);
+    pid_t child = fork();
+    if (child == 0) {
+        struct checkpoint *c;
+        dup2(out[1], STDERR_FILENO);
+        signals_guard_files();
+        if (open_it(&c, NULL) < 0 || truncate(in_dir("model.safetensors"), 4096) < 0) _exit(1);
+        const volatile char *data = checkpoint_at(c, 0)->data;
+        _exit(data[40000] == 0 ? 2 : 3);
+    }
+    close(out[1]);
+    for (ssize_t n = 0, got; (got = read(out[0], said + n, sizeof said - 1 - (size_t)n)) > 0;) n += got;
+    close(out[0]);
+    waitpid(child, &status, 0);
+    assert_true(WIFEXITED(status));
+    assert_int_equal(WEXITSTATUS(status), 74);
+    if (!strstr(said, in_dir("model.safetensors")) || !strstr(said, "was cut short")) fail_msg("%s", said);
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(a_file_that_is_cut_short_ends_the_program_with_its_name),
     cmocka_unit_test(reads_a_file),
     cmocka_unit_test(reads_an_empty_checkpoint),
     cmocka_unit_test(reads_names_with_escapes),

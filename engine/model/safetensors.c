@@ -1,6 +1,7 @@
 /* safetensors.c - see safetensors.h. */
 #include "engine/model/safetensors.h"
 #include "base/file.h"
+#include "base/mapped.h"
 #include "base/mem.h"
 #include "engine/model/json_members.h"
 
@@ -218,6 +219,7 @@ static int add_file(struct checkpoint *c, const char *path, const char *name, st
     struct shard s;
     int r = map_file(&s, path, err);
     if (r == 0) {
+        mapped_note(s.data, s.bytes, path);
         s.name = mem_strdup(name);
         c->shards = mem_realloc(c->shards, c->n_shards + 1, sizeof *c->shards);
         c->shards[c->n_shards++] = s;
@@ -357,6 +359,7 @@ int checkpoint_open(struct checkpoint **out, const char *model_dir, struct err *
 void checkpoint_close(struct checkpoint *c) {
     if (!c) return;
     for (size_t i = 0; i < c->n_shards; i++) {
+        mapped_forget(c->shards[i].data);
         munmap(c->shards[i].data, c->shards[i].bytes);
         free(c->shards[i].name);
     }

@@ -7,7 +7,7 @@
  * of header, 65,536 tensors, less than 64 MiB of memory.
  *
  * Immutable once open. The files are mapped: one that is cut short while it is
- * open ends the process with SIGBUS. */
+ * open ends the process with SIGBUS (base/mapped.h). */
 #ifndef BATCHD_ENGINE_MODEL_SAFETENSORS_H
 #define BATCHD_ENGINE_MODEL_SAFETENSORS_H
 
