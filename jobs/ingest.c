@@ -575,12 +575,21 @@ static int finish_job(struct loader *l) {
     return r;
 }
 
+/* Whoever had the number before may not have let go of its lock yet. */
+static int lock_job(struct loader *l) {
+    enum { TRIES = 100, RETRY_MS = 10 };
+    int r;
+    for (int i = 0; (r = lock_loader(&l->lock, store_path(l->s), l->job_id, l->err)) == E_BUSY && i < TRIES; i++)
+        clock_sleep_ms(RETRY_MS);
+    return r;
+}
+
 static int start_job(struct loader *l, const char *content) {
     int r = sql_exec(l->s, "BEGIN IMMEDIATE", l->err);
     if (r < 0) return r;
     r = find_key(l, content);
     if (r == 0) r = insert_job(l, content);
-    if (r == 0) r = lock_loader(&l->lock, store_path(l->s), l->job_id, l->err); /* before anybody sees the job */
+    if (r == 0) r = lock_job(l); /* before anybody sees the job */
     if (r == 0) r = sql_exec(l->s, "COMMIT", l->err);
     else {
         sql_rollback(l->s);
@@ -602,6 +611,23 @@ static int64_t last_row(struct store *s, int64_t job_id) {
     return last;
 }
 
+static int run_with_id(struct store *s, const char *text, int64_t job_id) {
+    sqlite3_stmt *st = sql_prepare(s, text, NULL);
+    if (!st) return E_IO;
+    sql_bind_int(st, 1, job_id);
+    return sql_run(s, st, NULL);
+}
+
+/* The job itself goes, and its number is the next one's if no other came behind it. */
+static void give_number_back(struct store *s, int64_t job_id) {
+    if (sql_exec(s, "BEGIN IMMEDIATE", NULL) < 0) return;
+    int r = run_with_id(s, "DELETE FROM job WHERE job_id = ?1 AND state = 'loading'", job_id);
+    if (r == 0 && sqlite3_changes(s->db) > 0)
+        r = run_with_id(s, "UPDATE sqlite_sequence SET seq = ?1 - 1 WHERE name = 'job' AND seq = ?1", job_id);
+    if (r == 0) r = sql_exec(s, "COMMIT", NULL);
+    if (r < 0) sql_rollback(s);
+}
+
 /* Remove a job that was not loaded whole. The error that led here stays. */
 static void remove_job(struct store *s, int64_t job_id) {
     int64_t last = last_row(s, job_id);
@@ -612,10 +638,7 @@ static void remove_job(struct store *s, int64_t job_id) {
         sql_bind_int(rows, 2, row_id(job_id, row + REMOVE_ROWS - 1));
         if (sql_run(s, rows, NULL) < 0) return;
     }
-    sqlite3_stmt *job = sql_prepare(s, "DELETE FROM job WHERE job_id = ?1 AND state = 'loading'", NULL);
-    if (!job) return;
-    sql_bind_int(job, 1, job_id);
-    sql_run(s, job, NULL);
+    give_number_back(s, job_id);
 }
 
 void submit_clean(struct store *s) {

@@ -584,7 +584,7 @@ static void what_a_dead_loader_left_is_removed(void **state) {
     assert_err(job_cancel(q.s, 50, "enough", &err), E_BUSY, "job 50 is still being loaded", &err);
     close(lock); /* it dies */
     assert_ok(submit_text(q.s, "a.csv", "prompt\nx\n", (struct submit_options){.key = "k"}, &report, &err), &err);
-    assert_true(report.job_id > 50);
+    assert_int_equal(report.job_id, 50);
     assert_int_equal(look_int(q.db, "SELECT (SELECT count(*) FROM job) * 100 + (SELECT count(*) FROM request) * 10 + (SELECT count(*) FROM reject)"), 110);
     worker_close(q.w);
     look_exec(q.db, "DELETE FROM request; DELETE FROM lease; DELETE FROM job");
@@ -614,11 +614,17 @@ static void an_interrupted_submit_leaves_nothing(void **state) {
     stop = 0;
     assert_ok(submit_text(q.s, "a.csv", text.data, (struct submit_options){.stop = &stop, .progress = count_progress, .progress_arg = &calls}, &report, &err), &err);
     assert_int_equal(calls, 9);
+    assert_int_equal(report.job_id, 1); /* what was refused has not used up a number */
     assert_int_equal(look_int(q.db, "SELECT count(*) FROM request"), 9000);
     /* A bad line behind the first chunk: what is stored already goes again. */
     buf_puts(&text, "x,y\n");
     assert_err(submit_text(q.s, "a.csv", text.data, (struct submit_options){0}, &report, &err), E_PARSE, "a.csv:9002: 2 columns", &err);
     assert_int_equal(look_int(q.db, "SELECT count(*) FROM request"), 9000);
+    assert_ok(submit_text(q.s, "b.csv", "prompt\nx\n", (struct submit_options){0}, &report, &err), &err);
+    assert_int_equal(report.job_id, 2);
+    look_exec(q.db, "DELETE FROM lease WHERE job_id = 2; DELETE FROM job WHERE job_id = 2"); /* that one did have it */
+    assert_ok(submit_text(q.s, "b.csv", "prompt\ny\n", (struct submit_options){0}, &report, &err), &err);
+    assert_int_equal(report.job_id, 3);
     buf_clear(&text);
     end(&q);
 }
