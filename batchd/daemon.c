@@ -211,6 +211,8 @@ static int open_pipeline(struct daemon *d, const struct job_settings *set, struc
     d->max_model_len = set->max_model_len;
     log_info("%s loaded on %s in %.1f s", d->model.dir, engine_device_name(pipeline_engine(d->pipeline)),
              (double)(clock_mono_ns() - start) / 1e9);
+    const struct model_info *info = engine_model(pipeline_engine(d->pipeline));
+    if (*info->not_applied) log_warn("its generation_config.json asks for %s, which is not applied", info->not_applied);
     return 0;
 }
 

@@ -114,6 +114,7 @@ static json_t *facts_json(const struct facts *f) {
     json_object_set_new(o, "tokenizer", tokenizer_json(f));
     json_object_set_new(o, "stop_token_ids", stop_ids_json(m));
     json_object_set_new(o, "sampling", sampling_json(m));
+    json_object_set_new(o, "not_applied", json_string(m->not_applied));
     json_object_set_new(o, "gpus", rooms);
     return o;
 }
@@ -155,6 +156,7 @@ static void print_sampling(const struct model_info *m) {
     if (m->has_min_p) printf(", min_p %g", (double)m->min_p);
     if (m->repetition_penalty > 0 && m->repetition_penalty != 1.0f)
         printf(", repetition_penalty %g", (double)m->repetition_penalty);
+    if (*m->not_applied) printf("\n              not applied: %s of generation_config.json", m->not_applied);
     putchar('\n');
 }
 

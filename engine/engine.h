@@ -128,6 +128,7 @@ struct model_info {
     bool has_min_p;
     float min_p;
     float repetition_penalty;   /* 1 = none */
+    char not_applied[120];      /* keys of generation_config.json that ask for what is not built, ", " between */
 };
 
 /* Read config.json, generation_config.json and the headers of the weights, load nothing. */

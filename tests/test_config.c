@@ -306,6 +306,18 @@ static void a_repetition_penalty_holds_without_do_sample(void **state) {
     assert_true(taken("{}").info.repetition_penalty == 1.0f);
 }
 
+static void what_is_not_applied_is_named(void **state) {
+    struct model_info m = generation("{\"num_beams\":1,\"typical_p\":0.5,\"suppress_tokens\":[],\"guidance_scale\":null}").info;
+    assert_string_equal(m.not_applied, "");
+    m = generation("{\"num_beams\":4,\"suppress_tokens\":[3],\"forced_eos_token_id\":2,\"early_stopping\":true}").info;
+    assert_string_equal(m.not_applied, "num_beams, suppress_tokens, forced_eos_token_id");
+    m = generation("{\"do_sample\":true,\"typical_p\":0.5,\"no_repeat_ngram_size\":3}").info;
+    assert_string_equal(m.not_applied, "no_repeat_ngram_size, typical_p");
+    m = generation("{\"num_beams\":4,\"min_length\":4,\"min_new_tokens\":4,\"no_repeat_ngram_size\":4,\"bad_words_ids\":[[1]],"
+                   "\"encoder_repetition_penalty\":4,\"suppress_tokens\":[1],\"begin_suppress_tokens\":[1]}").info;
+    assert_int_equal(strlen(m.not_applied), sizeof m.not_applied - 1); /* cut, and whole as a string */
+}
+
 static void generation_refused(const char *text, int code, const char *part) {
     struct model_config c;
     struct err err = ERR_INIT;
@@ -559,6 +571,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(generation_config_overrides_stop_ids),
     cmocka_unit_test(sampling_defaults_need_do_sample),
     cmocka_unit_test(a_repetition_penalty_holds_without_do_sample),
+    cmocka_unit_test(what_is_not_applied_is_named),
     cmocka_unit_test(hostile_generation_configs_are_refused),
     cmocka_unit_test(unsupported_values_are_refused_by_name),
     cmocka_unit_test(values_that_make_no_sense_are_refused),

@@ -218,6 +218,32 @@ static void read_sampling(struct reader *rd, struct model_info *m) {
     m->min_p = (float)reader_number(rd, "min_p", 0.0, 0.0, 1.0);
 }
 
+/* Keys that change what transformers generates and that nothing here stands for, with the value
+ * that asks for nothing; null, false and empty lists never do. */
+static void note_not_applied(const struct reader *rd, struct model_info *m) {
+    static const struct {
+        const char *key;
+        double neutral;
+        bool samples; /* counts only beside do_sample */
+    } keys[] = {{"num_beams", 1, false},          {"min_length", 0, false},
+                {"min_new_tokens", 0, false},     {"no_repeat_ngram_size", 0, false},
+                {"encoder_repetition_penalty", 1, false}, {"bad_words_ids", 0, false},
+                {"suppress_tokens", 0, false},    {"begin_suppress_tokens", 0, false},
+                {"sequence_bias", 0, false},      {"forced_bos_token_id", NAN, false},
+                {"forced_eos_token_id", NAN, false}, {"exponential_decay_length_penalty", 0, false},
+                {"guidance_scale", 1, false},     {"typical_p", 1, true},
+                {"epsilon_cutoff", 0, true},      {"eta_cutoff", 0, true}};
+    size_t n = 0;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        const json_t *v = reader_get(rd, keys[i].key);
+        bool is_neutral = !v || json_is_false(v) || (json_is_number(v) && json_number_value(v) == keys[i].neutral) ||
+                          (json_is_array(v) && json_array_size(v) == 0) || (json_is_object(v) && json_object_size(v) == 0);
+        if (is_neutral || (keys[i].samples && !m->has_temperature)) continue;
+        n += (size_t)snprintf(m->not_applied + n, sizeof m->not_applied - n, "%s%s", n ? ", " : "", keys[i].key);
+        if (n >= sizeof m->not_applied) break;
+    }
+}
+
 static int read_generation(struct model_info *m, const char *dir, struct err *err) {
     char *path = path_join(dir, "generation_config.json");
     json_t *root = NULL;
@@ -230,6 +256,7 @@ static int read_generation(struct model_info *m, const char *dir, struct err *er
     struct reader rd = {root, "generation_config.json: ", err, 0};
     read_stop_ids(&rd, m);
     read_sampling(&rd, m);
+    note_not_applied(&rd, m);
     json_decref(root);
     return rd.r;
 }
