@@ -5,19 +5,22 @@
 
 #include "base/mem.h"
 #include "engine/model/fp8_blocks.h"
-#include "kernels/quantize.h"
+#include "engine/model/quantization.h"
 
 static const char name[] = "a.weight";
 
-/* One weight [n, k] of all codes but NaN in turn, with scales [sn, sk] of the dtype "F32" or "BF16". */
+/* One weight [n, k] of all codes but NaN in turn, with scales [sn, sk] of the dtype "F32" or
+ * "BF16"; sk 0: with scales [sn]. */
 static struct checkpoint *make(const char *suffix, int64_t n, int64_t k, int64_t sn, int64_t sk, const char *scale_dtype) {
-    char header[400], *path = temp_path("w.safetensors");
+    char header[400], shape[40], *path = temp_path("w.safetensors");
     bool is_f32 = strcmp(scale_dtype, "F32") == 0;
+    snprintf(shape, sizeof shape, sk ? "%ld,%ld" : "%ld", (long)sn, (long)sk);
+    if (sk == 0) sk = 1;
     long codes = (long)(n * k), scales = (long)(sn * sk * (is_f32 ? 4 : 2));
     int bytes = snprintf(header, sizeof header,
                          "{\"a.weight\":{\"dtype\":\"F8_E4M3\",\"shape\":[%ld,%ld],\"data_offsets\":[0,%ld]},"
-                         "\"a.%s\":{\"dtype\":\"%s\",\"shape\":[%ld,%ld],\"data_offsets\":[%ld,%ld]}}",
-                         (long)n, (long)k, codes, suffix, scale_dtype, (long)sn, (long)sk, codes, codes + scales);
+                         "\"a.%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%ld,%ld]}}",
+                         (long)n, (long)k, codes, suffix, scale_dtype, shape, codes, codes + scales);
     uint64_t length = (uint64_t)bytes;
     FILE *f = fopen(path, "w");
     assert_non_null(f);
@@ -85,6 +88,21 @@ static void other_scales_are_not_of_blocks(void **state) {
     checkpoint_close(one);
 }
 
+/* transformers calls it weight_scale_inv where there are no blocks either. */
+static void one_scale_is_that_of_all_rows_under_either_name(void **state) {
+    static const char *const suffixes[] = {"weight_scale_inv", "weight_scale"};
+    for (int i = 0; i < 2; i++) {
+        struct checkpoint *c = make(suffixes[i], 7, 5, 1, 0, "BF16");
+        struct quantized_tensor t;
+        struct err err = ERR_INIT;
+        assert_int_equal(quantized_kind(c, name), QUANT_FP8);
+        assert_ok(quantized_tensor_read(&t, c, name, 7, 5, &err), &err);
+        for (int r = 0; r < 7; r++) assert_true(t.scale[r] == scale_at(c, suffixes[i], 0));
+        quantized_tensor_clear(&t);
+        checkpoint_close(c);
+    }
+}
+
 static void refused(int64_t sn, int64_t sk, const char *scale_dtype, struct fp8_block block, int64_t k, int code,
                     const char *part) {
     struct checkpoint *c = make("weight_scale_inv", 40, 30, sn, sk, scale_dtype);
@@ -130,6 +148,7 @@ static void numbers_that_are_not_finite_are_refused(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_number_is_code_times_scale),
     cmocka_unit_test(other_scales_are_not_of_blocks),
+    cmocka_unit_test(one_scale_is_that_of_all_rows_under_either_name),
     cmocka_unit_test(what_does_not_fit_is_refused_by_name),
     cmocka_unit_test(numbers_that_are_not_finite_are_refused),
 };

@@ -191,9 +191,7 @@ static int read_fp8(struct quantized_tensor *out, const struct checkpoint *c, co
     const uint8_t *codes = t->data;
     if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != k)
         return err_set(err, E_PARSE, "%s does not have the shape [%" PRId64 ", %" PRId64 "]", t->name, rows, k);
-    if (!scale && beside_module(c, t->name, ".weight_scale_inv"))
-        return err_set(err, E_UNSUPPORTED, "tensor %.*s_scale_inv is not a table of one scale a block", (int)strlen(t->name),
-                       t->name);
+    if (!scale) scale = beside_module(c, t->name, ".weight_scale_inv"); /* so it is called without blocks too */
     if (!scale) return err_set(err, E_PARSE, "%s is in F8_E4M3, but its module has no tensor weight_scale", t->name);
     for (int64_t i = 0; i < rows * k; i++)
         if ((codes[i] & 0x7f) == 0x7f)
