@@ -103,6 +103,28 @@ static void one_scale_is_that_of_all_rows_under_either_name(void **state) {
     }
 }
 
+static void put_code(int code, long from_end) {
+    char *path = temp_path("w.safetensors");
+    FILE *f = fopen(path, "r+");
+    assert_non_null(f);
+    fseek(f, -from_end, SEEK_END);
+    putc(code, f);
+    fclose(f);
+    free(path);
+}
+
+static void a_plan_does_not_read_the_codes(void **state) {
+    struct checkpoint *c = make("weight_scale", 7, 5, 7, 1, "F32");
+    struct quantized_tensor t;
+    struct err err = ERR_INIT;
+    assert_ok(quantized_tensor_check(c, name, &err), &err);
+    put_code(0xff, 7 * 4 + 7 * 5 - (3 * 5 + 2));
+    assert_ok(quantized_tensor_read(&t, c, name, 7, 5, &err), &err);
+    quantized_tensor_clear(&t);
+    assert_err(quantized_tensor_check(c, name, &err), E_PARSE, "a.weight: the number at [3, 2] is not finite", &err);
+    checkpoint_close(c);
+}
+
 static void refused(int64_t sn, int64_t sk, const char *scale_dtype, struct fp8_block block, int64_t k, int code,
                     const char *part) {
     struct checkpoint *c = make("weight_scale_inv", 40, 30, sn, sk, scale_dtype);
@@ -149,6 +171,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_number_is_code_times_scale),
     cmocka_unit_test(other_scales_are_not_of_blocks),
     cmocka_unit_test(one_scale_is_that_of_all_rows_under_either_name),
+    cmocka_unit_test(a_plan_does_not_read_the_codes),
     cmocka_unit_test(what_does_not_fit_is_refused_by_name),
     cmocka_unit_test(numbers_that_are_not_finite_are_refused),
 };

@@ -188,15 +188,10 @@ static int read_fp8_scale(struct quantized_tensor *out, const struct checkpoint_
 static int read_fp8(struct quantized_tensor *out, const struct checkpoint *c, const struct checkpoint_tensor *t,
                     int64_t rows, int64_t k, struct err *err) {
     const struct checkpoint_tensor *scale = beside_module(c, t->name, ".weight_scale");
-    const uint8_t *codes = t->data;
     if (t->n_dims != 2 || t->shape[0] != rows || t->shape[1] != k)
         return err_set(err, E_PARSE, "%s does not have the shape [%" PRId64 ", %" PRId64 "]", t->name, rows, k);
     if (!scale) scale = beside_module(c, t->name, ".weight_scale_inv"); /* so it is called without blocks too */
     if (!scale) return err_set(err, E_PARSE, "%s is in F8_E4M3, but its module has no tensor weight_scale", t->name);
-    for (int64_t i = 0; i < rows * k; i++)
-        if ((codes[i] & 0x7f) == 0x7f)
-            return err_set(err, E_PARSE, "tensor %s: the number at [%" PRId64 ", %" PRId64 "] is not finite", t->name,
-                           i / k, i % k);
     out->n_tensors += 2;
     int r = read_fp8_scale(out, scale, rows, err);
     out->q = (struct quantized){.n_rows = rows, .codes = t->data, .scale = out->scale};
@@ -282,6 +277,22 @@ int quantized_tensor_read(struct quantized_tensor *out, const struct checkpoint 
                                 : read_4bit(out, c, t, rows, k, err);
     if (r < 0) quantized_tensor_clear(out);
     return r;
+}
+
+int quantized_tensor_check(const struct checkpoint *c, const char *name, struct err *err) {
+    const struct checkpoint_tensor *t = checkpoint_find(c, name);
+    if (quantized_kind(c, name) != QUANT_FP8) return 0; /* every code of the others is a number */
+    const uint8_t *codes = t->data;
+    int64_t k = t->shape[1];
+    for (int64_t row = 0; row < t->shape[0]; row++, codes += k) {
+        int bad = 0;
+        for (int64_t i = 0; i < k; i++) bad |= (codes[i] & 0x7f) == 0x7f;
+        for (int64_t i = 0; bad && i < k; i++)
+            if ((codes[i] & 0x7f) == 0x7f)
+                return err_set(err, E_PARSE, "tensor %s: the number at [%" PRId64 ", %" PRId64 "] is not finite", name,
+                               row, i);
+    }
+    return 0;
 }
 
 void quantized_tensor_clear(struct quantized_tensor *t) {

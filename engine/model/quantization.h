@@ -57,6 +57,10 @@ int quantized_tensor_read(struct quantized_tensor *out, const struct checkpoint 
                           int64_t k, struct err *err);
 void quantized_tensor_clear(struct quantized_tensor *t);
 
+/* E_PARSE: a code that is no number, and where. Reads all of the tensor, which the function above
+ * does not: a plan looks at headers and scales alone. */
+int quantized_tensor_check(const struct checkpoint *c, const char *name, struct err *err);
+
 /* E_PARSE names the first number of a float tensor that is NaN or infinite. */
 int quantization_check_finite(const struct tensor *t, const char *name, struct err *err);
 

@@ -88,7 +88,8 @@ static struct weight_run *spread_runs(const struct spread *s, int *n_runs) {
 /* A tensor that the checkpoint has quantized. */
 static int load_quantized(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
     struct quantized_tensor t;
-    int n_runs, r = quantized_tensor_read(&t, l->checkpoint, name, spread_rows(s), k, l->err);
+    int n_runs, r = w ? quantized_tensor_check(l->checkpoint, name, l->err) : 0;
+    if (r == 0) r = quantized_tensor_read(&t, l->checkpoint, name, spread_rows(s), k, l->err);
     if (r < 0) return r;
     l->n_used += (size_t)t.n_tensors;
     struct weight_run *runs = spread_runs(s, &n_runs);
