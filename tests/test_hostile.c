@@ -11,6 +11,7 @@
 #include "base/mem.h"
 #include "engine/engine.h"
 #include "engine/model/config.h"
+#include "engine/model/model.h"
 #include "engine/model/safetensors.h"
 
 #include <dirent.h>
@@ -74,7 +75,7 @@ static size_t random_below(size_t n) {
     return n ? (size_t)(hash64_mix(random_state, 77) % n) : 0;
 }
 
-enum { MAX_SEEDS = 32, MAX_BYTES = 1 << 16 };
+enum { MAX_SEEDS = 32, MAX_BYTES = 1 << 17 };
 
 struct corpus {
     char *seeds[MAX_SEEDS];
@@ -191,11 +192,11 @@ static long setting(const char *name, long otherwise) {
 typedef int read_one(struct err *err);
 
 /* The share of mutations that do no harm is bounded from both sides: a mutator that
- * changes nothing, or leaves nothing whole, tests nothing. */
-static void run_mutations(const char *seeds, const char *name, read_one *fn) {
+ * changes nothing, or leaves nothing whole, tests nothing. part: one run in so many. */
+static void run_mutations(const char *seeds, const char *name, read_one *fn, long part) {
     static struct bytes b;
     struct corpus c;
-    long runs = setting("BATCHD_FUZZ_RUNS", test_is_quick() ? 1000 : 10000), n_good = 0;
+    long runs = setting("BATCHD_FUZZ_RUNS", test_is_quick() ? 1000 : 10000) / part, n_good = 0;
     read_corpus(&c, seeds);
     for (long i = 0; i < runs; i++) {
         struct err err = ERR_INIT;
@@ -277,15 +278,45 @@ static int read_safetensors(struct err *err) {
 }
 
 static void tokenizers(void **state) {
-    run_mutations("tests/data/fuzz/tokenizer/*.json", "tokenizer.json", read_tokenizer);
+    run_mutations("tests/data/fuzz/tokenizer/*.json", "tokenizer.json", read_tokenizer, 1);
 }
 
 static void configs(void **state) {
-    run_mutations("tests/models/*/config.json", "config.json", read_config);
+    run_mutations("tests/models/*/config.json", "config.json", read_config, 1);
 }
 
 static void checkpoints(void **state) {
-    run_mutations("tests/data/fuzz/safetensors/*.safetensors", "model.safetensors", read_safetensors);
+    run_mutations("tests/data/fuzz/safetensors/*.safetensors", "model.safetensors", read_safetensors, 1);
+}
+
+static struct dev *cpu;
+
+static int load_model(struct err *err) {
+    struct model *m = NULL;
+    int r = model_open(&m, cpu, &(struct model_options){.dir = dir, .dtype = DTYPE_F32}, err);
+    model_close(m);
+    return r;
+}
+
+/* Weights that were quantized by others, loaded to the end. */
+static void quantized_checkpoints(void **state) {
+    static const char *const kinds[] = {"nf4", "nf4-dq", "int8", "fp8", "fp8-block", "fp8-block-ct"};
+    struct err err = ERR_INIT;
+    assert_ok(dev_open(&cpu, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) {
+        char config[100], weights[100];
+        static struct bytes b;
+        char *text;
+        snprintf(config, sizeof config, "tests/models/tiny-%s/config.json", kinds[i]);
+        snprintf(weights, sizeof weights, "tests/models/tiny-%s/model.safetensors", kinds[i]);
+        assert_ok(file_read(config, MAX_BYTES, &text, &b.n, &err), &err);
+        memcpy(b.data, text, b.n);
+        write_bytes("config.json", &b);
+        free(text);
+        run_mutations(weights, "model.safetensors", load_model, 5);
+        unlink(in_dir("config.json"));
+    }
+    dev_close(cpu);
 }
 
 /* ---------------------------------------------------------------- bombs */
@@ -344,6 +375,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(tokenizers),
     cmocka_unit_test(configs),
     cmocka_unit_test(checkpoints),
+    cmocka_unit_test(quantized_checkpoints),
     cmocka_unit_test(small_files_that_would_be_large),
     cmocka_unit_test(a_large_array_of_nothing),
 };
