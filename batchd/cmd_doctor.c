@@ -2,6 +2,7 @@
 #include "base/mem.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
+#include "batchd/model_arg.h"
 #include "batchd/paths.h"
 #include "batchd/terminal.h"
 #include "batchd/verbs.h"
@@ -83,6 +84,20 @@ static void check_disk(struct report *r, const char *db) {
     free(copy);
 }
 
+static void check_models(struct report *r, struct store *s) {
+    struct err err = ERR_INIT;
+    struct model_entry *models = NULL;
+    size_t n = 0, n_good = 0;
+    if (model_list(s, &models, &n, &err) < 0) say(r, FAIL, "models", "%s", err.text);
+    for (size_t i = 0; i < n; i++) {
+        if (model_arg_check_sizes(&models[i], &err) == 0) n_good++;
+        else say(r, WARN, "models", "%s", err.text);
+        model_entry_clear(&models[i]);
+    }
+    free(models);
+    if (n > 0 && n_good == n) say(r, OK, "models", "names: %zu; the files have the sizes that they had, `batchd models check` reads them", n);
+}
+
 static void check_database(struct report *r, const char *db) {
     struct err err = ERR_INIT;
     struct store *s = NULL;
@@ -94,6 +109,7 @@ static void check_database(struct report *r, const char *db) {
     if (code == 0) code = store_check(s, &err);
     if (code < 0) say(r, FAIL, "database", "%s", err.text);
     else say(r, OK, "database", "%s: quick_check is ok", db);
+    if (code == 0) check_models(r, s);
     store_close(s);
     int pid = 0;
     if (worker_is_alive(db, &pid)) say(r, OK, "daemon", "alive, pid %d", pid);

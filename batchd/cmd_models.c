@@ -157,7 +157,6 @@ static int list(struct store *s, const struct args *args) {
 static int show_named(struct store *s, const struct args *args, const char *name) {
     struct err err = ERR_INIT;
     struct model_entry m = {0};
-    if (strchr(name, '/')) return model_show(args, name, name);
     if (model_get(s, name, &m, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
     int code = model_show(args, m.name, m.path);
     model_entry_clear(&m);
@@ -185,6 +184,7 @@ int cmd_models(const struct args *args) {
     const char *name = args->n_words > 1 ? args->words[1] : NULL;
     enum what what;
     int code = find_what(&what, args);
+    if (code == EXIT_DONE && what == WHAT_SHOW && strchr(name, '/')) return model_show(args, name, name);
     if (code == EXIT_DONE) code = command_open(&s, args, STORE_CREATE);
     if (code != EXIT_DONE) return code;
     switch (what) {

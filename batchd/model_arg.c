@@ -27,12 +27,13 @@ void model_arg_wrap_change(struct err *err, const char *name, const char *dir) {
                            " it as it is now", name, why.text, name, dir, name);
 }
 
-static int check_sizes(const struct model_entry *entry, struct err *err) {
+int model_arg_check_sizes(const struct model_entry *entry, struct err *err) {
     struct model_files then;
     int r = model_files_from_json(&then, entry->files_json, err);
     if (r < 0) return r;
     r = model_files_glance(&then, entry->path, err);
     if (r == E_CONFIG) model_arg_wrap_change(err, entry->name, entry->path);
+    else if (r < 0) err_wrap(err, "model %s", entry->name);
     model_files_clear(&then);
     return r;
 }
@@ -42,7 +43,7 @@ static int registered_folder(char **out, struct store *s, const char *name, stru
     struct stat st;
     int r = s ? model_get(s, name, &entry, err) : E_NOT_FOUND;
     if (r == 0) {
-        r = check_sizes(&entry, err);
+        r = model_arg_check_sizes(&entry, err);
         if (r == 0) *out = mem_strdup(entry.path);
         model_entry_clear(&entry);
         return r;

@@ -18,6 +18,9 @@ int model_arg_check(char **out, struct store *s, const char *value, struct err *
  * The caller's to free. */
 int model_arg_folder(char **out, struct store *s, const char *value, struct err *err);
 
+/* Are its files there, with the sizes that they had when it was added? E_CONFIG names one that is not. */
+int model_arg_check_sizes(const struct model_entry *entry, struct err *err);
+
 /* Says of an error about a registered model's files what to do. */
 void model_arg_wrap_change(struct err *err, const char *name, const char *dir);
 

@@ -23,10 +23,13 @@ assert (m["stop_token_ids"], m["sampling"], m["tokenizer"]["chat_template"]) == 
 rooms = {(r["quantization"], r["kv_cache_dtype"]): r for r in m["gpus"]}
 assert len(rooms) == 12 and rooms["none", "auto"]["kv_tokens_by_gpu_gb"]["16"] > 0, m
 assert rooms["nf4-dq", "fp8"]["weight_bytes"] < rooms["none", "fp8"]["weight_bytes"], m' "$output"
-    run -0 "$BATCHD" models show "$DIR/model"
+    run -0 "$BATCHD" --db "$DIR/none.db" models show "$DIR/model" # a folder needs no database
+    [ ! -e "$DIR/none.db" ]
     [[ "$output" == *"sampling    greedy"*"141 GB"*"nf4-dq, fp8 KV"* ]]
     run -0 "$BATCHD" models check demo
     [[ "$output" == "demo: 5 files as they were added" ]]
+    run -0 "$BATCHD" doctor
+    [[ "$output" == *"OK    models     names: 1;"* ]]
     echo >>"$DIR/model/README.md" # nothing that the engine reads
     run -0 "$BATCHD" models check
     printf 'x' | dd of="$DIR/model/model.safetensors" bs=1 seek=200000 conv=notrunc status=none
@@ -57,6 +60,8 @@ assert {"file": "model.safetensors", "change": "changed"} in got[0]["differences
     run -1 "$BATCHD" models check demo
     [[ "$output" == *"missing: config.json"* ]]
     rm "$DIR/model/model.safetensors"
+    run -0 "$BATCHD" doctor
+    [[ "$output" == *"WARN  models     model demo: "*"neither model.safetensors"* ]]
     run -69 "$BATCHD" models check demo
     [[ "$output" == *"model demo: "*model.safetensors* ]]
 }
@@ -97,6 +102,8 @@ P
     run -78 "$BATCHD" -q run "$DIR/in.csv" -m demo -o "$DIR/2.jsonl" --max-tokens 3
     [[ "$output" == *"model demo: model.safetensors has changed"*"models check demo"*"models add $DIR/model --name demo"* ]]
     echo ' ' >>"$DIR/model/config.json"
+    run -0 "$BATCHD" doctor
+    [[ "$output" == *"WARN  models     model demo: config.json has changed"* ]]
     run -78 "$BATCHD" -q submit "$DIR/in.csv" -m demo
     [[ "$output" == *"config.json has changed"* ]]
     [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM job')" -eq 2 ]
