@@ -84,7 +84,7 @@ LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all cuda test-gpu deps demo test all-tests check bench fuzz-chat tokenizer-vectors layers man install uninstall help clean
+.PHONY: all cuda test-gpu test-gpu-sanitize deps demo test all-tests check bench fuzz-chat tokenizer-vectors layers man install uninstall help clean
 
 CUDA_LIBRARY := build/libbatchd_cuda.so
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
@@ -206,6 +206,10 @@ test: deps
 test-gpu:
 	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_moe op_quant op_sample op_adjust profile roof forward model engine sampling)
 
+# Bad accesses and races, where compute-sanitizer works; at most LIMIT=240 seconds.
+test-gpu-sanitize:
+	@$(TEST_ENV) scripts/gpu-sanitize $(BUILD) $(or $(LIMIT),240)
+
 # 100,000 texts a family against the Python package `tokenizers`, where it is installed.
 PYTHON ?= python3
 tokenizer-vectors: all
@@ -274,6 +278,7 @@ help:
 	@echo 'make test         all tests; V=asan or V=tsan under a sanitizer'
 	@echo 'make cuda         build/libbatchd_cuda.so; ARCH="75 90a" ... for other GPUs than this one'
 	@echo 'make test-gpu     kernels and engine on the GPU'
+	@echo 'make test-gpu-sanitize  bad accesses and races there; LIMIT=240 seconds'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make fuzz-tokenizer  mutated files under ASan; fuzz-config, fuzz-safetensors; RUNS=200000 SEED=2'
 	@echo 'make tokenizer-vectors  100,000 texts a tokenizer against the Python package tokenizers'
