@@ -173,22 +173,34 @@ static struct tensor first_rows(const struct tensor *t, int64_t n) {
     return tensor_2d(t->data, t->dtype, n, t->shape[1]);
 }
 
+/* cuda_glu has a limit to rows that a step keeps, but not its rows times their experts. */
+static void glu_rows(struct cuda_dev *cuda, const struct tensor *active, const struct tensor *up, enum act act) {
+    enum { MOST = 1 << 15 };
+    for (int64_t r = 0; r < up->shape[0]; r += MOST) {
+        int64_t n = up->shape[0] - r < MOST ? up->shape[0] - r : MOST;
+        char *to = (char *)active->data + (size_t)(r * active->shape[1]) * dtype_bytes(active->dtype);
+        char *from = (char *)up->data + (size_t)(r * up->shape[1]) * dtype_bytes(up->dtype);
+        struct activation out = {tensor_2d(to, active->dtype, n, active->shape[1])};
+        struct product in = {tensor_2d(from, up->dtype, n, up->shape[1])};
+        cuda_glu(&cuda->dev, &out, &in, act);
+    }
+}
+
 static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const struct tensor *x,
                             const struct moe *moe, const struct moe_room *room,
                             const struct group_weights *up_weights, const struct group_weights *down_weights) {
     int64_t t = x->shape[0], n = t * moe->top_k;
     const int32_t *choice = (const int32_t *)room->choice.data;
     int32_t *place = (int32_t *)room->places.data, *first = (int32_t *)room->first.data;
-    struct tensor gathered = first_rows(&room->gathered, n), down = first_rows(&room->down, n);
-    struct product up = {first_rows(&room->up, n)};
-    struct activation active = {first_rows(&room->active, n)};
+    struct tensor gathered = first_rows(&room->gathered, n), up = first_rows(&room->up, n);
+    struct tensor active = first_rows(&room->active, n), down = first_rows(&room->down, n);
     cuda_launch(cuda, "moe_experts", place_kernel, (unsigned)moe->n_experts, PLACE_THREADS, 0, place, first,
                 choice, n);
     cuda_launch(cuda, "moe_experts", spread_kernel, (unsigned)t, 128, 0, (uint4 *)gathered.data,
                 (const uint4 *)x->data, (const int32_t *)place, moe->top_k, x->shape[1] / 8);
-    cuda_linear_grouped(cuda, &up.y, &gathered, up_weights, first);
-    cuda_glu(&cuda->dev, &active, &up, moe->act);
-    cuda_linear_grouped(cuda, &down, &active.x, down_weights, first);
+    cuda_linear_grouped(cuda, &up, &gathered, up_weights, first);
+    glu_rows(cuda, &active, &up, moe->act);
+    cuda_linear_grouped(cuda, &down, &active, down_weights, first);
     BY_DTYPE(out->dtype, combine_rows, cuda, out, room);
 }
 
