@@ -164,8 +164,49 @@ static void experts_may_have_any_number_of_rows(void **state) {
     each_bed(large_mixtures);
 }
 
+static struct weight *quantized_weight(struct bed *b, int64_t n, int64_t k, enum quant_kind kind) {
+    struct weight *w = weight_new_quantized(b->dev, n, k, b->dtype, kind);
+    float *numbers = bed_floats(b, n * k);
+    assert_non_null(w);
+    for (int64_t i = 0; i < n * k; i++) numbers[i] = rounded(bed_random(b), b->dtype);
+    struct tensor host = tensor_2d(numbers, DTYPE_F32, n, k);
+    weight_load(b->dev, w, 0, &host);
+    return w;
+}
+
+static void check_quantized(struct bed *b, enum quant_kind kind) {
+    enum { N = 4, WIDTH = 256, INNER = 128 };
+    struct mixture m = {.width = WIDTH, .inner = INNER};
+    struct err err = {0};
+    for (int e = 0; e < N; e++) {
+        m.up[e] = quantized_weight(b, 2 * INNER, WIDTH, kind);
+        m.down[e] = quantized_weight(b, WIDTH, INNER, kind);
+    }
+    m.moe = (struct moe){N, 2, ACT_SILU, m.up, m.down};
+    for (int t = 20; t <= 140; t += 120) {
+        struct tensor any = any_choice(b, &m, t);
+        check_mixture(b, &m, &any, 19);
+    }
+    assert_ok(dev_sync(b->dev, &err), &err);
+    for (int e = 0; e < N; e++) {
+        weight_free(b->dev, m.up[e]);
+        weight_free(b->dev, m.down[e]);
+    }
+}
+
+static void quantized_mixtures(struct bed *b) {
+    static const enum quant_kind kinds[] = {QUANT_INT8, QUANT_FP4, QUANT_NF4, QUANT_NF4_DQ, QUANT_FP8};
+    if (!op_has_moe_experts(b->dev)) return;
+    for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) check_quantized(b, kinds[i]);
+}
+
+static void experts_may_be_quantized(void **state) {
+    each_bed(quantized_mixtures);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_mixture_is_the_sum_of_its_best_experts),
     cmocka_unit_test(experts_may_have_any_number_of_rows),
+    cmocka_unit_test(experts_may_be_quantized),
 };
 UNIT_MAIN(tests)
