@@ -92,7 +92,7 @@ static struct engine_request *make_request(int i, int32_t vocab) {
 }
 
 struct run {
-    const char *dir, *dtype;
+    const char *dir, *dtype, *load_format; /* load_format NULL: weights from files */
     int threads, rows, lookahead, seqs;
     int64_t kv_bytes, max_len;
     enum { ALONE, TOGETHER, SHUFFLED } order;
@@ -113,6 +113,7 @@ static struct engine *open_engine(const struct run *run) {
     o.kv_cache_memory_bytes = run->kv_bytes;
     o.max_model_len = run->max_len;
     o.step_log = run->step_log;
+    if (run->load_format) o.load_format = run->load_format;
     int r = engine_open(&e, &o, &err);
     if (r == E_UNSUPPORTED && is_cuda()) skip(); /* a GPU without bfloat16 */
     assert_ok(r, &err);
@@ -242,6 +243,22 @@ static void float32_is_batch_invariant(void **state) {
 
 static void bfloat16_is_batch_invariant(void **state) {
     check_dtype("bfloat16");
+}
+
+/* Rows that choose other experts are in other products on a GPU, of sizes that it alone knows. */
+static void mixtures_are_batch_invariant(void **state) {
+    struct outcomes alone, got;
+    struct run run = {.dir = "tests/models/tiny-mixtral", .dtype = "bfloat16", .load_format = "dummy", .rows = 512,
+                      .order = ALONE};
+    run_all(&alone, &run);
+    assert_true(n_distinct(&alone) > count / 2);
+    run.order = SHUFFLED;
+    for (run.rows = 16; run.rows <= 1024; run.rows *= 8) {
+        run_all(&got, &run);
+        assert_same(&got, &alone, &run);
+        outcomes_clear(&got);
+    }
+    outcomes_clear(&alone);
 }
 
 /* As many bytes as n blocks of KV_BLOCK tokens take in float32. */
@@ -747,6 +764,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(alone_with_two_threads_and_lookahead),
         cmocka_unit_test(float32_is_batch_invariant),
         cmocka_unit_test(bfloat16_is_batch_invariant),
+        cmocka_unit_test(mixtures_are_batch_invariant),
         cmocka_unit_test(large_steps_and_remembered_algorithms),
         cmocka_unit_test(long_prompts_in_a_tiny_pool),
     };
