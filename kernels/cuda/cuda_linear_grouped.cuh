@@ -16,23 +16,6 @@ struct group_tile {
     int32_t n_rows;             /* of the group, from that row on */
 };
 
-/* The i-th tile; false behind the last. Tiles of a group that lie above each other come one
- * after the other. `first` is a copy of the arguments' in shared memory. */
-template <int ROWS, int COLUMNS>
-__device__ __forceinline__ bool tile_at(group_tile &t, const int32_t *first, const group_args &a, int32_t i) {
-    int32_t wide = (a.n + COLUMNS - 1) / COLUMNS;
-    for (int32_t g = 0; g < a.n_groups; g++) {
-        int32_t n_rows = first[g + 1] - first[g], high = (n_rows + ROWS - 1) / ROWS;
-        if (i < high * wide) {
-            int32_t row = i % high * ROWS;
-            t = {g, first[g] + row, i / high * COLUMNS, n_rows - row};
-            return true;
-        }
-        i -= high * wide;
-    }
-    return false;
-}
-
 /* Four lanes have two columns each of v[0 .. 3], 8 columns apart; lane i gets all of v[i]. */
 __device__ __forceinline__ void transpose_4(uint32_t v[4], int lane) {
 #pragma unroll
@@ -52,8 +35,8 @@ __device__ __forceinline__ void transpose_4(uint32_t v[4], int lane) {
 /* A warp's sums of 16 rows and 32 columns from `column` on, of which the first n_rows and those
  * below n are y's; 16 bytes a lane. y: the first row. */
 template <typename T>
-__device__ __forceinline__ void store_32(T *y, const float (*sums)[4], int32_t n_rows, int32_t column, int32_t n,
-                                         int lane) {
+__device__ __forceinline__ void store_32(T *y, const float (*sums)[4], int32_t n_rows, int32_t column,
+                                         int32_t n, int lane) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int32_t row = (lane >> 2) + 8 * half, at = column + 8 * (lane & 3);
@@ -61,7 +44,8 @@ __device__ __forceinline__ void store_32(T *y, const float (*sums)[4], int32_t n
 #pragma unroll
         for (int i = 0; i < 4; i++) v[i] = two_of<T>(sums[i][2 * half], sums[i][2 * half + 1]);
         transpose_4(v, lane);
-        if (row < n_rows && at < n) *(uint4 *)(y + (int64_t)row * n + at) = make_uint4(v[0], v[1], v[2], v[3]);
+        if (row < n_rows && at < n)
+            *(uint4 *)(y + (int64_t)row * n + at) = make_uint4(v[0], v[1], v[2], v[3]);
     }
 }
 

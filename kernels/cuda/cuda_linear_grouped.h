@@ -10,10 +10,10 @@
 
 enum { MOST_GROUPS = 16 };
 
-struct group_weights {        /* w[n, k] of each group, on the device */
-    enum dtype dtype;         /* BF16 or F16 */
-    int32_t n_groups;         /* 1 .. MOST_GROUPS */
-    int64_t n, k, ld;         /* multiples of 8; ld: numbers from row to row */
+struct group_weights { /* w[n, k] of each group, on the device */
+    enum dtype dtype;  /* BF16 or F16 */
+    int32_t n_groups;  /* 1 .. MOST_GROUPS */
+    int64_t n, k, ld;  /* multiples of 8; ld: numbers from row to row */
     const void *of[MOST_GROUPS];
 };
 

@@ -20,6 +20,22 @@ enum {
     ROOM_BYTES = STAGES * STAGE_BYTES
 };
 
+/* The i-th tile; false behind the last. Tiles of a group that lie above each other come one
+ * after the other. `first` is a copy of the arguments' in shared memory. */
+__device__ __forceinline__ bool tile_at(group_tile &t, const int32_t *first, const group_args &a, int32_t i) {
+    int32_t wide = (a.n + COLUMNS - 1) / COLUMNS;
+    for (int32_t g = 0; g < a.n_groups; g++) {
+        int32_t n_rows = first[g + 1] - first[g], high = (n_rows + ROWS - 1) / ROWS;
+        if (i < high * wide) {
+            int32_t row = i % high * ROWS;
+            t = {g, first[g] + row, i / high * COLUMNS, n_rows - row};
+            return true;
+        }
+        i -= high * wide;
+    }
+    return false;
+}
+
 /* Chunks of 16 bytes are swapped by XOR, so that eight rows of one column lie in different banks. */
 __device__ __forceinline__ uint32_t chunk_at(uint32_t stage, int row, int chunk) {
     return stage + (uint32_t)(row * ROW_BYTES + ((chunk ^ (row & 7)) << 4));
@@ -76,12 +92,12 @@ __global__ void __launch_bounds__(THREADS)
     if ((int)threadIdx.x <= a.n_groups) first[threadIdx.x] = a.first[threadIdx.x];
     __syncthreads();
     group_tile t;
-    for (int32_t i = (int32_t)blockIdx.x; tile_at<ROWS, COLUMNS>(t, first, a, i); i += (int32_t)gridDim.x) {
+    for (int32_t i = (int32_t)blockIdx.x; tile_at(t, first, a, i); i += (int32_t)gridDim.x) {
         float sums[4][4][4] = {};
         auto fetch = [&](int n) {
             if (n < n_rounds)
-                stage_fetch(room + (uint32_t)(n % STAGES * STAGE_BYTES), x, (const T *)w.of[t.group], w.ld, t, a,
-                            n * STEP);
+                stage_fetch(room + (uint32_t)(n % STAGES * STAGE_BYTES), x, (const T *)w.of[t.group], w.ld, t,
+                            a, n * STEP);
             copies_commit();
         };
         for (int n = 0; n < STAGES - 1; n++) fetch(n);
@@ -97,7 +113,8 @@ __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int j = 0; j < WARP_ROWS / 16; j++) {
             int32_t at = row + 16 * j;
-            store_32<T>(y + (int64_t)(t.row + at) * a.n, sums[j], t.n_rows - at, t.column + column, a.n, lane);
+            store_32<T>(y + (int64_t)(t.row + at) * a.n, sums[j], t.n_rows - at, t.column + column, a.n,
+                        lane);
         }
     }
 }
@@ -109,13 +126,16 @@ static void launch_plain(struct cuda_dev *cuda, struct tensor *y, const struct t
     static int fit; /* blocks on a multiprocessor */
     if (!fit) {
         bool ok = cuda_ok(
-            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ROOM_BYTES), "linear");
-        ok = ok && cuda_ok(cuda, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, THREADS, ROOM_BYTES),
-                           "linear");
+            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ROOM_BYTES),
+            "linear");
+        ok = ok &&
+             cuda_ok(cuda, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, THREADS, ROOM_BYTES),
+                     "linear");
         if (!ok) return;
     }
-    cuda_launch(cuda, "grouped matrix products", kernel, dim3((unsigned)(fit * cuda->prop.multiProcessorCount)),
-                THREADS, ROOM_BYTES, (T *)y->data, (const T *)x->data, w, a);
+    cuda_launch(cuda, "grouped matrix products", kernel,
+                dim3((unsigned)(fit * cuda->prop.multiProcessorCount)), THREADS, ROOM_BYTES, (T *)y->data,
+                (const T *)x->data, w, a);
 }
 
 void grouped_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,

@@ -188,7 +188,8 @@ static void glu_rows(struct cuda_dev *cuda, const struct tensor *active, const s
 
 static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const struct tensor *x,
                             const struct moe *moe, const struct moe_room *room,
-                            const struct group_weights *up_weights, const struct group_weights *down_weights) {
+                            const struct group_weights *up_weights,
+                            const struct group_weights *down_weights) {
     int64_t t = x->shape[0], n = t * moe->top_k;
     const int32_t *choice = (const int32_t *)room->choice.data;
     int32_t *place = (int32_t *)room->places.data, *first = (int32_t *)room->first.data;

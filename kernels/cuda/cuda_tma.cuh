@@ -54,4 +54,39 @@ __device__ __forceinline__ void tma_fetch(uint32_t to, const CUtensorMap *map, i
                  : "memory");
 }
 
+/* ---------------------------------------------------------------- two blocks as a cluster */
+
+__device__ __forceinline__ uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+/* All threads of all its blocks have come here. */
+__device__ __forceinline__ void cluster_sync() {
+    asm volatile("barrier.cluster.arrive.release;\n"
+                 "barrier.cluster.wait.acquire;" ::
+                     : "memory");
+}
+
+/* At the barrier that lies in block `rank` where `barrier` lies in this one. */
+__device__ __forceinline__ void barrier_arrive_in(uint32_t barrier, uint32_t rank) {
+    asm volatile("{\n"
+                 ".reg .b32 there;\n"
+                 "mapa.shared::cluster.u32 there, %0, %1;\n"
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+                 "}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+/* tma_fetch into both blocks, at the same place; each one's barrier is told. */
+__device__ __forceinline__ void tma_fetch_both(uint32_t to, const CUtensorMap *map, int column, int row,
+                                               uint32_t barrier) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "h"((uint16_t)3)
+                 : "memory");
+}
+
 #endif
