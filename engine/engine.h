@@ -115,6 +115,7 @@ struct model_info {
     int32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, intermediate, vocab;
     int32_t context;            /* longest sequence, tokens */
     int32_t sliding_window;     /* 0 = none */
+    int32_t rope_switch;        /* a sequence of more positions has a second set of rotary frequencies; 0 = there is none */
     bool tied_embeddings;
     int64_t kv_bytes_per_token; /* in the checkpoint's dtype */
     int32_t stop_ids[16];       /* generation_config.json, else config.json's eos */

@@ -18,6 +18,7 @@ struct window_step { /* the arrays of one step, with room for max_rows rows */
     int32_t *token, *position, *slot;
     struct step_sample *samples;
     int32_t *blocks;
+    int32_t rope; /* of the window */
 };
 
 /* Rows of one sequence: row i reads context[i] and is asked for the token behind it, but for
@@ -34,7 +35,8 @@ static int run_rows(struct runner *r, struct window_step *s, const int32_t *cont
                         .block_table = s->blocks,
                         .block_table_stride = (n_context + KV_BLOCK - 1) / KV_BLOCK,
                         .samples = s->samples,
-                        .has_logprobs = true};
+                        .has_logprobs = true,
+                        .rope = s->rope};
     for (int32_t i = 0; i < n_rows; i++) {
         s->token[i] = context[first + i];
         s->position[i] = first + i;
@@ -71,6 +73,7 @@ static int run_window(struct runner *r, struct window_step *s, const int32_t *co
 static int evaluate(struct model *m, struct runner *r, void *arg, struct err *err) {
     struct evaluation *v = arg;
     int32_t rows = runner_get_options(r)->max_samples, given = v->bos >= 0 ? 1 : 0; /* <= max_rows */
+    int32_t change = model_get_info(m)->rope_switch;
     int e = 0;
     size_t room = (size_t)v->window, n_blocks = room / KV_BLOCK + 1, ids = room - (size_t)given;
     int32_t *context = mem_zalloc(room, sizeof *context);
@@ -84,6 +87,7 @@ static int evaluate(struct model *m, struct runner *r, void *arg, struct err *er
         int32_t n = (int32_t)(v->n - at < ids ? v->n - at : ids);
         context[0] = v->bos;
         for (int32_t i = 0; i < n; i++) context[given + i] = v->ids[at + (size_t)i];
+        s.rope = change > 0 && given + n > change;
         e = run_window(r, &s, context, given + n, rows, &v->out.nats, err);
         v->out.n_tokens += given + n - 1;
     }

@@ -244,6 +244,7 @@ struct step {
     int32_t n_bias, n_allowed;
     const struct logit_bias *bias;     /* [n_bias] */
     const int32_t *allowed;            /* [n_allowed] */
+    int32_t rope;                      /* which of the model's rotary tables holds for all rows; no operation reads it */
 };
 
 /* The most that steps will have. */

@@ -21,6 +21,8 @@ static void open_rig(struct rig *r, const char *dir, const struct rig_options *o
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
     runner_keep_logits(r->runner, true);
     r->vocab = model_get_info(r->model)->vocab;
+    int32_t change = model_get_info(r->model)->rope_switch;
+    r->rope = change > 0 && max_positions > change;
     for (int32_t s = 0; s < RIG_SLOTS; s++)
         for (int32_t b = 0; b < RIG_BLOCKS; b++)
             r->table[s * RIG_BLOCKS + b] = (RIG_BLOCKS - 1 - b) * RIG_SLOTS + s;
@@ -67,7 +69,8 @@ void rig_submit(struct rig *r, const struct batch *b) {
                         .block_table = r->table,
                         .block_table_stride = RIG_BLOCKS,
                         .n_samples = b->n_samples,
-                        .samples = b->samples};
+                        .samples = b->samples,
+                        .rope = r->rope};
     struct err err = ERR_INIT;
     assert_ok(step_submit(r->runner, &step, &err), &err);
 }

@@ -14,7 +14,7 @@ struct rig {
     struct model *model;
     struct runner *runner; /* keeps logits */
     int32_t table[RIG_SLOTS * RIG_BLOCKS]; /* a slot's blocks are neither together nor in order */
-    int32_t vocab;
+    int32_t vocab, rope; /* rope: of all steps, as the longest sequence has it */
 };
 
 struct rig_options {

@@ -245,7 +245,7 @@ static void inv_freq_equals_transformers(void **state) {
         struct model_config c = taken(changes);
         float got[MAX_HEAD_DIM / 2];
         int32_t n_positions = (int32_t)json_integer_value(json_object_get(root, "n_positions"));
-        positions_inv_freq(&c.positions, n_positions ? n_positions : c.info.context, got);
+        positions_inv_freq(&c.positions, (n_positions ? n_positions : c.info.context) > c.positions.original_context, got);
         assert_int_equal(json_array_size(want), c.positions.n_rotated / 2);
         double attention = json_number_value(json_object_get(root, "attention_factor"));
         assert_true(fabs((double)c.positions.attention_factor - (attention > 0 ? attention : 1)) < 1e-6);

@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <math.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static const char demo[] = "tests/models/demo", tiny[] = "tests/models/tiny-llama3";
 
@@ -489,6 +490,94 @@ static void check_reference(const char *dir) {
     engine_close(e);
 }
 
+/* ---------------------------------------------------------------- two sets of rotary frequencies */
+
+static void link_into(const char *dir, const char *from, const char *name) {
+    char target[700], path[700], *whole;
+    snprintf(target, sizeof target, "%s/%s", from, name);
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    whole = realpath(target, NULL);
+    assert_non_null(whole);
+    assert_int_equal(symlink(whole, path), 0);
+    free(whole);
+}
+
+static struct engine_request *ids_request(const json_t *ids, size_t n, int32_t max_tokens, uint64_t tag) {
+    struct engine_request *r = engine_request_new();
+    r->tag = tag;
+    r->n_tokens = n;
+    r->tokens = mem_zalloc(n, sizeof *r->tokens);
+    for (size_t i = 0; i < n; i++) r->tokens[i] = (int32_t)json_integer_value(json_array_get(ids, i));
+    r->sampling.max_tokens = max_tokens;
+    r->sampling.ignore_eos = true;
+    return r;
+}
+
+enum { MAX_LINES = 16 };
+
+static size_t read_references(json_t **lines, const char *dir, const char *name, size_t n) {
+    char path[700], *line = NULL;
+    size_t cap = 0;
+    snprintf(path, sizeof path, "%s/%s", dir, name);
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    while (getline(&line, &cap, f) > 0 && n < MAX_LINES) lines[n++] = json_loads(line, 0, NULL);
+    free(line);
+    fclose(f);
+    return n;
+}
+
+static void assert_follows(const struct engine_completion *c, const json_t *line) {
+    const json_t *want = json_object_get(line, "greedy_ids");
+    if (c->finish == FINISH_ERROR) fail_msg("%s: %s", c->error_code, c->error);
+    assert_int_equal(c->n_tokens, json_array_size(want));
+    for (size_t i = 0; i < c->n_tokens; i++)
+        if (c->tokens[i] != json_integer_value(json_array_get(want, i)))
+            fail_msg("a prompt of %d tokens: token %zu is %d", c->n_prompt_tokens, i, c->tokens[i]);
+}
+
+/* Up to 256 tokens a sequence has longrope's short factors, a longer one the long ones, side
+ * by side in one engine; and keys of the one are no prefix of the other's. */
+static void longrope_follows_the_length_of_each_request(void **state) {
+    static const char phi3[] = "tests/models/tiny-phi3";
+    json_t *lines[MAX_LINES];
+    char *dir = temp_path("phi3");
+    size_t n = read_references(lines, phi3, "reference_short.jsonl", 0), n_short = n;
+    n = read_references(lines, phi3, "reference.jsonl", n);
+    assert_int_equal(mkdir(dir, 0700), 0);
+    link_into(dir, phi3, "config.json");
+    link_into(dir, phi3, "generation_config.json");
+    link_into(dir, phi3, "model.safetensors");
+    link_into(dir, demo, "tokenizer.json");
+    for (int look = 0; look <= 2; look++) {
+        struct engine *e = open_engine(&(struct run){.dir = dir, .dtype = "float32", .lookahead = look, .rows = 64 << look});
+        assert_int_equal(engine_model(e)->rope_switch, 256);
+        for (size_t i = 0; i < n; i++) {
+            const json_t *line = lines[(i * 5 + (size_t)look) % n], *prompt = json_object_get(line, "prompt_ids");
+            int32_t max_tokens = (int32_t)json_array_size(json_object_get(line, "greedy_ids"));
+            assert_true(engine_submit(e, ids_request(prompt, json_array_size(prompt), max_tokens, (i * 5 + (uint64_t)look) % n), 1000));
+        }
+        for (size_t i = 0; i < n; i++) {
+            struct engine_completion *c = collect(e);
+            assert_follows(c, lines[c->tag]);
+            engine_completion_free(c);
+        }
+        engine_close(e);
+        /* The longest of the short prompts behind a long request that has left its keys. */
+        e = open_engine(&(struct run){.dir = dir, .dtype = "float32", .lookahead = look});
+        const json_t *prompt = json_object_get(lines[n_short - 1], "prompt_ids");
+        for (int i = 0; i < 3; i++) {
+            assert_true(engine_submit(e, ids_request(prompt, json_array_size(prompt), i == 0 ? 300 : 64, 0), 1000));
+            struct engine_completion *c = collect(e);
+            if (i > 0) assert_follows(c, lines[n_short - 1]);
+            engine_completion_free(c);
+        }
+        engine_close(e);
+    }
+    for (size_t i = 0; i < n; i++) json_decref(lines[i]);
+    free(dir);
+}
+
 static void demo_model_says_what_transformers_says(void **state) {
     check_reference(demo);
 }
@@ -767,6 +856,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(mixtures_are_batch_invariant),
         cmocka_unit_test(large_steps_and_remembered_algorithms),
         cmocka_unit_test(long_prompts_in_a_tiny_pool),
+        cmocka_unit_test(longrope_follows_the_length_of_each_request),
     };
     count = test_is_quick() ? 64 : is_cuda() ? N : 208;
     if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -161,8 +161,10 @@ static void read_windows(struct reader *rd, struct model_config *c) {
 static void read_positions(struct reader *rd, struct model_config *c) {
     const struct family *f = c->family;
     c->positions.attention_factor = 1.0f;
-    if (f->theta_default > 0)
-        positions_read_rope(&c->positions, rd, f, c->info.head_dim, c->info.context);
+    if (f->theta_default <= 0) return;
+    positions_read_rope(&c->positions, rd, f, c->info.head_dim, c->info.context);
+    bool has_two = c->positions.scaling == ROPE_LONGROPE && c->info.context > c->positions.original_context;
+    c->info.rope_switch = has_two ? c->positions.original_context : 0;
 }
 
 static void read_dtype(struct reader *rd, struct model_config *c) {

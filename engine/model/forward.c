@@ -26,7 +26,7 @@ static void attention(struct model *m, const struct layer_weights *w, int32_t la
     struct tensor q = rows_of(&ws->q, t);
     struct activation attended = {.x = rows_of(&ws->attended, t)};
     struct attention_shape shape = m->attention;
-    struct head_rules rules = {.clip = c->clip_qkv, .rope = &m->rope};
+    struct head_rules rules = {.clip = c->clip_qkv, .rope = &m->rope[step->rope]};
     if (config_layer_slides(c, layer)) shape.sliding_window = c->info.sliding_window;
     if (c->qk_norm) {
         rules.q_norm = &w->q_norm;

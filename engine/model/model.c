@@ -75,15 +75,22 @@ int model_pick_dtype(enum dtype *out, const char *asked, const struct model_info
     return 0;
 }
 
-static int open_rope(struct model *m, int32_t max_positions, struct err *err) {
+static int open_rope(struct model *m, bool is_long, int32_t n, struct err *err) {
     const struct positions *p = &m->config.positions;
     float inv_freq[MAX_HEAD_DIM / 2];
-    int32_t n = max_positions > 0 ? max_positions : m->config.info.context;
     int64_t bytes = 4 * (int64_t)n * (p->n_rotated / 2) * (int64_t)sizeof(float); /* cos and sin, host and device */
     if (bytes > dev_memory_available(m->dev))
         return err_set(err, E_NO_MEMORY, "no memory for the positions of %d tokens; lower --max-model-len", n);
-    positions_inv_freq(p, n, inv_freq);
-    return rope_open(&m->rope, m->dev, inv_freq, p->n_rotated, n, p->attention_factor, err);
+    positions_inv_freq(p, is_long, inv_freq);
+    return rope_open(&m->rope[is_long], m->dev, inv_freq, p->n_rotated, n, p->attention_factor, err);
+}
+
+/* longrope: sequences up to its switch and longer ones each have a table of their own. */
+static int open_ropes(struct model *m, int32_t max_positions, struct err *err) {
+    int32_t n = max_positions > 0 ? max_positions : m->config.info.context, change = m->config.info.rope_switch;
+    int r = open_rope(m, false, change > 0 && change < n ? change : n, err);
+    if (r == 0 && change > 0 && change < n) r = open_rope(m, true, n, err);
+    return r;
 }
 
 /* Everything about attention but the layer's window, and ALiBi's slopes on the device. */
@@ -123,7 +130,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
         r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
     if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, err);
-    if (r == 0) r = open_rope(m, options->max_positions, err);
+    if (r == 0) r = open_ropes(m, options->max_positions, err);
     if (r == 0) r = open_attention(m, err);
     checkpoint_close(c);
     if (r < 0) {
@@ -138,7 +145,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
 void model_close(struct model *m) {
     if (!m) return;
     dev_free(m->dev, m->alibi);
-    rope_close(m->dev, &m->rope);
+    for (int i = 0; i < 2; i++) rope_close(m->dev, &m->rope[i]);
     weights_clear(m->dev, &m->weights);
     free(m);
 }

@@ -10,7 +10,7 @@ struct model {
     struct dev *dev; /* borrowed */
     struct model_config config;
     struct weights weights;
-    struct rope rope;
+    struct rope rope[2];              /* of a step's `rope`; the second where there is a rope_switch */
     float *alibi;                     /* on the device; NULL = none */
     struct attention_shape attention; /* of a layer without a window */
     float embed_scale;                /* rounded to the compute dtype */

@@ -139,8 +139,8 @@ static float yarn_frequency(const struct positions *p, float f, int32_t i) {
     return f / p->factor * ramp + f * (1.0f - ramp);
 }
 
-void positions_inv_freq(const struct positions *p, int32_t n_positions, float *inv_freq) {
-    const float *ext = n_positions > p->original_context ? p->long_factor : p->short_factor;
+void positions_inv_freq(const struct positions *p, bool is_long, float *inv_freq) {
+    const float *ext = is_long ? p->long_factor : p->short_factor;
     for (int32_t i = 0; i < p->n_rotated / 2; i++) {
         float f = 1.0f / powf(p->theta, (float)(2 * i) / (float)p->n_rotated);
         switch (p->scaling) {

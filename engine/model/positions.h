@@ -35,9 +35,8 @@ void positions_read_rope(struct positions *p, struct reader *rd, const struct fa
                          int32_t context);
 
 /* inv_freq[n_rotated / 2], scaling applied; formulas as in transformers' modeling_rope_utils.py.
- * n_positions: the longest sequence; longrope takes its long factors where that is more
- * than original_context. */
-void positions_inv_freq(const struct positions *p, int32_t n_positions, float *inv_freq);
+ * is_long: longrope's long factors. */
+void positions_inv_freq(const struct positions *p, bool is_long, float *inv_freq);
 
 /* slopes[n_heads] of ALiBi, as the family's code in transformers makes them. */
 void positions_alibi_slopes(const struct positions *p, int32_t n_heads, float *slopes);

@@ -9,6 +9,10 @@
 #include <assert.h>
 #include <stdlib.h>
 
+/* Where the chain of blocks begins for sequences whose keys are turned otherwise, so that they
+ * find none of the others'. */
+static const uint64_t OTHER_KEYS = UINT64_MAX;
+
 struct draw { /* a sample of a plan, and for whom */
     struct sequence *sequence;
     uint32_t epoch;
@@ -38,6 +42,7 @@ struct scheduler {
     int32_t first_plan, n_plans;
     const struct step_report *applied;
     struct done_queue done;
+    int32_t rope;                 /* of the step being planned: its sequences have one in common */
     const struct sequence *stuck; /* head of waiting that did not fit ... */
     int32_t stuck_free;           /* ... when so many blocks were free */
     struct engine_stats sums;
@@ -207,9 +212,10 @@ static bool make_room(struct scheduler *s, struct plan *p, struct sequence *q) {
 
 static void plan_decode(struct scheduler *s, struct plan *p) {
     for (struct sequence *q = s->running.first, *next; q && step_batch_room(&s->batch) > 0; q = next) {
-        if (sequence_is_decoding(q) && !make_room(s, p, q)) return;
+        bool takes_part = sequence_is_decoding(q) && q->rope == s->rope;
+        if (takes_part && !make_room(s, p, q)) return;
         next = q->next; /* after make_room, which may have taken the next one */
-        if (sequence_is_decoding(q)) give_rows(s, p, q, 1);
+        if (takes_part) give_rows(s, p, q, 1);
     }
 }
 
@@ -226,6 +232,7 @@ static bool admit(struct scheduler *s, struct sequence *q) {
     int32_t slot = s->free_slots[s->n_free_slots - 1], stride = s->batch.step.block_table_stride;
     int32_t n = q->n_tokens + KV_BLOCK, longest = sequence_longest(q);
     q->table = (struct block_table){.ids = s->batch.block_table + (size_t)slot * (size_t)stride, .cap = stride};
+    if (q->rope) q->table.identity = OTHER_KEYS;
     int32_t n_cached = blocks_match(s->blocks, &q->table, q->tokens, sequence_n_cacheable(q));
     if (blocks_reserve(s->blocks, &q->table, n < longest ? n : longest) < 0) {
         blocks_release(s->blocks, &q->table);
@@ -254,7 +261,7 @@ static void note_first_schedule(struct scheduler *s, struct sequence *q, int64_t
 static void plan_waiting(struct scheduler *s, struct plan *p, int64_t now_ns) {
     while (s->waiting.first && step_batch_room(&s->batch) > 0) {
         struct sequence *q = s->waiting.first;
-        if (!admit(s, q)) return;
+        if (q->rope != s->rope || !admit(s, q)) return;
         note_first_schedule(s, q, now_ns);
         plan_chunk(s, p, q);
     }
@@ -288,10 +295,11 @@ static void push_plan(struct scheduler *s, struct plan *p) {
 
 static const struct step *plan(struct scheduler *s, int64_t now_ns) {
     struct plan *p = begin_plan(s);
+    s->batch.step.rope = s->rope;
     int64_t n_preempted = s->sums.n_preemptions;
     plan_decode(s, p);
     for (struct sequence *q = s->running.first; q; q = q->next)
-        if (!sequence_is_decoding(q)) plan_chunk(s, p, q);
+        if (!sequence_is_decoding(q) && q->rope == s->rope) plan_chunk(s, p, q);
     /* Whoever was preempted just now would only come back to be preempted again. */
     if (s->sums.n_preemptions == n_preempted) plan_waiting(s, p, now_ns);
     if (s->batch.step.n_rows == 0) return NULL;
@@ -301,8 +309,13 @@ static const struct step *plan(struct scheduler *s, int64_t now_ns) {
 
 const struct step *scheduler_plan(struct scheduler *s, int64_t now_ns) {
     if (!s->running.first && !s->waiting.first) return NULL;
-    bool forbidden = mem_forbid(true);
+    bool forbidden = mem_forbid(true), has_two = s->options.model->rope_switch > 0;
+    if (has_two) s->rope = 1 - s->rope; /* in turns, so that neither waits for the other */
     const struct step *step = plan(s, now_ns);
+    if (!step && has_two) {
+        s->rope = 1 - s->rope;
+        step = plan(s, now_ns);
+    }
     mem_forbid(forbidden);
     return step;
 }

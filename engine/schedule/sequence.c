@@ -81,6 +81,7 @@ struct sequence *sequence_new(struct engine_request *request, const struct seque
     s->request = request;
     s->n_prompt = s->n_tokens = n;
     s->max_new = max_new;
+    s->rope = limits->model->rope_switch > 0 && sequence_longest(s) > limits->model->rope_switch;
     s->tokens = mem_alloc((size_t)(n + max_new) * sizeof *s->tokens);
     memcpy(s->tokens, request->tokens, (size_t)n * sizeof *s->tokens);
     s->text_bytes = SIZE_MAX;

@@ -28,6 +28,7 @@ struct sequence {
     struct engine_request *request;
     int32_t *tokens;                /* [n_prompt + max_new] */
     int32_t n_prompt, n_tokens, n_computed, n_pending;
+    int32_t rope;                   /* 1: it may grow beyond the model's rope_switch; the same for all its keys */
     int32_t max_new;                /* samples at most: max_tokens, cut to the room in the context */
     int32_t slot;                   /* while running */
     struct block_table table;       /* while running */
