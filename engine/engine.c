@@ -28,7 +28,7 @@
 const struct engine_options ENGINE_OPTIONS_DEFAULT = {
     .device = "auto", .dtype = "auto", .load_format = "auto", .lookahead = -1};
 
-enum { MAX_SEQS = 4096, MAX_ROWS = 65536 };
+enum { MAX_SEQS = 4096, MAX_ROWS = 65535 }; /* no more blocks of threads in a grid's y */
 
 enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_CALL };
 

@@ -806,6 +806,7 @@ static void refuses_options_that_make_no_sense(void **state) {
         {{.model_dir = demo, .load_format = "gguf"}, E_USAGE, "gguf"},
         {{.model_dir = demo, .max_model_len = 100000}, E_USAGE, "context of 512"},
         {{.model_dir = demo, .max_num_seqs = 1000000}, E_USAGE, "--max-num-seqs"},
+        {{.model_dir = demo, .max_num_batched_tokens = 65536}, E_USAGE, "65536 is not in 0 .. 65535"},
         {{.model_dir = demo, .lookahead = 3}, E_USAGE, "look-ahead"},
         {{.model_dir = demo, .max_model_len = 512, .kv_cache_memory_bytes = 100000}, E_NO_MEMORY, "raise --kv-cache"},
         {{.model_dir = "tests/none"}, E_NOT_FOUND, "tests/none"},

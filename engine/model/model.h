@@ -78,7 +78,7 @@ int step_submit(struct runner *r, const struct step *step, struct err *err);
 
 struct step_result {
     const int32_t *drawn;  /* [n_samples] in the step's order, -1 = logits not finite; borrowed
-                              until the next step_collect */
+                              until the next step_submit or step_collect */
     const struct sample_logprobs *logprobs; /* [n_samples], NULL where the step asked for none; borrowed likewise */
     const float *logits;   /* [n_samples, vocab] where runner_keep_logits asked, else NULL */
     int32_t n_samples;
