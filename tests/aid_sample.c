@@ -6,7 +6,7 @@
 
 #include <math.h>
 
-enum { MOST_LOGITS = 20000 };
+enum { MOST_LOGITS = 20003 };
 
 /* ---------------------------------------------------------------- one call of op_sample */
 
@@ -124,29 +124,33 @@ bool draw_plainly(const double *logits, int n, const struct step_sample *s, cons
     }
     if (s->top_k > 0 && s->top_k < kept) kept = with_ties(c, kept, s->top_k);
     double total = 0, mass = 0;
+    int sure = kept; /* of those kept: they are by any rounding */
     for (int i = 0; i < kept; i++) total += c[i].p = exp(c[i].l - c[0].l);
     if (s->top_p < 1) {
         int i = 0;
-        while (i < kept && mass < (double)s->top_p * total) {
+        while (i < kept && mass < ((double)s->top_p + 1e-5) * total) {
             int next = with_ties(c, kept, i + 1);
+            if (mass < ((double)s->top_p - 1e-5) * total) sure = next;
             for (; i < next; i++) mass += c[i].p;
-            if (fabs(mass - (double)s->top_p * total) < 1e-5 * total) is_clear = false;
         }
         kept = i;
+        if (sure > kept) sure = kept;
     }
     for (int i = 0; i < kept; i++)
         if (s->min_p > 0 && c[i].l < c[0].l && fabs(c[i].p - (double)s->min_p) < 1e-5) is_clear = false;
     while (s->min_p > 0 && kept > 1 && c[kept - 1].p < (double)s->min_p) kept--;
 
     double best = -INFINITY, second = -INFINITY;
+    int at = 0;
     for (int i = 0; i < kept; i++) {
         uint32_t id = (uint32_t)c[i].id;
         struct philox_block r = philox4x32(id / 4, (uint32_t)s->position, 0, 0x62617463, (uint32_t)s->seed,
                                            (uint32_t)(s->seed >> 32));
         double u = (r.word[id % 4] + 0.5) / 0x1p32, score = c[i].l - log(-log(u));
         second = fmax(second, fmin(score, best));
-        if (score > best) *drawn = c[i].id;
+        if (score > best) at = i;
         best = fmax(score, best);
     }
-    return is_clear && best - second > 1e-3;
+    *drawn = c[at].id;
+    return is_clear && at < sure && best - second > 1e-3;
 }

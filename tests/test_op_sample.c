@@ -181,6 +181,61 @@ static void draws_follow_the_rule(void **state) {
     each_bed(rule);
 }
 
+/* Long rows: flat ones, of which thousands of tokens are left to be drawn; with so many ties that no
+ * list holds them; with a few tokens high above all others. */
+enum long_row { FLAT, TIED, PEAKED, N_LONG_ROWS };
+
+static float long_logit(struct bed *b, enum long_row kind) {
+    float x = bed_random(b) + bed_random(b) + bed_random(b);
+    if (kind == TIED) return (float)bed_random_below(b, 4);
+    return kind == PEAKED && bed_random_below(b, 2000) == 0 ? 15 + 3 * x : 2 * x;
+}
+
+static void check_long_rows(struct bed *b, const struct step_sample *how) {
+    enum { N = 12, V = 20003 };
+    static struct draws d;
+    static double row[V];
+    int n_unclear = 0;
+    draws_begin(&d, N);
+    float *l = bed_floats(b, N * V);
+    for (int i = 0; i < N * V; i++) l[i] = long_logit(b, (enum long_row)(i / V % N_LONG_ROWS));
+    for (int i = 0; i < N; i++) {
+        d.sample[i] = *how;
+        d.sample[i].row = i;
+        d.sample[i].position = 40 + i;
+        d.sample[i].first_banned = i;
+        d.sample[i].n_banned = i % 4;
+        d.banned[i] = bed_random_below(b, V);
+    }
+    struct tensor t = bed_tensor(b, DTYPE_F32, N, V, l);
+    draw(b, &d, &t, NULL);
+    for (int i = 0; i < N; i++) {
+        int32_t want = -2;
+        for (int k = 0; k < V; k++) row[k] = (double)l[i * V + k];
+        if (!draw_plainly(row, V, &d.sample[i], d.banned, &want)) n_unclear++;
+        else if (d.drawn[i] != want)
+            fail_msg("%s: long row %d (temperature %g, top-k %d, top-p %g, min-p %g) draws %d, not %d", dev_name(b->dev), i,
+                     (double)how->temperature, how->top_k, (double)how->top_p, (double)how->min_p, d.drawn[i], want);
+    }
+    assert_true(n_unclear < N / 2);
+}
+
+static void long_rows(struct bed *b) {
+    static const struct step_sample how[] = {
+        {.temperature = 0.8f, .top_p = 0.95f, .seed = 1},
+        {.temperature = 1, .top_p = 0.3f, .seed = 2},
+        {.temperature = 3, .top_p = 0.999f, .seed = 3},
+        {.temperature = 1.3f, .top_p = 0.9f, .min_p = 0.01f, .seed = 4},
+        {.temperature = 1, .top_p = 1, .top_k = 7000, .seed = 5},
+        {.temperature = 1.5f, .top_p = 0.9f, .top_k = 9000, .seed = 6},
+    };
+    for (size_t i = 0; i < sizeof how / sizeof *how; i++) check_long_rows(b, &how[i]);
+}
+
+static void long_rows_follow_the_rule_too(void **state) {
+    each_bed(long_rows);
+}
+
 /* A row's draw alone is its draw among others, at another place, in another slot. */
 static void sample_bits(struct bed *b) {
     enum { V = 131, N = 40 };
@@ -313,6 +368,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(nan_or_nothing_left_gives_minus_one),
     cmocka_unit_test(a_slot_keeps_the_last_of_its_samples),
     cmocka_unit_test(draws_follow_the_rule),
+    cmocka_unit_test(long_rows_follow_the_rule_too),
     cmocka_unit_test(a_draw_does_not_see_other_rows),
     cmocka_unit_test(frequencies_are_those_of_softmax),
 };

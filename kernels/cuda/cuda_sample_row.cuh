@@ -5,12 +5,16 @@
  *
  *   greedy, or temperature alone   once
  *   min_p                          twice: the highest logit, then the draw
- *   top_k, top_p                   twice: the highest logit and a histogram, then those
- *                                  near the top go into a list in shared memory, where
- *                                  the thresholds and the draw are found
- *   the same, and the list is      once more for the draw and twice for each threshold:
- *   too short (flat logits,        a histogram of the whole row, then one bin of it goes
- *   large top_k)                   into the list (if it is too large, a read for each of
+ *   top_p                          twice: the highest logit and a histogram, which tells
+ *                                  roughly where the threshold will be; then the mass, the
+ *                                  draw among those surely above it, and a list, in shared
+ *                                  memory, of those near it, where the threshold is found
+ *   top_k, and top_p besides       twice: the highest logit and a histogram, then those
+ *                                  near the top go into the list, where the thresholds
+ *                                  and the draw are found
+ *   either, and the list was       once more for the draw and twice for each threshold:
+ *   wrong or too short (many       a histogram of the whole row, then one bin of it goes
+ *   ties, large top_k)             into the list (if it is too large, a read for each of
  *                                  the integer's digits)
  *
  * The draw is an argmax of l + noise, and almost no token can win: a token whose noise,
@@ -107,6 +111,7 @@ static __shared__ struct {
         uint32_t slice[SLICE]; /* before a row is drawn from: cuda_sample_adjust.cuh */
     };
     int32_t n_listed;
+    int32_t bracket_from, bracket_to;
     uint32_t best_key; /* order_key of the best score so far */
     int32_t found_bin;
     uint64_t found_before;
@@ -259,9 +264,14 @@ __device__ __forceinline__ struct ruler ruler_at(float temperature, float top, i
     return {scale, top * scale + (float)bins_above};
 }
 
-/* Never larger for a larger logit, which is all that correctness needs. */
+/* Where a logit is on the ruler; its bin, unless it is beyond an end. Never larger for a larger
+ * logit, which is all that correctness needs. */
+__device__ __forceinline__ float place_of(const struct ruler *r, float x) {
+    return fmaf(-x, r->scale, r->top);
+}
+
 __device__ __forceinline__ int bin_of(const struct ruler *r, float x) {
-    return (int)fminf(fmaxf(fmaf(-x, r->scale, r->top), 0.0f), (float)(BINS - 1));
+    return (int)fminf(fmaxf(place_of(r, x), 0.0f), (float)(BINS - 1));
 }
 
 __device__ __forceinline__ void bins_clear() {
@@ -270,19 +280,31 @@ __device__ __forceinline__ void bins_clear() {
     __syncthreads();
 }
 
+enum bin_weights { BINS_HOLD_MASS, BINS_HOLD_COUNTS };
+
+__device__ __forceinline__ uint64_t bin_weight(enum bin_weights weights, int bin) {
+    return weights == BINS_HOLD_COUNTS ? sh.counts[bin] : sh.bins[bin];
+}
+
+/* The mass of a bin's logits, roughly, from their number; `top`: the highest logit's place on
+ * the ruler. A top beyond the ruler's beginning is in bin 0, without its likes. */
+__device__ __forceinline__ uint64_t bin_mass_guess(int bin, float top) {
+    uint64_t n = sh.counts[bin], one = 1ull << 40;
+    float below = fminf((top - (float)bin - 0.5f) * (LOG2_E / BINS_A_UNIT), 0.0f);
+    uint64_t each = (uint64_t)__float2ull_rz(exp2f(below) * 0x1p40f);
+    return bin == 0 && top < 0.0f && n > 0 ? one + (n - 1) * each : n * each;
+}
+
 /* sh.found_bin = the first bin with which the weights reach `target`, BINS if none, and
- * sh.found_before = the weight of the bins before it. */
-__device__ void bins_search(bool are_counts, uint64_t target) {
-    uint64_t w[BINS_OF_THREAD], sum = 0;
+ * sh.found_before = the weight of the bins before it. w: those of the thread's own bins. */
+__device__ void bins_find(const uint64_t w[BINS_OF_THREAD], uint64_t target) {
+    uint64_t sum = 0;
     int first = threadIdx.x * BINS_OF_THREAD;
     __syncthreads(); /* what was found before has been read */
     if (threadIdx.x == 0) sh.found_bin = BINS;
-    __syncthreads(); /* the histogram is complete */
+    __syncthreads();
 #pragma unroll
-    for (int i = 0; i < BINS_OF_THREAD; i++) {
-        w[i] = are_counts ? sh.counts[first + i] : sh.bins[first + i];
-        sum += w[i];
-    }
+    for (int i = 0; i < BINS_OF_THREAD; i++) sum += w[i];
     uint64_t before = block_sum_before(sum);
     if (before < target && before + sum >= target) {
         bool found = false;
@@ -297,6 +319,14 @@ __device__ void bins_search(bool are_counts, uint64_t target) {
         }
     }
     __syncthreads();
+}
+
+__device__ void bins_search(enum bin_weights weights, uint64_t target) {
+    uint64_t w[BINS_OF_THREAD];
+    __syncthreads(); /* the histogram is complete */
+#pragma unroll
+    for (int i = 0; i < BINS_OF_THREAD; i++) w[i] = bin_weight(weights, threadIdx.x * BINS_OF_THREAD + i);
+    bins_find(w, target);
 }
 
 /* ---------------------------------------------------------------- the highest logit */
@@ -453,7 +483,7 @@ __device__ __noinline__ uint32_t threshold_key(struct source s, struct search q,
         if (i > 0) p.bits = i < 3 ? 11 : 10;
         p.shift = i == 1 ? 21 : i == 2 ? 10 : 0;
         pass_fill(&s, &q, by_mass, &p);
-        bins_search(false, target);
+        bins_search(BINS_HOLD_MASS, target);
         int bin = sh.found_bin;
         if (bin == BINS) return 0;
         target -= sh.found_before;
@@ -470,10 +500,10 @@ __device__ __noinline__ uint32_t threshold_key(struct source s, struct search q,
 
 /* The bins before it go into the list: as many as fit, and no more than top_k needs. */
 __device__ int list_end(int32_t top_k) {
-    bins_search(true, LIST + 1);
+    bins_search(BINS_HOLD_COUNTS, LIST + 1);
     int end = sh.found_bin < BINS - 1 ? sh.found_bin : BINS - 1;
     if (top_k <= 0) return end;
-    bins_search(true, (uint64_t)top_k);
+    bins_search(BINS_HOLD_COUNTS, (uint64_t)top_k);
     return sh.found_bin < end ? sh.found_bin + 1 : end;
 }
 
@@ -584,15 +614,16 @@ __device__ __forceinline__ bool may_win(float exponent, uint32_t word) {
     return reach + (1.0f + 0x1p-21f) >= __uint_as_float(0x3f800000u | ~word >> 9);
 }
 
-/* `most` is the highest of the group. */
-__device__ __forceinline__ void consider_group(struct drawing *d, int32_t group, float4 v, float most) {
+/* `most` is the highest of the group; of its tokens those with a bit in `wanted`. */
+__device__ __forceinline__ void consider_group(struct drawing *d, int32_t group, float4 v, float most,
+                                               unsigned wanted) {
     if (!(fmaf(most, d->scale, -d->floor) >= -MOST_NOISE * LOG2_E)) return;
     struct philox_block r = noise_of(d, group);
     unsigned hits = 0;
 #pragma unroll
     for (int j = 0; j < 4; j++)
         if (may_win(fmaf(pick(v, j), d->scale, -d->floor), r.word[j])) hits |= 1u << j;
-    for (; hits; hits &= hits - 1) {
+    for (hits &= wanted; hits; hits &= hits - 1) {
         int j = __ffs((int)hits) - 1;
         consider(d, group * 4 + j, pick(v, j), word_of(r, j));
     }
@@ -619,7 +650,7 @@ __device__ void draw_pass(const struct source *s, struct drawing *d, float *most
         for (int a = 0; a < AHEAD; a++) {
             float m = max_of(v[a]);
             *most = max_or_nan(*most, m);
-            consider_group(d, threadIdx.x + (turn + a) * THREADS, v[a], m);
+            consider_group(d, threadIdx.x + (turn + a) * THREADS, v[a], m, 15);
         }
     }
 }
@@ -665,6 +696,11 @@ __device__ __noinline__ int32_t sample_plain(struct source s, const struct step_
     return ranked_id(block_max(ranked(d.best, d.id)));
 }
 
+/* 0 = off */
+__device__ __forceinline__ int32_t top_k_of(const struct source *s, const struct step_sample *sample) {
+    return sample->top_k > 0 && sample->top_k < s->n ? sample->top_k : 0;
+}
+
 /* A ruler for a row whose highest logit is not known yet. */
 __device__ struct ruler ruler_by_glance(const struct source *s, float temperature) {
     float x;
@@ -704,10 +740,16 @@ __device__ void limit_in_row(const struct source *s, struct search *q, uint64_t 
 }
 
 /* The highest logit is a candidate always, and its score a floor from the beginning. */
+__device__ struct drawing filtered_drawing(const struct step_sample *sample, const struct limits *limits,
+                                           float top) {
+    float scaled = top / fmaxf(sample->temperature, LEAST_TEMPERATURE);
+    return drawing_of(sample, limits, floor_of(scaled + LEAST_NOISE));
+}
+
 __device__ int32_t draw_filtered(const struct source *s, const struct step_sample *sample,
                                  const struct limits *limits, float top, bool is_listed) {
-    float scaled = top / fmaxf(sample->temperature, LEAST_TEMPERATURE), most;
-    struct drawing d = drawing_of(sample, limits, floor_of(scaled + LEAST_NOISE));
+    float most;
+    struct drawing d = filtered_drawing(sample, limits, top);
     best_clear();
     if (is_listed)
         draw_listed(&d);
@@ -716,8 +758,144 @@ __device__ int32_t draw_filtered(const struct source *s, const struct step_sampl
     return ranked_id(block_max(ranked(d.best, d.id)));
 }
 
+/* ---------------------------------------------------------------- top_p alone */
+
+struct bracket { /* places on the ruler that counted: what lies from `from` to before `to` is listed */
+    float from, to;
+};
+
+/* Bins [0, *end) fit into the list, and if they hold the threshold all before it goes there too.
+ * Else as many bins around that of the threshold as fit; none if it alone is too large. */
+__device__ void bracket_around(int bin, int end) {
+    int from = bin, to = bin + 1;
+    uint32_t n = sh.counts[bin];
+    bool grows = n <= LIST;
+    if (!grows) from = to = 0;
+    for (int turn = 0; grows; turn++) { /* the guess is good to a part of a bin */
+        int next = turn % 2 ? from - 1 : to;
+        grows = turn < 8 && next >= 1 && next < BINS - 1 && (n += sh.counts[next]) <= LIST;
+        if (!grows) break;
+        if (turn % 2)
+            from = next;
+        else
+            to = next + 1;
+    }
+    sh.bracket_from = bin < end ? 0 : from;
+    sh.bracket_to = bin < end ? end : to;
+}
+
+/* Where the threshold will be, from the numbers of logits that highest<true> left in the bins. */
+__device__ struct bracket bracket_of(const struct ruler *ruler, float top, float top_p) {
+    float top_place = place_of(ruler, top);
+    uint64_t w[BINS_OF_THREAD], sum = 0;
+    __syncthreads(); /* the histogram is complete */
+#pragma unroll
+    for (int i = 0; i < BINS_OF_THREAD; i++)
+        sum += w[i] = bin_mass_guess(threadIdx.x * BINS_OF_THREAD + i, top_place);
+    bins_find(w, top_p_target(block_sum(sum), top_p));
+    int bin = sh.found_bin;
+    int end = list_end(0);
+    if (threadIdx.x == 0) bracket_around(bin < BINS - 1 ? bin : BINS - 1, end);
+    __syncthreads();
+    float from = (float)sh.bracket_from, to = (float)sh.bracket_to;
+    return {from > 0.0f ? from : -INFINITY, to > 0.0f ? to : -INFINITY};
+}
+
+struct nucleus {          /* what a pass over the row has found */
+    uint64_t mass, above; /* of the whole row; of what lies before the bracket */
+    float below;          /* the highest logit behind the bracket */
+};
+
+/* A group of four: their mass, and which of them lie before the bracket. */
+__device__ __forceinline__ unsigned nucleus_group(struct nucleus *found, const struct search *q,
+                                                  const struct ruler *ruler, const struct bracket *bracket,
+                                                  float4 v, int group) {
+    unsigned above = 0;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        float x = pick(v, j), place = place_of(ruler, x);
+        uint64_t mass = mass_of(x / q->temperature, q->max);
+        found->mass += mass;
+        if (place < bracket->from) {
+            found->above += mass;
+            above |= 1u << j;
+        } else if (place < bracket->to) {
+            int at = atomicAdd(&sh.n_listed, 1);
+            ((float *)sh.list_x)[at] = x;
+            sh.list_id[at] = group * 4 + j;
+        } else {
+            found->below = fmaxf(found->below, x);
+        }
+    }
+    return above;
+}
+
+/* Mass, list, and the draw among those before the bracket. What has no mass is below any
+ * threshold. From the row's end to its beginning, as in list_fill. */
+__device__ struct nucleus nucleus_pass(const struct source *s, const struct search *q,
+                                       const struct ruler *ruler, const struct bracket *bracket,
+                                       struct drawing *d) {
+    struct nucleus found = {0, 0, -INFINITY};
+    uint32_t seen = order_key(-INFINITY);
+    if (threadIdx.x == 0) sh.n_listed = 0;
+    best_clear();
+    for (int turn = (n_turns(s) - 1) / AHEAD * AHEAD; turn >= 0; turn -= AHEAD) {
+        float4 v[AHEAD];
+        groups_of_turns(v, s, turn);
+        raise_floor(d, &seen);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) {
+            int group = threadIdx.x + (turn + a) * THREADS;
+            float m = max_of(v[a]);
+            if (m / q->temperature - q->max < -NO_MASS) continue;
+            unsigned above = nucleus_group(&found, q, ruler, bracket, v[a], group);
+            if (above) consider_group(d, group, v[a], m, above);
+        }
+    }
+    found.mass = block_sum(found.mass); /* and the list is complete */
+    found.above = block_sum(found.above);
+    found.below = ranked_float(block_max(ranked(found.below, 0)));
+    return found;
+}
+
+/* The threshold, from the list; 0 if it is not there. */
+__device__ uint32_t nucleus_key(const struct nucleus *found, const struct search *q, float top_p) {
+    uint64_t target = top_p_target(found->mass, top_p);
+    if (found->above >= target) return 0;
+    uint32_t key = threshold_key(list_source(), *q, true, target - found->above);
+    return order_key(found->below / q->temperature) < key ? key : 0; /* all that tie are in the list */
+}
+
+/* A call by itself: inlined, it takes registers from sample_plain. */
+__device__ __noinline__ int32_t sample_nucleus(const struct source *s, const struct step_sample *sample) {
+    float temperature = sample->temperature, top_p = sample->top_p;
+    struct ruler guessed = ruler_by_glance(s, temperature);
+    uint64_t best = highest<true>(s, &guessed);
+    float top = ranked_float(best), max = top / temperature;
+    if (!is_number(top)) return -1;
+    if (isinf(max)) return ranked_id(best);
+    struct search q = {temperature, ruler_at(temperature, top, 0), max, {0, -INFINITY}};
+    struct limits limits = {0, sample->min_p > 0.0f ? max + logf(sample->min_p) : -INFINITY};
+    struct bracket bracket = bracket_of(&guessed, top, top_p);
+    struct drawing d = filtered_drawing(sample, &limits, top);
+    struct nucleus found = nucleus_pass(s, &q, &guessed, &bracket, &d);
+    limits.key = d.limits.key = nucleus_key(&found, &q, top_p);
+    if (limits.key) {
+        draw_listed(&d);
+        return ranked_id(block_max(ranked(d.best, d.id)));
+    }
+    limit_in_row(s, &q, found.mass, 0, top_p);
+    limits.key = q.limits.key;
+    return draw_filtered(s, sample, &limits, top, false);
+}
+
+/* ---------------------------------------------------------------- any row */
+
+/* The token drawn, -1 where there is none; for all threads. */
 __device__ __noinline__ int32_t sample_filtered(struct source s, const struct step_sample *sample) {
-    int32_t top_k = sample->top_k > 0 && sample->top_k < s.n ? sample->top_k : 0;
+    int32_t top_k = top_k_of(&s, sample);
+    if (!top_k && sample->top_p < 1.0f && sample->temperature >= LEAST_TEMPERATURE)
+        return sample_nucleus(&s, sample);
     float top_p = sample->top_p, min_p = sample->min_p, temperature = sample->temperature;
     bool has_threshold = top_k || top_p < 1.0f, is_listed = false;
     struct ruler guessed = {0, 0};
@@ -737,10 +915,9 @@ __device__ __noinline__ int32_t sample_filtered(struct source s, const struct st
     return draw_filtered(&s, sample, &q.limits, top, is_listed);
 }
 
-/* The token drawn, -1 where there is none; for all threads. */
 __device__ __forceinline__ int32_t sample_row(const struct source *s, const struct step_sample *sample) {
-    bool is_filtered =
-        (sample->top_k > 0 && sample->top_k < s->n) || sample->top_p < 1.0f || sample->min_p > 0.0f;
+    int32_t top_k = top_k_of(s, sample);
+    bool is_filtered = top_k || sample->top_p < 1.0f || sample->min_p > 0.0f;
     if (sample->temperature <= 0.0f) return sample_greedy(*s);
     if (is_filtered || sample->temperature < LEAST_TEMPERATURE) return sample_filtered(*s, sample);
     return sample_plain(*s, sample);
