@@ -30,6 +30,13 @@ struct profile {
 /* An operation of this class comes next. */
 void profile_op(struct dev *dev, enum op_class c);
 
+struct weight_source {         /* a tensor's numbers */
+    const struct tensor *host; /* in host memory until dev_sync; NULL: normal numbers, as weight_random says */
+    int64_t n_rows;
+    uint64_t seed;
+    float deviation;
+};
+
 struct backend {
     const char *kind;
     void (*close)(struct dev *dev);
@@ -65,6 +72,15 @@ struct backend {
     /* See op_linear_reserve and step_reserve; may be NULL. */
     void (*linear_reserve)(struct dev *dev, const struct weight *w, int64_t max_rows);
     void (*step_reserve)(struct dev *dev, const struct step_limits *limits);
+
+    /* Bytes that stay as they are until dev_sync, of a weight that is read after it. NULL: dev_upload. */
+    void (*weight_upload)(struct dev *dev, void *to, const void *from, size_t bytes);
+
+    /* One tensor's numbers into a quantized weight, as weight_load_runs says; E_PARSE, by the next
+     * dev_sync, where they are not finite. The segments, one a run, have their places and room for
+     * scales; nf4-dq's mean goes into the first. NULL: the host quantizes. */
+    void (*weight_quantize)(struct dev *dev, const struct weight *w, struct weight_segment *segments,
+                            const struct weight_run *runs, int n_runs, const struct weight_source *from);
 
     /* Scratch that products with a quantized weight will need; may be NULL. */
     void (*weight_reserve)(struct dev *dev, const struct weight *w);

@@ -76,8 +76,10 @@ size_t weight_bytes(const struct weight *w);         /* device memory held */
 size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant, int n_tensors);
 
 /* Copy a checkpoint tensor's rows from host memory (row-major [rows, k], F32,
- * F16 or BF16, unaligned is fine) to rows [first_row, first_row + rows). A quantized
- * weight rounds them to its dtype and quantizes them, as one tensor; they must be finite. */
+ * F16 or BF16, unaligned is fine; there until dev_sync) to rows [first_row, first_row + rows).
+ * A quantized weight rounds them to its dtype and quantizes them, as one tensor; they must be
+ * finite, which some devices see for themselves: weight_load_finds_nan. dev_sync is E_PARSE then. */
+bool weight_load_finds_nan(const struct dev *dev);
 void weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 
 /* Rows [from, from + n_rows) of a checkpoint tensor go to rows [to, to + n_rows) of a weight. */
@@ -89,7 +91,7 @@ struct weight_run {
 void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
                       int n_runs);
 
-struct quantized { /* a tensor that is quantized already, in host memory; borrowed */
+struct quantized { /* a tensor that is quantized already, in host memory; the codes are there until dev_sync */
     int64_t n_rows;
     const void *codes;     /* [n_rows][k], or [(n_rows k + 1) / 2] of two numbers each */
     const float *scale;    /* int8, fp8: [n_rows] */

@@ -60,11 +60,15 @@ const float *quant_dynamic_map(void);
 
 /* codes[n], absmax2[quant_blocks(n, QUANT_NESTED_BLOCK)] and *offset, their mean, of absmax[n].
  *
- * A number is first put on the nearest of 65536 even steps between -1 and 1 and then takes the
+ * A number is first put on the nearest of QUANT_STEPS even steps between -1 and 1 and then takes the
  * map's nearest value: so does bitsandbytes on a CPU. Its GPU kernel leaves out the steps,
  * which changes one code in a thousand, to its neighbour. */
 void quant_nested(uint8_t *codes, float *absmax2, float *offset, const float *absmax, int64_t n);
 void quant_nested_back(float *absmax, const uint8_t *codes, const float *absmax2, float offset, int64_t n);
+
+/* The map's nearest code of each of the QUANT_STEPS even steps. */
+enum { QUANT_STEPS = 65536 };
+const uint8_t *quant_nested_steps(void);
 
 /* The mean in f32, summed in the order in which PyTorch sums a vector on a processor with
  * eight lanes and in one thread; the offset's last bits depend on that order. */

@@ -84,10 +84,8 @@ void quant_4bit_back(float *w, const uint8_t *packed, const float *absmax, int64
 
 /* ---------------------------------------------------------------- double quantization */
 
-enum { STEPS = 65536 };
-
 static float dynamic_map[256];
-static uint8_t nearest_code[STEPS]; /* of the i-th even step from -1 to 1 */
+static uint8_t nearest_code[QUANT_STEPS]; /* of the i-th even step from -1 to 1 */
 
 /* End j of 0.1 .. 1 in equal parts: counted from the nearer end and rounded once, as
  * PyTorch does it. */
@@ -114,8 +112,8 @@ static void fill_map(void) {
 static void fill_tables(void) {
     fill_map();
     int code = 0;
-    for (int i = 0; i < STEPS; i++) {
-        float x = (float)(-1 + 2.0 * i / (STEPS - 1));
+    for (int i = 0; i < QUANT_STEPS; i++) {
+        float x = (float)(-1 + 2.0 * i / (QUANT_STEPS - 1));
         while (code < 255 && x > (dynamic_map[code] + dynamic_map[code + 1]) / 2) code++;
         nearest_code[i] = (uint8_t)code;
     }
@@ -129,6 +127,11 @@ static void tables_ready(void) {
 const float *quant_dynamic_map(void) {
     tables_ready();
     return dynamic_map;
+}
+
+const uint8_t *quant_nested_steps(void) {
+    tables_ready();
+    return nearest_code;
 }
 
 /* Eight lanes of four interleaved sums, each in levels: a level's sum is passed on and begun
@@ -199,7 +202,7 @@ void quant_nested(uint8_t *codes, float *absmax2, float *offset, const float *ab
         absmax2[b / QUANT_NESTED_BLOCK] = most;
         for (int64_t i = b; i < b + m; i++) {
             float x = clamp1((absmax[i] - mean) * scale);
-            codes[i] = most > 0 ? nearest_code[(int)((x + 1.0f) * (0.5f * (STEPS - 1)) + 0.5f)] : 0;
+            codes[i] = most > 0 ? nearest_code[(int)((x + 1.0f) * (0.5f * (QUANT_STEPS - 1)) + 0.5f)] : 0;
         }
     }
     *offset = mean;

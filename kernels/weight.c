@@ -95,6 +95,15 @@ static void add_segment(struct weight *w, const struct weight_segment *s) {
     w->segments[at] = *s;
 }
 
+/* A run of a tensor of 4 bits. */
+static void add_run(struct weight *w, struct weight_segment s, const struct weight_run *run, bool is_shared) {
+    s.first_row = run->to;
+    s.n_rows = run->n_rows;
+    s.from_row = run->from;
+    s.is_shared = is_shared;
+    add_segment(w, &s);
+}
+
 static void add_plain_segment(struct weight *w, int64_t first_row, int64_t rows) {
     add_segment(w, &(struct weight_segment){.first_row = first_row, .n_rows = rows});
 }
@@ -105,22 +114,28 @@ const struct weight_segment *weight_segment_of(const struct weight *w, int64_t r
     return s;
 }
 
+/* Room on the device. */
+static bool reserve(struct dev *dev, struct tensor *out, enum dtype dtype, int64_t n) {
+    struct tensor t = tensor_1d(dev_alloc(dev, (size_t)n * dtype_bytes(dtype)), dtype, n);
+    if (t.data) *out = t;
+    else dev_fail(dev, E_NO_MEMORY, "no memory for the scales of a quantized weight");
+    return t.data != NULL;
+}
+
 /* A copy on the device; nothing where there is none on the host. */
 static void store(struct dev *dev, struct tensor *out, enum dtype dtype, int64_t n, const void *host) {
-    if (!host) return;
-    struct tensor t = tensor_1d(dev_alloc(dev, (size_t)n * dtype_bytes(dtype)), dtype, n);
-    if (!t.data) {
-        dev_fail(dev, E_NO_MEMORY, "no memory for the scales of a quantized weight");
-        return;
-    }
-    dev_upload(dev, t.data, host, tensor_bytes(&t));
-    *out = t;
+    if (host && reserve(dev, out, dtype, n)) dev_upload(dev, out->data, host, tensor_bytes(out));
+}
+
+static void upload(struct dev *dev, void *to, const void *from, size_t bytes) {
+    if (dev->backend->weight_upload) dev->backend->weight_upload(dev, to, from, bytes);
+    else dev_upload(dev, to, from, bytes);
 }
 
 /* Rows that lie k_pad apart. */
 static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, int64_t k, int64_t k_pad) {
     if (k == k_pad) {
-        dev_upload(dev, to, from, (size_t)(n * k));
+        upload(dev, to, from, (size_t)(n * k));
         return;
     }
     char *padded = mem_zalloc((size_t)n, (size_t)k_pad);
@@ -143,19 +158,13 @@ static void store_4bit(struct dev *dev, struct weight *w, const struct quantized
     int64_t n = q->n_rows * w->k, blocks = quant_blocks(n, q->block);
     struct weight_segment s = {.offset = w->used, .block = q->block, .mean = q->mean};
     w->used += (size_t)(q->n_rows * w->k_pad / 2);
-    dev_upload(dev, (char *)w->data + s.offset, q->codes, (size_t)(n + 1) / 2);
+    upload(dev, (char *)w->data + s.offset, q->codes, (size_t)(n + 1) / 2);
     memcpy(s.codes, q->values, sizeof s.codes);
     if (q->absmax) store(dev, &s.absmax, DTYPE_F32, blocks, q->absmax);
     else store(dev, &s.absmax, DTYPE_U8, blocks, q->absmax_codes);
     store(dev, &s.absmax2, DTYPE_F32, quant_blocks(blocks, QUANT_NESTED_BLOCK), q->absmax2);
     store(dev, &s.map, DTYPE_F32, 256, q->map);
-    for (int i = 0; i < n_runs; i++) {
-        s.first_row = runs[i].to;
-        s.n_rows = runs[i].n_rows;
-        s.from_row = runs[i].from;
-        s.is_shared = i > 0;
-        add_segment(w, &s);
-    }
+    for (int i = 0; i < n_runs; i++) add_run(w, s, &runs[i], i > 0);
 }
 
 void weight_load_quantized(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *runs,
@@ -163,6 +172,46 @@ void weight_load_quantized(struct dev *dev, struct weight *w, const struct quant
     assert(w->quant != QUANT_NONE);
     if (quant_is_4bit(w->quant)) store_4bit(dev, w, q, runs, n_runs);
     for (int i = 0; i < n_runs && !quant_is_4bit(w->quant); i++) store_8bit(dev, w, q, &runs[i]);
+}
+
+/* ---------------------------------------------------------------- numbers that the device quantizes */
+
+static struct weight_segment segment_8bit(struct dev *dev, const struct weight *w, const struct weight_run *run) {
+    struct weight_segment s = {.first_row = run->to, .n_rows = run->n_rows};
+    s.offset = (size_t)(run->to * w->k_pad);
+    reserve(dev, &s.scale, DTYPE_F32, run->n_rows);
+    return s;
+}
+
+/* Of a whole tensor, without its rows. */
+static struct weight_segment segment_4bit(struct dev *dev, struct weight *w, int64_t n_rows) {
+    int64_t blocks = quant_blocks(n_rows * w->k, QUANT_BLOCK);
+    struct weight_segment s = {.offset = w->used, .block = QUANT_BLOCK};
+    w->used += (size_t)(n_rows * w->k_pad / 2);
+    memcpy(s.codes, quant_codes(w->quant), sizeof s.codes);
+    if (w->quant == QUANT_NF4_DQ) {
+        reserve(dev, &s.absmax, DTYPE_U8, blocks);
+        reserve(dev, &s.absmax2, DTYPE_F32, quant_blocks(blocks, QUANT_NESTED_BLOCK));
+        store(dev, &s.map, DTYPE_F32, 256, quant_dynamic_map());
+    } else reserve(dev, &s.absmax, DTYPE_F32, blocks);
+    return s;
+}
+
+static void quantize_on_device(struct dev *dev, struct weight *w, const struct weight_source *from,
+                               const struct weight_run *runs, int n_runs) {
+    struct weight_segment *s = mem_zalloc((size_t)n_runs, sizeof *s);
+    bool is_4bit = quant_is_4bit(w->quant);
+    if (is_4bit) s[0] = segment_4bit(dev, w, from->n_rows);
+    for (int i = 0; !is_4bit && i < n_runs; i++) s[i] = segment_8bit(dev, w, &runs[i]);
+    if (dev->failed.code == 0) dev->backend->weight_quantize(dev, w, s, runs, n_runs, from);
+    for (int i = 0; i < n_runs; i++)
+        if (is_4bit) add_run(w, s[0], &runs[i], i > 0);
+        else add_segment(w, &s[i]);
+    free(s);
+}
+
+bool weight_load_finds_nan(const struct dev *dev) {
+    return dev->backend->weight_quantize != NULL;
 }
 
 /* ---------------------------------------------------------------- numbers from a checkpoint */
@@ -280,6 +329,10 @@ static void load_plain(struct dev *dev, struct weight *w, const struct tensor *h
 void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
                       int n_runs) {
     assert(host->shape[1] == w->k);
+    if (w->quant != QUANT_NONE && dev->backend->weight_quantize) {
+        quantize_on_device(dev, w, &(struct weight_source){.host = host, .n_rows = host->shape[0]}, runs, n_runs);
+        return;
+    }
     if (quant_is_4bit(w->quant)) load_4bit(dev, w, host, runs, n_runs);
     else if (w->quant != QUANT_NONE) load_8bit(dev, w, host, runs, n_runs);
     else
@@ -323,6 +376,11 @@ void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t
     if (w->quant == QUANT_NONE && dev->backend->weight_random) {
         add_plain_segment(w, first_row, rows);
         dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);
+        return;
+    }
+    if (dev->backend->weight_quantize && w->quant != QUANT_NONE) {
+        struct weight_source from = {.n_rows = rows, .seed = seed, .deviation = deviation};
+        quantize_on_device(dev, w, &from, &(struct weight_run){0, first_row, rows}, 1);
         return;
     }
     int64_t k = w->k, at_once = w->quant == QUANT_NONE ? 1 : rows; /* what is quantized is one tensor */

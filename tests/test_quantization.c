@@ -244,7 +244,7 @@ static void refused(const char *quantization, int code, const char *text) {
     struct err err = ERR_INIT;
     struct model_options options = {.dir = dir};
     assert_ok(quantization_parse(&options.quantization, quantization, &err), &err);
-    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = test_device(), .threads = 1}, &err), &err);
     assert_err(model_open(&m, dev, &options, &err), code, text, &err);
     assert_null(m);
     dev_close(dev);

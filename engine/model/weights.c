@@ -25,6 +25,7 @@ struct loader {
     struct weights_plan plan;
     size_t n_used; /* checkpoint tensors that the model needs */
     uint64_t dummy_seed;
+    bool is_search; /* a plan that also looks for numbers that are not finite */
     struct err *err;
 };
 
@@ -107,21 +108,31 @@ static int load_blocks(struct loader *l, struct weight *w, const struct spread *
     if (r < 0 || !w) return r;
     struct weight_run *runs = spread_runs(s, &n_runs);
     weight_load_runs(l->dev, w, &t, runs, n_runs);
+    r = dev_sync(l->dev, l->err); /* the numbers go now */
+    if (r < 0) err_wrap(l->err, "tensor %s", name);
     free(runs);
     free(t.data);
-    return 0;
+    return r;
+}
+
+/* Numbers that are to be quantized must be finite; where the device sees to it, its error sets
+ * off the search for the tensor. */
+static int check_finite(const struct loader *l, const struct tensor *t, const char *name) {
+    bool is_due = l->dev ? !weight_load_finds_nan(l->dev) : l->is_search;
+    return is_due && l->checkpoint ? quantization_check_finite(t, name, l->err) : 0;
 }
 
 /* One checkpoint tensor's rows of a weight of k columns; w NULL in a plan. */
-static int load_rows(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
+static int load_rows(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name,
+                     bool quantizes) {
     struct tensor t = {0};
     int n_runs;
     l->plan.n_params += spread_rows(s) * k;
     if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE) return load_quantized(l, w, s, k, name);
     if (l->checkpoint && fp8_blocks_is(l->checkpoint, name)) return load_blocks(l, w, s, k, name);
     int r = l->checkpoint ? find(l, name, 2, (int64_t[]){spread_rows(s), k}, &t) : 0;
+    if (r == 0 && quantizes) r = check_finite(l, &t, name);
     if (r < 0 || !w) return r;
-    if (l->checkpoint && w->quant != QUANT_NONE && (r = quantization_check_finite(&t, name, l->err)) < 0) return r;
     struct weight_run *runs = spread_runs(s, &n_runs);
     float deviation = (float)(1.0 / sqrt((double)k));
     if (l->checkpoint) weight_load_runs(l->dev, w, &t, runs, n_runs);
@@ -251,7 +262,7 @@ static int load_weight(struct loader *l, struct weight **out, int64_t k, bool ha
         snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
         snprintf(bias, sizeof bias, "%s%s.bias", prefix, parts[i].name);
         struct weight *w = l->dev ? *out : NULL;
-        int r = load_rows(l, w, &parts[i].spread, k, name);
+        int r = load_rows(l, w, &parts[i].spread, k, name, kind != QUANT_NONE);
         if (r == 0) r = load_bias(l, w, &parts[i].spread, bias, has_bias);
         if (r < 0) return r;
     }
@@ -307,11 +318,12 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     plan_scratch(l, n, k, kind);
     int r = find(l, name, 3, shape, &all);
     if (e > 0) l->n_used--; /* one tensor, however many take their share of it */
-    if (r < 0 || !l->dev) return r;
+    if (r < 0) return r;
     struct tensor slice = tensor_2d((char *)all.data + (size_t)(e * n * k) * dtype_bytes(all.dtype), all.dtype, n, k);
+    if (kind != QUANT_NONE) r = check_finite(l, &slice, name);
+    if (r < 0 || !l->dev) return r;
     *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
     if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
-    if ((*out)->quant != QUANT_NONE && (r = quantization_check_finite(&slice, name, l->err)) < 0) return r;
     weight_load(l->dev, *out, 0, &slice);
     return 0;
 }
@@ -453,6 +465,11 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     w.layers = mem_zalloc((size_t)w.n_layers, sizeof *w.layers);
     r = load_all(&l);
     if (r == 0) r = dev_sync(dev, err);
+    if (r == E_PARSE && weight_load_finds_nan(dev)) {
+        l.is_search = true;
+        int found = plan(&l);
+        if (found < 0) r = found;
+    }
     if (r < 0) weights_clear(dev, &w);
     else *out = w;
     return r;

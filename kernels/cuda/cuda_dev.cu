@@ -168,6 +168,8 @@ static const struct backend *cuda_backend(void) {
     b.weight_bytes = cuda_weight_bytes;
     b.weight_load = cuda_weight_load;
     b.weight_random = cuda_weight_random;
+    b.weight_upload = cuda_weight_upload;
+    b.weight_quantize = cuda_weight_quantize;
     b.weight_reserve = cuda_quantized_reserve;
     b.linear = cuda_linear;
     b.linear_tune = cuda_linear_tune;

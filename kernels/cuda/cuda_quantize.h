@@ -1,9 +1,11 @@
 /* cuda_quantize.h - what the files of quantized products share.
  *
- *   cuda_quantize.cu     which of them serves a product, their scratch, and 8-bit codes where the
- *                        device or the shape does not suit the next
- *   cuda_linear_8bit.cu  8-bit codes on tensor cores
- *   cuda_linear_4bit.cu  4-bit codes */
+ *   cuda_quantize.cu         which of them serves a product, their scratch, and 8-bit codes where
+ *                            the device or the shape does not suit the next
+ *   cuda_linear_8bit.cu      8-bit codes on tensor cores
+ *   cuda_linear_4bit.cu      products with 4-bit codes
+ *   cuda_quantize_load.cu    numbers become codes when a model is loaded
+ *   cuda_quantize_nested.cu  and absmax codes too: double quantization */
 #ifndef BATCHD_KERNELS_CUDA_QUANTIZE_H
 #define BATCHD_KERNELS_CUDA_QUANTIZE_H
 
@@ -29,5 +31,24 @@ void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct act
 /* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                       const struct weight *w);
+
+struct quantizing { /* numbers of a tensor, or rows of one, on their way into a weight; memory is the device's */
+    enum quant_kind kind;
+    enum dtype dtype;     /* the weight's; numbers are rounded to it first */
+    int64_t n_rows, k;
+    int64_t k_pad;        /* 8-bit kinds: from row to row of codes */
+    uint8_t *codes;       /* aligned to 4 bytes */
+    float *scale;         /* of rows, or the absmax of blocks */
+    int32_t *not_finite;  /* becomes 1 where a number is NaN or infinite */
+};
+
+/* Queued on the stream. numbers: [n_rows][k] on the device. */
+void quantize_numbers(cudaStream_t stream, const struct quantizing *q, const void *numbers, enum dtype from);
+
+/* The same of the numbers that cuda_weight_random makes. */
+void quantize_random(cudaStream_t stream, const struct quantizing *q, uint64_t seed, float deviation);
+
+/* quant_nested of n absmax on the device, on its stream; waits, and returns their mean. */
+float quantize_nested(struct cuda_dev *cuda, uint8_t *codes, float *absmax2, const float *absmax, int64_t n);
 
 #endif

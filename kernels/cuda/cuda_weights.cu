@@ -2,9 +2,12 @@
  *
  * A checkpoint lies in mapped files. Threads copy pieces of it into pinned memory, converting
  * them to the weight's dtype on the way, and from there to the device, each over two buffers
- * and a stream of its own, so that reading, converting and copying overlap. weight_load only
- * hands pieces over; whatever reads weights waits for all of them first (cuda_loader_drain). */
-#include "kernels/cuda/cuda.h"
+ * and a stream of its own, so that reading, converting and copying overlap. What is to be
+ * quantized goes up as it is, into memory as large as those buffers, and becomes codes from
+ * there: a quantized weight takes no more room while it is loaded. weight_load only hands
+ * pieces over; whatever reads weights waits for all of them first (cuda_loader_drain). */
+#include "kernels/cuda/cuda_quantize.h"
+#include "kernels/cuda/cuda_random.cuh"
 
 #include "base/mem.h"
 
@@ -47,9 +50,10 @@ enum { LOADERS = 6, BUFFER_BYTES = 4 << 20 };
 
 struct piece { /* rows of one tensor */
     const char *from;
-    char *to; /* device */
+    char *to; /* device; what is quantized goes through memory of the lane's instead */
     int64_t rows, k, k_pad;
     enum dtype from_dtype, dtype;
+    struct quantizing quantizing; /* of kind QUANT_NONE: it is not */
 };
 
 struct cuda_loader {
@@ -60,9 +64,14 @@ struct cuda_loader {
     pthread_cond_t work, idle;
     struct piece *pieces; /* a queue */
     size_t first, n, cap;
-    int n_busy;
+    int n_busy, n_lanes;
     bool stop;
     cudaError_t error; /* the first */
+
+    /* Device memory, while weights are quantized. Changes only when no piece is under way. */
+    char *stages; /* [LOADERS][2] of stage_bytes */
+    size_t stage_bytes;
+    int32_t *not_finite;
 };
 
 static void fill(char *to, const struct piece *p) {
@@ -79,6 +88,7 @@ static void fill(char *to, const struct piece *p) {
 }
 
 struct lane { /* of one thread */
+    int id;
     cudaStream_t stream;
     char *buffer[2];
     cudaEvent_t copied[2];
@@ -105,7 +115,17 @@ static void lane_close(struct lane *l) {
     if (l->stream) cudaStreamDestroy(l->stream);
 }
 
-static cudaError_t lane_send(struct lane *l, const struct piece *p) {
+/* Its codes come from the lane's memory on the device, which is free again when the buffer is. */
+static cudaError_t lane_quantize(const struct cuda_loader *loader, const struct lane *l,
+                                 const struct piece *p, int b, size_t bytes) {
+    char *stage = loader->stages + (size_t)(2 * l->id + b) * loader->stage_bytes;
+    cudaError_t e = cudaMemcpyAsync(stage, l->buffer[b], bytes, cudaMemcpyHostToDevice, l->stream);
+    if (e != cudaSuccess) return e;
+    quantize_numbers(l->stream, &p->quantizing, stage, p->dtype);
+    return cudaGetLastError();
+}
+
+static cudaError_t lane_send(const struct cuda_loader *loader, struct lane *l, const struct piece *p) {
     int b = l->next;
     size_t bytes = (size_t)(p->rows * p->k_pad) * dtype_bytes(p->dtype);
     l->next = 1 - b;
@@ -117,7 +137,9 @@ static cudaError_t lane_send(struct lane *l, const struct piece *p) {
     }
     if (e != cudaSuccess) return e;
     fill(l->buffer[b], p);
-    e = cudaMemcpyAsync(p->to, l->buffer[b], bytes, cudaMemcpyHostToDevice, l->stream);
+    e = p->quantizing.kind != QUANT_NONE
+            ? lane_quantize(loader, l, p, b, bytes)
+            : cudaMemcpyAsync(p->to, l->buffer[b], bytes, cudaMemcpyHostToDevice, l->stream);
     return e == cudaSuccess ? cudaEventRecord(l->copied[b], l->stream) : e;
 }
 
@@ -138,10 +160,11 @@ static void *loader_main(void *arg) {
     cudaSetDevice(l->cuda->id);
     cudaError_t e = lane_open(&lane);
     pthread_mutex_lock(&l->lock);
+    lane.id = l->n_lanes++;
     while (take_piece(l, &p)) {
         bool is_last = l->n == 0;
         pthread_mutex_unlock(&l->lock);
-        if (e == cudaSuccess) e = lane_send(&lane, &p);
+        if (e == cudaSuccess) e = lane_send(l, &lane, &p);
         if (e == cudaSuccess && is_last) e = cudaStreamSynchronize(lane.stream);
         pthread_mutex_lock(&l->lock);
         if (e != cudaSuccess && l->error == cudaSuccess) l->error = e;
@@ -164,6 +187,15 @@ static struct cuda_loader *loader_open(struct cuda_dev *cuda) {
     return l;
 }
 
+/* No piece is under way. */
+static void stages_close(struct cuda_loader *l) {
+    cudaFree(l->stages);
+    cudaFree(l->not_finite);
+    l->stages = NULL;
+    l->not_finite = NULL;
+    l->stage_bytes = 0;
+}
+
 void cuda_loader_close(struct cuda_dev *cuda) {
     struct cuda_loader *l = cuda->loader;
     if (!l) return;
@@ -175,23 +207,35 @@ void cuda_loader_close(struct cuda_dev *cuda) {
     pthread_cond_destroy(&l->work);
     pthread_cond_destroy(&l->idle);
     pthread_mutex_destroy(&l->lock);
+    stages_close(l);
     free(l->pieces);
     free(l);
     cuda->loader = NULL;
 }
 
-/* The device's copies are over too: a thread that is idle has no more to send, but its last
- * copies may be under way, so wait for the device as a whole. */
-void cuda_loader_wait(struct cuda_dev *cuda) {
+/* All pieces that were handed over are on the device. Its copies are over too: a thread that is
+ * idle has no more to send, but its last copies may be under way, so wait for the device as a
+ * whole. */
+static bool loader_settle(struct cuda_dev *cuda) {
     struct cuda_loader *l = cuda->loader;
     pthread_mutex_lock(&l->lock);
     while (l->n > 0 || l->n_busy > 0) pthread_cond_wait(&l->idle, &l->lock);
     cudaError_t e = l->error;
     l->error = cudaSuccess;
     pthread_mutex_unlock(&l->lock);
+    return cuda_ok(cuda, e, "loading weights") && cuda_ok(cuda, cudaDeviceSynchronize(), "loading weights");
+}
+
+void cuda_loader_wait(struct cuda_dev *cuda) {
+    struct cuda_loader *l = cuda->loader;
+    int32_t not_finite = 0;
     cuda->is_loading = false;
-    cuda_ok(cuda, e, "loading weights");
-    cuda_ok(cuda, cudaDeviceSynchronize(), "loading weights");
+    loader_settle(cuda);
+    if (!l->stages) return;
+    cuda_ok(cuda, cudaMemcpy(&not_finite, l->not_finite, sizeof not_finite, cudaMemcpyDeviceToHost),
+            "loading weights");
+    stages_close(l);
+    if (not_finite) dev_fail(&cuda->dev, E_PARSE, "weights that are to be quantized are not finite");
 }
 
 static void give(struct cuda_loader *l, const struct piece *p) {
@@ -205,17 +249,22 @@ static void give(struct cuda_loader *l, const struct piece *p) {
     pthread_mutex_unlock(&l->lock);
 }
 
+/* False after an error. */
+static bool loader_begin(struct cuda_dev *cuda) {
+    if (!cuda->loader) cuda->loader = loader_open(cuda);
+    cuda->is_loading = true;
+    /* The memory may still be being cleared, on the device's stream. */
+    return cuda->dev.failed.code == 0 &&
+           cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "loading weights");
+}
+
 void cuda_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host) {
     struct cuda_dev *cuda = cuda_of(dev);
     size_t in_row = (size_t)w->k * dtype_bytes(host->dtype),
            out_row = (size_t)w->k_pad * dtype_bytes(w->dtype);
     int64_t rows = host->shape[0], most = (int64_t)(BUFFER_BYTES / out_row);
     if (most < 1) most = 1;
-    if (!cuda->loader) cuda->loader = loader_open(cuda);
-    if (cuda->dev.failed.code) return;
-    /* The memory may still be being cleared, on the device's stream. */
-    if (!cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "loading weights")) return;
-    cuda->is_loading = true;
+    if (!loader_begin(cuda)) return;
     for (int64_t r = 0; r < rows; r += most) {
         struct piece p = {(const char *)host->data + (size_t)r * in_row,
                           (char *)w->data + (size_t)(first_row + r) * out_row,
@@ -223,29 +272,132 @@ void cuda_weight_load(struct dev *dev, struct weight *w, int64_t first_row, cons
                           w->k,
                           w->k_pad,
                           host->dtype,
-                          w->dtype};
+                          w->dtype,
+                          {}};
         give(cuda->loader, &p);
     }
 }
 
-/* ---------------------------------------------------------------- random weights */
-
-__host__ __device__ __forceinline__ uint64_t mix64(uint64_t x) { /* splitmix64's finaliser */
-    x ^= x >> 30;
-    x *= 0xbf58476d1ce4e5b9ull;
-    x ^= x >> 27;
-    x *= 0x94d049bb133111ebull;
-    return x ^ x >> 31;
+/* Bytes as they are; they must stay where they are until the device was waited for. */
+void cuda_weight_upload(struct dev *dev, void *to, const void *from, size_t bytes) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    if (!loader_begin(cuda)) return;
+    for (size_t at = 0; at < bytes; at += BUFFER_BYTES) {
+        int64_t n = (int64_t)(bytes - at < BUFFER_BYTES ? bytes - at : BUFFER_BYTES);
+        struct piece p = {(const char *)from + at, (char *)to + at, 1, n, n, DTYPE_U8, DTYPE_U8, {}};
+        give(cuda->loader, &p);
+    }
 }
+
+/* ---------------------------------------------------------------- weights that are quantized on their way */
+
+/* Memory of the lanes', for pieces of so many bytes. */
+static bool stages_reserve(struct cuda_dev *cuda, size_t bytes) {
+    struct cuda_loader *l = cuda->loader;
+    if (bytes <= l->stage_bytes) return true;
+    if (!loader_settle(cuda)) return false;
+    if (!l->not_finite &&
+        (!cuda_ok(cuda, cudaMalloc((void **)&l->not_finite, sizeof *l->not_finite), "loading weights") ||
+         !cuda_ok(cuda, cudaMemset(l->not_finite, 0, sizeof *l->not_finite), "loading weights")))
+        return false;
+    cudaFree(l->stages);
+    l->stages = NULL;
+    l->stage_bytes = 0;
+    if (!cuda_ok(cuda, cudaMalloc((void **)&l->stages, LOADERS * 2 * bytes), "loading weights")) return false;
+    l->stage_bytes = bytes;
+    return true;
+}
+
+static struct quantizing quantizing_of(const struct weight *w, int64_t n_rows, int32_t *not_finite) {
+    struct quantizing q = {};
+    q.kind = w->quant;
+    q.dtype = w->dtype;
+    q.n_rows = n_rows;
+    q.k = w->k;
+    q.k_pad = w->k_pad;
+    q.not_finite = not_finite;
+    return q;
+}
+
+static void give_quantized(struct cuda_loader *l, const char *from, enum dtype dtype,
+                           const struct quantizing *q) {
+    struct piece p = {from, NULL, q->n_rows, q->k, q->k, dtype, dtype, *q};
+    give(l, &p);
+}
+
+/* Pieces of whole blocks: a tensor's numbers are one long row. */
+static void give_blocks(struct cuda_dev *cuda, const struct weight *w, const struct tensor *host,
+                        uint8_t *codes, float *absmax) {
+    int64_t n = host->shape[0] * w->k, most = BUFFER_BYTES / (int64_t)dtype_bytes(host->dtype);
+    struct quantizing q = quantizing_of(w, 1, cuda->loader->not_finite);
+    for (int64_t at = 0; at < n; at += most) {
+        q.k = n - at < most ? n - at : most;
+        q.codes = codes + at / 2;
+        q.scale = absmax + at / QUANT_BLOCK;
+        give_quantized(cuda->loader, (const char *)host->data + (size_t)at * dtype_bytes(host->dtype),
+                       host->dtype, &q);
+    }
+}
+
+/* Pieces of whole rows of a run. */
+static void give_rows(struct cuda_dev *cuda, const struct weight *w, const struct tensor *host,
+                      const struct weight_run *run, float *scale) {
+    int64_t row = w->k * (int64_t)dtype_bytes(host->dtype), most = BUFFER_BYTES / row;
+    struct quantizing q = quantizing_of(w, 0, cuda->loader->not_finite);
+    if (most < 1) most = 1;
+    for (int64_t r = 0; r < run->n_rows; r += most) {
+        q.n_rows = run->n_rows - r < most ? run->n_rows - r : most;
+        q.codes = (uint8_t *)w->data + (run->to + r) * w->k_pad;
+        q.scale = scale + r;
+        give_quantized(cuda->loader, (const char *)host->data + (run->from + r) * row, host->dtype, &q);
+    }
+}
+
+static void quantize_checkpoint(struct cuda_dev *cuda, const struct weight *w, const struct tensor *host,
+                                const struct weight_run *runs, const struct weight_segment *segments,
+                                int n_runs, float *absmax) {
+    size_t row = (size_t)w->k * dtype_bytes(host->dtype);
+    bool is_4bit = quant_is_4bit(w->quant);
+    if (!loader_begin(cuda) || !stages_reserve(cuda, is_4bit || row < BUFFER_BYTES ? BUFFER_BYTES : row))
+        return;
+    if (is_4bit) give_blocks(cuda, w, host, (uint8_t *)w->data + segments->offset, absmax);
+    for (int i = 0; !is_4bit && i < n_runs; i++)
+        give_rows(cuda, w, host, &runs[i], (float *)segments[i].scale.data);
+}
+
+/* Random numbers need not travel: they become codes where they are made. */
+static void quantize_made_up(struct cuda_dev *cuda, const struct weight *w, const struct weight_source *from,
+                             const struct weight_segment *segment, float *absmax) {
+    struct quantizing q = quantizing_of(w, from->n_rows, NULL); /* they are finite */
+    q.codes = (uint8_t *)w->data + segment->offset;
+    q.scale = quant_is_4bit(w->quant) ? absmax : (float *)segment->scale.data;
+    quantize_random(cuda->stream, &q, from->seed, from->deviation);
+    cuda_launched(cuda, "random weights");
+}
+
+void cuda_weight_quantize(struct dev *dev, const struct weight *w, struct weight_segment *segments,
+                          const struct weight_run *runs, int n_runs, const struct weight_source *from) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    bool is_nested = w->quant == QUANT_NF4_DQ;
+    if (is_nested && (!cuda->quant || !cuda->quant->weights)) return; /* reserving has failed, and said so */
+    /* absmax that become codes too lie where products will have the weight's numbers. */
+    float *absmax = is_nested ? (float *)cuda->quant->weights : (float *)segments->absmax.data;
+    if (from->host)
+        quantize_checkpoint(cuda, w, from->host, runs, segments, n_runs, absmax);
+    else
+        quantize_made_up(cuda, w, from, segments, absmax);
+    if (!is_nested || (cuda->loader && !loader_settle(cuda))) return;
+    segments->mean = quantize_nested(cuda, (uint8_t *)segments->absmax.data, (float *)segments->absmax2.data,
+                                     absmax, quant_blocks(from->n_rows * w->k, QUANT_BLOCK));
+}
+
+/* ---------------------------------------------------------------- random weights */
 
 template <typename T>
 __global__ void random_kernel(T *w, int64_t n, int64_t k, int64_t k_pad, uint64_t seed, float deviation) {
     for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n * k;
          i += (int64_t)gridDim.x * blockDim.x) {
-        uint64_t r = mix64(seed + (uint64_t)i * 0x9e3779b97f4a7c15ull);
-        float u = ((float)(uint32_t)(r >> 32) + 0.5f) * 0x1p-32f, v = (float)(uint32_t)r * 0x1p-32f;
-        float x = sqrtf(-2.0f * logf(u < 1.0f ? u : 1.0f - 0x1p-24f)) * cospif(2.0f * v);
-        w[i / k * k_pad + i % k] = cuda_round<T>(x * deviation);
+        w[i / k * k_pad + i % k] = cuda_round<T>(random_normal(seed, i) * deviation);
     }
 }
 
