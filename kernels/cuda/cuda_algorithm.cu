@@ -273,6 +273,10 @@ bool algorithms_follow_ours(struct cuda_dev *cuda, const struct linear_shape *s,
     return r && r->is_ours;
 }
 
+bool algorithms_know(const struct cuda_dev *cuda, const struct linear_shape *s) {
+    return find_reference(cuda->linear->algorithms, s) != NULL;
+}
+
 /* Are rows [first, first + n) of y the reference's? */
 static bool agrees(struct cuda_dev *cuda, const struct reference *r, const struct linear_operands *o,
                    int64_t first, int64_t n, void *room) {

@@ -78,6 +78,8 @@ void algorithms_close(struct cuda_dev *cuda);
 /* Do this shape's products follow our own kernel's bits? Else cuBLASLt's first algorithm is
  * the reference, and our kernel must not be used. */
 bool algorithms_follow_ours(struct cuda_dev *cuda, const struct linear_shape *s, const void *w);
+/* Has that been asked before? Then w is not looked at. */
+bool algorithms_know(const struct cuda_dev *cuda, const struct linear_shape *s);
 /* m rows, by the algorithm for so many. */
 void algorithms_multiply(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
                          const struct linear_operands *o);

@@ -3,7 +3,9 @@
  *   cuda_quantize.cu         which of them serves a product, their scratch, and 8-bit codes where
  *                            the device or the shape does not suit the next
  *   cuda_linear_8bit.cu      8-bit codes on tensor cores
- *   cuda_linear_4bit.cu      products with 4-bit codes
+ *   cuda_linear_4bit.cu      products with 4-bit codes, by one of the next two
+ *   cuda_few_4bit.cu         few rows: codes are decoded in registers
+ *   cuda_decode_4bit.cu      codes become numbers in scratch
  *   cuda_quantize_load.cu    numbers become codes when a model is loaded
  *   cuda_quantize_nested.cu  and absmax codes too: double quantization */
 #ifndef BATCHD_KERNELS_CUDA_QUANTIZE_H
@@ -31,6 +33,15 @@ void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct act
 /* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                       const struct weight *w);
+
+/* cuda_few_4bit.cu: the bits of cuda_decode_4bit and cuda_linear_few, where that kernel's are the
+ * reference (algorithms_follow_ours). Rows of y that it takes, and weights: any of whole blocks
+ * of QUANT_BLOCK in rows of a multiple of 256 numbers, in few segments. */
+bool few_4bit_can(const struct cuda_dev *cuda, const struct tensor *y, const struct weight *w);
+void cuda_few_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x, const struct weight *w);
+
+/* numbers[n_pad][k_pad] of the weight's dtype, queued. */
+void cuda_decode_4bit(struct cuda_dev *cuda, void *numbers, const struct weight *w);
 
 struct quantizing { /* numbers of a tensor, or rows of one, on their way into a weight; memory is the device's */
     enum quant_kind kind;
