@@ -67,7 +67,6 @@ static const char *foreign_flag(const struct args *a) {
     if (a->max_num_batched_tokens) return "--max-num-batched-tokens";
     if (a->kv_cache_memory_bytes) return "--kv-cache-memory-bytes";
     if (a->kv_cache_dtype) return "--kv-cache-dtype";
-    if (a->quantization) return "--quantization";
     if (a->quantization_skip) return "--quantization-skip";
     if (a->gpu_memory_limit) return "--gpu-memory-limit";
     if (a->gpu_memory_utilization > 0) return "--gpu-memory-utilization";
@@ -82,6 +81,7 @@ int bench_kernels(const struct args *args) {
                                       .dtype = args->dtype,
                                       .threads = (int32_t)args->threads,
                                       .shape = args->shape,
+                                      .quantization = args->quantization,
                                       .parts = args->words + 1,
                                       .n_parts = args->n_words - 1};
     const char *flag = foreign_flag(args);

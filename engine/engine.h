@@ -384,6 +384,7 @@ struct engine_kernel_options {
     const char *shape;          /* "phi-2", "mistral-7b", "llama-3.1-8b", "llama-70b", "mixtral-8x7b", "small"; "all" but small;
                                    NULL = small on the CPU, else all */
     const char *const *parts;   /* "linear", "experts", "attention", "rows", "sample" */
+    const char *quantization;   /* of the weights of layers, as in engine_options; NULL = none */
     size_t n_parts;             /* 0 = all */
 };
 

@@ -78,7 +78,7 @@ struct backend {
 
     /* One tensor's numbers into a quantized weight, as weight_load_runs says; E_PARSE, by the next
      * dev_sync, where they are not finite. The segments, one a run, have their places and room for
-     * scales; nf4-dq's mean goes into the first. NULL: the host quantizes. */
+     * absmax; nf4-dq's mean goes into the first. NULL: the host quantizes. */
     void (*weight_quantize)(struct dev *dev, const struct weight *w, struct weight_segment *segments,
                             const struct weight_run *runs, int n_runs, const struct weight_source *from);
 

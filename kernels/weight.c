@@ -144,9 +144,13 @@ static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, i
     free(padded);
 }
 
+static struct weight_segment segment_8bit(const struct weight *w, const struct weight_run *run) {
+    return (struct weight_segment){
+        .first_row = run->to, .n_rows = run->n_rows, .offset = (size_t)(run->to * w->k_pad)};
+}
+
 static void store_8bit(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *run) {
-    struct weight_segment s = {.first_row = run->to, .n_rows = run->n_rows};
-    s.offset = (size_t)(run->to * w->k_pad);
+    struct weight_segment s = segment_8bit(w, run);
     store_rows(dev, (char *)w->data + s.offset, (const char *)q->codes + run->from * w->k, run->n_rows, w->k, w->k_pad);
     dev_upload(dev, (float *)w->scale.data + run->to, q->scale + run->from, (size_t)run->n_rows * 4);
     add_segment(w, &s);
@@ -176,13 +180,6 @@ void weight_load_quantized(struct dev *dev, struct weight *w, const struct quant
 
 /* ---------------------------------------------------------------- numbers that the device quantizes */
 
-static struct weight_segment segment_8bit(struct dev *dev, const struct weight *w, const struct weight_run *run) {
-    struct weight_segment s = {.first_row = run->to, .n_rows = run->n_rows};
-    s.offset = (size_t)(run->to * w->k_pad);
-    reserve(dev, &s.scale, DTYPE_F32, run->n_rows);
-    return s;
-}
-
 /* Of a whole tensor, without its rows. */
 static struct weight_segment segment_4bit(struct dev *dev, struct weight *w, int64_t n_rows) {
     int64_t blocks = quant_blocks(n_rows * w->k, QUANT_BLOCK);
@@ -202,7 +199,7 @@ static void quantize_on_device(struct dev *dev, struct weight *w, const struct w
     struct weight_segment *s = mem_zalloc((size_t)n_runs, sizeof *s);
     bool is_4bit = quant_is_4bit(w->quant);
     if (is_4bit) s[0] = segment_4bit(dev, w, from->n_rows);
-    for (int i = 0; !is_4bit && i < n_runs; i++) s[i] = segment_8bit(dev, w, &runs[i]);
+    for (int i = 0; !is_4bit && i < n_runs; i++) s[i] = segment_8bit(w, &runs[i]);
     if (dev->failed.code == 0) dev->backend->weight_quantize(dev, w, s, runs, n_runs, from);
     for (int i = 0; i < n_runs; i++)
         if (is_4bit) add_run(w, s[0], &runs[i], i > 0);

@@ -165,7 +165,7 @@ static void an_error_ends_the_measurements(void **state) {
     assert_int_equal(seen.n_figures, 0);
     struct tensor t = bench_tensor(&r.b, DTYPE_F32, 4, 4);
     assert_null(t.data);
-    assert_null(bench_weight(&r.b, 16, 16));
+    assert_null(bench_weight(&r.b, 16, 16, QUANT_NONE));
     bench_time(&r.b, "op", "case", 1, 1, run, &seen, SETS);
     assert_int_equal(seen.n_figures, 0);
     close_rig(&r);

@@ -144,6 +144,7 @@ static void products(struct bed *b) {
         check_product(b, 9, 64, 1536, kinds[i], b->dtype); /* outliers in most columns, */
         check_product(b, 4, 48, 512, kinds[i], b->dtype);  /* in few, */
         check_product(b, 3, 32, 512, kinds[i], DTYPE_F32);
+        for (int m = 3; quant_is_4bit(kinds[i]) && m <= 30; m += 9) check_product(b, m, 96, 768, kinds[i], b->dtype);
     }
 }
 
@@ -179,7 +180,7 @@ static void products_of_integers_are_exact(void **state) {
 /* Any run of m rows gives what the same rows give among 100. */
 static void check_bits(struct bed *b, int n, int k, enum quant_kind kind) {
     enum { ALL = 100 };
-    static const int counts[] = {1, 2, 3, 5, 7, 16, 64, 99};
+    static const int counts[] = {1, 2, 3, 5, 7, 8, 13, 16, 21, 32, 64, 99};
     struct reference ref = make_weight(b, n, k, kind);
     struct activation x = {.x = make_rows(b, ALL, k)};
     struct product all = {.y = bed_tensor(b, b->dtype, ALL, n, NULL)};
@@ -196,6 +197,21 @@ static void check_bits(struct bed *b, int n, int k, enum quant_kind kind) {
         }
     }
     weight_free(b->dev, ref.w);
+}
+
+/* Shapes that a GPU multiplies without turning codes back first, where rows are few; blocks of
+ * rows of several sizes. */
+static void bits_of_few(struct bed *b) {
+    static const int shapes[][2] = {{96, 256}, {96, 512}, {24, 2560}, {4104, 256}, {6168, 512}, {28680, 256}};
+    bool is_cpu = strcmp(dev_kind(b->dev), "cpu") == 0;
+    for (int i = 0; i < (is_cpu ? 2 : 6); i++) {
+        check_bits(b, shapes[i][0], shapes[i][1], QUANT_NF4);
+        check_bits(b, shapes[i][0], shapes[i][1], i % 2 ? QUANT_FP4 : QUANT_NF4_DQ);
+    }
+}
+
+static void products_of_few_rows_have_the_bits_of_many(void **state) {
+    each_bed(bits_of_few);
 }
 
 static void bits(struct bed *b) {
@@ -245,8 +261,8 @@ static void tensors_quantized_elsewhere_keep_their_maps(void **state) {
 }
 
 /* Rows of one tensor that go to several places are quantized before they part. */
-static void spread(struct bed *b) {
-    enum { N = 24, K = 40 }; /* blocks straddle rows */
+static void check_spread(struct bed *b, int64_t K) {
+    enum { N = 24 };
     static const struct weight_run runs[] = {{8, 0, 8}, {0, 8, 8}, {16, 16, 8}}, all = {0, 0, N};
     for (int i = 0; i < N_KINDS; i++) {
         struct activation x = {.x = make_rows(b, 5, K)};
@@ -265,6 +281,11 @@ static void spread(struct bed *b) {
             for (int c = 0; c < N; c++)
                 assert_true(parted[r * N + (c < 8 ? c + 8 : c < 16 ? c - 8 : c)] == whole[r * N + c]);
     }
+}
+
+static void spread(struct bed *b) {
+    check_spread(b, 40); /* blocks straddle rows */
+    for (int i = 0; i < 2; i++) check_spread(b, 3072); /* the second time by the kernel for few rows */
 }
 
 static void rows_of_a_tensor_may_go_to_several_places(void **state) {
@@ -491,7 +512,7 @@ static void assert_8bit(struct bed *b, const struct weight *w, const float *numb
     }
     struct tensor data = tensor_1d(w->data, DTYPE_U8, w->n * w->k_pad);
     assert_holds(b, &data, codes, w->n * w->k_pad);
-    assert_holds(b, &w->segments[0].scale, scale, w->n);
+    assert_holds(b, &w->scale, scale, w->n);
     free(codes);
     free(scale);
 }
@@ -668,6 +689,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_follow_the_rule_of_each_kind),
     cmocka_unit_test(products_of_integers_are_exact),
     cmocka_unit_test(products_do_not_see_other_rows),
+    cmocka_unit_test(products_of_few_rows_have_the_bits_of_many),
     cmocka_unit_test(tensors_quantized_elsewhere_keep_their_maps),
     cmocka_unit_test(rows_of_a_tensor_may_go_to_several_places),
     cmocka_unit_test(codes_from_producers_are_those_of_their_numbers),

@@ -3,6 +3,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "engine/model/measure.h"
+#include "engine/model/quantization.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
@@ -65,8 +66,8 @@ struct tensor bench_tensor(struct kernel_bench *b, enum dtype dtype, int64_t row
     return t;
 }
 
-struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k) {
-    struct weight *w = b->error == 0 ? weight_new(b->dev, n, k, b->dtype) : NULL;
+struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k, enum quant_kind quant) {
+    struct weight *w = b->error == 0 ? weight_new_quantized(b->dev, n, k, b->dtype, quant) : NULL;
     if (w) {
         weight_random(b->dev, w, 0, n, ++b->seed, 0.02f);
         b->weights = mem_realloc(b->weights, (size_t)b->n_weights + 1, sizeof *b->weights);
@@ -265,7 +266,10 @@ static int bench_all(struct kernel_bench *b, const struct engine_kernel_options 
 int engine_bench_kernels(const struct engine_kernel_options *o, struct engine_kernel_device *device,
                          engine_kernel_fn *each, void *arg, struct err *err) {
     struct kernel_bench b = {.each = each, .arg = arg, .err = err};
+    struct quantization quantization;
     uint32_t which = 0;
+    if (quantization_parse(&quantization, o->quantization, err) < 0) return E_USAGE;
+    b.quant = quantization.kind;
     for (size_t i = 0; i < o->n_parts; i++)
         if (!is_part(o->parts[i])) return no_such(err, "part", o->parts[i]);
     int r = dev_open(&b.dev, &(struct dev_options){.kind = o->device, .threads = o->threads}, err);

@@ -22,6 +22,7 @@ struct kernel_shape { /* sizes of a model's layer */
 struct kernel_bench {
     struct dev *dev;
     enum dtype dtype;
+    enum quant_kind quant; /* of the weights of layers */
     bool is_cpu;
     const struct kernel_shape *shape;
     struct engine_roof roof;
@@ -44,7 +45,7 @@ int32_t bench_sets(const struct kernel_bench *b, double bytes);
 
 /* Random numbers on the device, good until bench_case_end. After an error: no tensor, NULL. */
 struct tensor bench_tensor(struct kernel_bench *b, enum dtype dtype, int64_t rows, int64_t cols);
-struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k);
+struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k, enum quant_kind quant);
 void bench_kv(struct kernel_bench *b, int32_t n_layers, int32_t n_blocks); /* b->kv */
 void bench_case_end(struct kernel_bench *b);
 

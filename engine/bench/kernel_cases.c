@@ -37,9 +37,11 @@ static void run_linear(struct kernel_bench *b, void *arg, int32_t i) {
 /* y[M, n] = x[M, k] w[n, k]^T for several M. The bytes are the weight's alone. */
 static const int32_t all_rows[] = {1, 8, 64, 512, 2048, 4096};
 
-static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int64_t k, enum dtype y_dtype) {
-    struct linear l = {.n_sets = bench_sets(b, bytes_of(b, (double)n * (double)k))};
-    for (int32_t i = 0; i < l.n_sets; i++) l.weights[i] = bench_weight(b, n, k);
+static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int64_t k, enum quant_kind quant,
+                       enum dtype y_dtype) {
+    double bytes = (double)weight_bytes_planned(n, k, b->dtype, quant, 1);
+    struct linear l = {.n_sets = bench_sets(b, bytes)};
+    for (int32_t i = 0; i < l.n_sets; i++) l.weights[i] = bench_weight(b, n, k, quant);
     struct tensor x = bench_tensor(b, b->dtype, rows_of_step(b), k);
     struct tensor y = bench_tensor(b, y_dtype, rows_of_step(b), n);
     for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows && all_rows[i] <= rows_of_step(b); i++) {
@@ -49,8 +51,7 @@ static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int6
         l.y.y = tensor_2d(y.data, y.dtype, m, n);
         snprintf(kernel, sizeof kernel, "linear %s", name);
         snprintf(what, sizeof what, "M %d, N %d, K %d", (int)m, (int)n, (int)k);
-        bench_time(b, kernel, what, bytes_of(b, (double)n * (double)k), 2.0 * (double)m * (double)n * (double)k,
-                   run_linear, &l, l.n_sets);
+        bench_time(b, kernel, what, bytes, 2.0 * (double)m * (double)n * (double)k, run_linear, &l, l.n_sets);
     }
     bench_case_end(b);
 }
@@ -58,12 +59,12 @@ static void one_linear(struct kernel_bench *b, const char *name, int64_t n, int6
 void bench_linear(struct kernel_bench *b) {
     const struct kernel_shape *s = b->shape;
     int64_t q = (int64_t)s->n_heads * s->head_dim, kv = (int64_t)s->n_kv_heads * s->head_dim;
-    one_linear(b, "qkv", q + 2 * kv, s->hidden, b->dtype);
-    one_linear(b, "o", s->hidden, q, b->dtype);
-    if (s->gated) one_linear(b, "gate_up", 2 * (int64_t)s->intermediate, s->hidden, b->dtype);
-    else one_linear(b, "up", s->intermediate, s->hidden, b->dtype);
-    one_linear(b, "down", s->hidden, s->intermediate, b->dtype);
-    one_linear(b, "lm_head", s->vocab, s->hidden, DTYPE_F32);
+    one_linear(b, "qkv", q + 2 * kv, s->hidden, b->quant, b->dtype);
+    one_linear(b, "o", s->hidden, q, b->quant, b->dtype);
+    if (s->gated) one_linear(b, "gate_up", 2 * (int64_t)s->intermediate, s->hidden, b->quant, b->dtype);
+    else one_linear(b, "up", s->intermediate, s->hidden, b->quant, b->dtype);
+    one_linear(b, "down", s->hidden, s->intermediate, b->quant, b->dtype);
+    one_linear(b, "lm_head", s->vocab, s->hidden, QUANT_NONE, DTYPE_F32);
 }
 
 /* ---------------------------------------------------------------- mixtures of experts */
@@ -101,8 +102,8 @@ static void take_experts(struct kernel_bench *b, struct experts *e, int64_t t) {
     const struct kernel_shape *s = b->shape;
     int64_t h = s->hidden, f = s->intermediate, places = t * s->top_k;
     for (int32_t i = 0; i < s->n_experts; i++) {
-        e->up[i] = bench_weight(b, 2 * f, h);
-        e->down[i] = bench_weight(b, h, f);
+        e->up[i] = bench_weight(b, 2 * f, h, b->quant);
+        e->down[i] = bench_weight(b, h, f, b->quant);
     }
     e->moe = (struct moe){s->n_experts, s->top_k, ACT_SILU, e->up, e->down};
     e->out = bench_tensor(b, b->dtype, t, h);
@@ -125,14 +126,16 @@ void bench_experts(struct kernel_bench *b) {
     struct experts e;
     if (s->n_experts == 0 || !op_has_moe_experts(b->dev)) return;
     take_experts(b, &e, rows_of_step(b));
+    if (b->error) return;
     double numbers = 3.0 * s->hidden * s->intermediate, unchosen = 1;
+    double bytes = (double)(weight_bytes(e.up[0]) + weight_bytes(e.down[0]));
     int32_t rows = 0;
     for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows && all_rows[i] <= rows_of_step(b); i++) {
         for (; rows < all_rows[i]; rows++) unchosen *= 1 - (double)s->top_k / s->n_experts;
         char what[48];
         e.m = all_rows[i];
         snprintf(what, sizeof what, "M %d, %d of %d experts", rows, s->top_k, s->n_experts);
-        bench_time(b, "experts", what, bytes_of(b, numbers * s->n_experts * (1 - unchosen)),
+        bench_time(b, "experts", what, bytes * s->n_experts * (1 - unchosen),
                    2.0 * rows * s->top_k * numbers, run_experts, &e, 1);
     }
     bench_case_end(b);
@@ -341,7 +344,7 @@ static void embed(struct kernel_bench *b, int32_t t) {
     bench_step_init(&step, t, 0, 1, false);
     for (int32_t i = 0; i < t; i++) step.ids[i] = (int32_t)((int64_t)i * s->vocab / t);
     take_sets(b, &r, 0, 0, t, s->hidden);
-    r.table = bench_weight(b, s->vocab, s->hidden);
+    r.table = bench_weight(b, s->vocab, s->hidden, QUANT_NONE);
     if (b->error == 0) r.step = step_upload(b->dev, &step.step);
     snprintf(what, sizeof what, "%d rows of %d", t, s->hidden);
     bench_time(b, "embed", what, bytes_of(b, 2.0 * t * s->hidden), 0, run_embed, &r, r.n_sets);

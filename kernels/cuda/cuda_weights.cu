@@ -362,7 +362,7 @@ static void quantize_checkpoint(struct cuda_dev *cuda, const struct weight *w, c
         return;
     if (is_4bit) give_blocks(cuda, w, host, (uint8_t *)w->data + segments->offset, absmax);
     for (int i = 0; !is_4bit && i < n_runs; i++)
-        give_rows(cuda, w, host, &runs[i], (float *)segments[i].scale.data);
+        give_rows(cuda, w, host, &runs[i], (float *)w->scale.data + runs[i].to);
 }
 
 /* Random numbers need not travel: they become codes where they are made. */
@@ -370,7 +370,7 @@ static void quantize_made_up(struct cuda_dev *cuda, const struct weight *w, cons
                              const struct weight_segment *segment, float *absmax) {
     struct quantizing q = quantizing_of(w, from->n_rows, NULL); /* they are finite */
     q.codes = (uint8_t *)w->data + segment->offset;
-    q.scale = quant_is_4bit(w->quant) ? absmax : (float *)segment->scale.data;
+    q.scale = quant_is_4bit(w->quant) ? absmax : (float *)w->scale.data + segment->first_row;
     quantize_random(cuda->stream, &q, from->seed, from->deviation);
     cuda_launched(cuda, "random weights");
 }
