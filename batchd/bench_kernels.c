@@ -67,6 +67,8 @@ static const char *foreign_flag(const struct args *a) {
     if (a->max_num_batched_tokens) return "--max-num-batched-tokens";
     if (a->kv_cache_memory_bytes) return "--kv-cache-memory-bytes";
     if (a->kv_cache_dtype) return "--kv-cache-dtype";
+    if (a->cache_dir) return "--cache-dir";
+    if (a->cache_size >= 0) return "--cache-size";
     if (a->quantization_skip) return "--quantization-skip";
     if (a->gpu_memory_limit) return "--gpu-memory-limit";
     if (a->gpu_memory_utilization > 0) return "--gpu-memory-utilization";

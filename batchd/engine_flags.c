@@ -3,10 +3,13 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "batchd/exit.h"
+#include "batchd/paths.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define DEFAULT_CACHE_BYTES ((int64_t)64 << 30)
 
 static int read_lookahead(struct engine_options *o) {
     const char *text = getenv("BATCHD_LOOKAHEAD");
@@ -55,6 +58,9 @@ int engine_flags_read(struct engine_flags *out, const struct args *args) {
     o->gpu_memory_limit = args->gpu_memory_limit;
     o->gpu_memory_utilization = args->gpu_memory_utilization;
     o->threads = (int32_t)args->threads;
+    out->cache_dir = paths_cache(args->cache_dir);
+    o->cache_dir = out->cache_dir;
+    o->cache_bytes = args->cache_size >= 0 ? args->cache_size : DEFAULT_CACHE_BYTES;
     int code = engine_flags_quantization(&out->quantization, args);
     o->quantization = out->quantization;
     if (code == EXIT_DONE) code = read_lookahead(o);
@@ -64,5 +70,6 @@ int engine_flags_read(struct engine_flags *out, const struct args *args) {
 void engine_flags_clear(struct engine_flags *f) {
     if (f->options.step_log) fclose(f->options.step_log);
     free(f->quantization);
+    free(f->cache_dir);
     *f = (struct engine_flags){.options = ENGINE_OPTIONS_DEFAULT};
 }

@@ -8,7 +8,7 @@
 
 struct engine_flags { /* give back with engine_flags_clear, after the engine is closed */
     struct engine_options options; /* dtype and max_model_len too; model_dir is left NULL */
-    char *quantization;            /* the options' */
+    char *quantization, *cache_dir; /* the options' */
 };
 
 /* --quantization and --quantization-skip as one text, which engine.h and jobs.h take; NULL =

@@ -108,6 +108,11 @@ static const struct option_def options[] = {
      "of keys and values (default auto: as --dtype); fp8 has a scale for each token and head", 0, 0},
     {"quantization-skip", 0, KIND_TEXT, AT(quantization_skip), LOADS | V(BENCH) | V(EVAL), "A,B",
      "modules whose weights stay as they are: down_proj, model.layers.0, ...", 0, 0},
+    {"cache-dir", 0, KIND_TEXT, AT(cache_dir), ENGINE, "DIR",
+     "keeps weights that --quantization has made, for the next start\n"
+     "(default: $XDG_CACHE_HOME/batchd, else ~/.cache/batchd)", 0, 0},
+    {"cache-size", 0, KIND_SIZE, AT(cache_size), ENGINE, "BYTES",
+     "that it may take, as 20G; those used longest ago make room; 0 = keep none (default 64G)", 0, INT64_MAX},
     {"max-model-len", 0, KIND_INT, AT(max_model_len), LOADS | V(BENCH) | V(EVAL), "N",
      "longest sequence in tokens (default: the model's context)", 1, INT32_MAX},
     {"device", 0, KIND_CHOICE, AT(device), ENGINE, "auto|cpu|cuda", "to run on (default auto: a GPU where one can be used)", 0, 0},
@@ -415,7 +420,7 @@ static int find_verb(struct args *args, const char *word, struct err *err) {
 
 int args_parse(struct args *args, int argc, char **argv, struct err *err) {
     int used;
-    *args = (struct args){.verb = VERB_NONE, .timeout_s = -1, .limit = 10, .row = -1};
+    *args = (struct args){.verb = VERB_NONE, .timeout_s = -1, .limit = 10, .row = -1, .cache_size = -1};
     if (parse_some(args, VERB_NONE, argc, argv, &used, err) < 0) return err->code;
     if (used >= argc) return 0;
     if (find_verb(args, argv[used], err) < 0) return err->code;

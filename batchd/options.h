@@ -47,7 +47,8 @@ struct args {
     int64_t timeout_s, limit, row; /* -1 = not given */
 
     /* the engine */
-    const char *device, *load_format;
+    const char *device, *load_format, *cache_dir;
+    int64_t cache_size; /* -1 = not given */
     int64_t threads, max_num_seqs, max_num_batched_tokens, kv_cache_memory_bytes, gpu_memory_limit;
     double gpu_memory_utilization;
     bool once;

@@ -15,19 +15,30 @@ static bool is_set(const char *value) {
     return value && *value;
 }
 
+/* NULL: there is none. */
+static const char *home_folder(void) {
+    const char *home = getenv("HOME");
+    if (is_set(home)) return home;
+    const struct passwd *entry = getpwuid(getuid());
+    return entry && is_set(entry->pw_dir) ? entry->pw_dir : NULL;
+}
+
 int paths_database(char **out, const char *flag, struct err *err) {
-    const char *env = getenv("BATCHD_DB"), *data = getenv("XDG_DATA_HOME"), *home = getenv("HOME");
+    const char *env = getenv("BATCHD_DB"), *data = getenv("XDG_DATA_HOME"), *home = home_folder();
     if (is_set(flag)) return *out = mem_strdup(flag), 0;
     if (is_set(env)) return *out = mem_strdup(env), 0;
     /* The XDG specification says to ignore a relative folder. */
     if (is_set(data) && *data == '/') return *out = path_join(data, "batchd/batchd.db"), 0;
-    if (!is_set(home)) {
-        const struct passwd *entry = getpwuid(getuid());
-        home = entry ? entry->pw_dir : NULL;
-    }
-    if (!is_set(home)) return err_set(err, E_CONFIG, "no home folder to keep a database in; name one with --db");
+    if (!home) return err_set(err, E_CONFIG, "no home folder to keep a database in; name one with --db");
     *out = path_join(home, ".local/share/batchd/batchd.db");
     return 0;
+}
+
+char *paths_cache(const char *flag) {
+    const char *cache = getenv("XDG_CACHE_HOME"), *home = home_folder();
+    if (is_set(flag)) return mem_strdup(flag);
+    if (is_set(cache) && *cache == '/') return path_join(cache, "batchd");
+    return home ? path_join(home, ".cache/batchd") : NULL;
 }
 
 /* The folder of the executable, "." when the kernel does not tell. */

@@ -11,6 +11,9 @@
  * falls back to ~/.local/share). The caller's to free. E_CONFIG: no home. */
 int paths_database(char **out, const char *flag, struct err *err);
 
+/* --cache-dir, else $XDG_CACHE_HOME/batchd, else ~/.cache/batchd. The caller's to free; NULL: no home. */
+char *paths_cache(const char *flag);
+
 /* batchd_sqlite.so beside the executable, else in PREFIX/lib/batchd; NULL when it
  * is in neither. The caller's to free. */
 char *paths_extension(void);

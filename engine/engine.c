@@ -160,6 +160,7 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
     struct model_options options = {.dir = o->model_dir,
                                     .dtype = *dtype,
                                     .fp8_kv_cache = wants_fp8_kv(o),
+                                    .cache = {o->cache_dir, o->cache_bytes},
                                     .dummy = dummy,
                                     .max_positions = e->max_model_len};
     if (options.fp8_kv_cache && e->is_gpu)

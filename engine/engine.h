@@ -149,6 +149,8 @@ struct engine_options {
     const char *quantization;       /* "none", "int8", "fp4", "nf4", "nf4-dq", "fp8": what float weights of
                                        layers become as they are loaded; NULL = none. "nf4 except A,B":
                                        the modules that A or B name stay as they are */
+    const char *cache_dir;          /* keeps weights that were quantized on load for the next start; NULL = none */
+    int64_t cache_bytes;            /* that it may take; 0 = no cache */
     const char *kv_cache_dtype;     /* "auto" = dtype, "fp8": a scale for each token and head */
     const char *load_format;        /* "auto", "dummy" (random weights, config.json alone is read) */
     int64_t max_model_len;          /* 0 = the model's context, or what the KV cache holds of it */

@@ -76,6 +76,9 @@ struct backend {
     /* Bytes that stay as they are until dev_sync, of a weight that is read after it. NULL: dev_upload. */
     void (*weight_upload)(struct dev *dev, void *to, const void *from, size_t bytes);
 
+    /* Back to the host, by any thread; false: it failed. NULL: the memory is the host's. */
+    bool (*weight_read)(struct dev *dev, void *to, const void *from, size_t bytes);
+
     /* One tensor's numbers into a quantized weight, as weight_load_runs says; E_PARSE, by the next
      * dev_sync, where they are not finite. The segments, one a run, have their places and room for
      * absmax; nf4-dq's mean goes into the first. NULL: the host quantizes. */
@@ -121,6 +124,11 @@ struct dev { /* the beginning of every backend's own device struct */
     int64_t n_growths;    /* see dev_n_growths */
     struct profile profile;
 };
+
+static inline void weight_upload(struct dev *dev, void *to, const void *from, size_t bytes) {
+    if (dev->backend->weight_upload) dev->backend->weight_upload(dev, to, from, bytes);
+    else dev->backend->upload(dev, to, from, bytes);
+}
 
 /* Where the token of a position is, see step_set_history. */
 #ifdef __CUDACC__

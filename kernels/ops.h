@@ -112,6 +112,17 @@ void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t
 /* f32 [n] from host memory, in the checkpoint's dtype. */
 void weight_load_bias(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 
+/* A loaded quantized weight as bytes, its bias left out, which put() is given piece by piece: to
+ * be kept on disk. May run in a thread of its own while the device works with the weight. What
+ * put returns below 0 ends it. */
+typedef int weight_image_fn(void *arg, const void *data, size_t n, struct err *err);
+size_t weight_image_bytes(const struct weight *w);
+int weight_image_write(struct dev *dev, const struct weight *w, weight_image_fn *put, void *arg, struct err *err);
+
+/* Into a new weight, instead of loading it. The bytes must be aligned to 64 and stay until
+ * dev_sync. False, and nothing has changed: they are no image of such a weight. */
+bool weight_image_read(struct dev *dev, struct weight *w, const void *image, size_t bytes);
+
 /* The segment that holds a row. */
 const struct weight_segment *weight_segment_of(const struct weight *w, int64_t row);
 

@@ -127,15 +127,10 @@ static void store(struct dev *dev, struct tensor *out, enum dtype dtype, int64_t
     if (host && reserve(dev, out, dtype, n)) dev_upload(dev, out->data, host, tensor_bytes(out));
 }
 
-static void upload(struct dev *dev, void *to, const void *from, size_t bytes) {
-    if (dev->backend->weight_upload) dev->backend->weight_upload(dev, to, from, bytes);
-    else dev_upload(dev, to, from, bytes);
-}
-
 /* Rows that lie k_pad apart. */
 static void store_rows(struct dev *dev, char *to, const char *from, int64_t n, int64_t k, int64_t k_pad) {
     if (k == k_pad) {
-        upload(dev, to, from, (size_t)(n * k));
+        weight_upload(dev, to, from, (size_t)(n * k));
         return;
     }
     char *padded = mem_zalloc((size_t)n, (size_t)k_pad);
@@ -162,7 +157,7 @@ static void store_4bit(struct dev *dev, struct weight *w, const struct quantized
     int64_t n = q->n_rows * w->k, blocks = quant_blocks(n, q->block);
     struct weight_segment s = {.offset = w->used, .block = q->block, .mean = q->mean};
     w->used += (size_t)(q->n_rows * w->k_pad / 2);
-    upload(dev, (char *)w->data + s.offset, q->codes, (size_t)(n + 1) / 2);
+    weight_upload(dev, (char *)w->data + s.offset, q->codes, (size_t)(n + 1) / 2);
     memcpy(s.codes, q->values, sizeof s.codes);
     if (q->absmax) store(dev, &s.absmax, DTYPE_F32, blocks, q->absmax);
     else store(dev, &s.absmax, DTYPE_U8, blocks, q->absmax_codes);

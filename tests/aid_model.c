@@ -4,13 +4,14 @@
 #include <string.h>
 
 static void open_rig(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
-                     int32_t max_positions) {
+                     const struct weight_cache_options *cache, int32_t max_positions) {
     struct err err = ERR_INIT;
     struct model_options model = {
         .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
     struct runner_options runner = {
         .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
     memset(r, 0, sizeof *r);
+    if (cache) model.cache = *cache;
     assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);
     if (!dev_computes(r->dev, options->dtype)) { /* a GPU without bfloat16 */
@@ -29,15 +30,20 @@ static void open_rig(struct rig *r, const char *dir, const struct rig_options *o
 }
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
-    open_rig(r, dir, options, NULL, RIG_CONTEXT);
+    open_rig(r, dir, options, NULL, NULL, RIG_CONTEXT);
 }
 
 void rig_open_for(struct rig *r, const char *dir, const struct rig_options *options, int32_t max_positions) {
-    open_rig(r, dir, options, NULL, max_positions);
+    open_rig(r, dir, options, NULL, NULL, max_positions);
 }
 
 void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
-    open_rig(r, dir, options, quantization, RIG_CONTEXT);
+    open_rig(r, dir, options, quantization, NULL, RIG_CONTEXT);
+}
+
+void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
+                     const struct weight_cache_options *cache) {
+    open_rig(r, dir, options, quantization, cache, RIG_CONTEXT);
 }
 
 void rig_close(struct rig *r) {

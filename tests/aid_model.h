@@ -27,6 +27,8 @@ void rig_open(struct rig *r, const char *dir, const struct rig_options *options)
 /* For sequences of at most so many tokens. */
 void rig_open_for(struct rig *r, const char *dir, const struct rig_options *options, int32_t max_positions);
 void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
+void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
+                     const struct weight_cache_options *cache);
 void rig_close(struct rig *r);
 
 struct batch { /* one step; all zero = empty */

@@ -126,9 +126,8 @@ void bench_experts(struct kernel_bench *b) {
     struct experts e;
     if (s->n_experts == 0 || !op_has_moe_experts(b->dev)) return;
     take_experts(b, &e, rows_of_step(b));
-    if (b->error) return;
     double numbers = 3.0 * s->hidden * s->intermediate, unchosen = 1;
-    double bytes = (double)(weight_bytes(e.up[0]) + weight_bytes(e.down[0]));
+    double bytes = b->error ? 0 : (double)(weight_bytes(e.up[0]) + weight_bytes(e.down[0]));
     int32_t rows = 0;
     for (size_t i = 0; i < sizeof all_rows / sizeof *all_rows && all_rows[i] <= rows_of_step(b); i++) {
         for (; rows < all_rows[i]; rows++) unchosen *= 1 - (double)s->top_k / s->n_experts;

@@ -129,7 +129,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
     if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
         r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
-    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, err);
+    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, &options->cache, err);
     if (r == 0) r = open_ropes(m, options->max_positions, err);
     if (r == 0) r = open_attention(m, err);
     checkpoint_close(c);

@@ -11,6 +11,7 @@
 #include "base/err.h"
 #include "engine/engine.h"
 #include "engine/model/quantization.h"
+#include "engine/model/weight_cache.h"
 #include "kernels/dev.h"
 #include "kernels/ops.h"
 
@@ -24,6 +25,7 @@ struct model_options {
     enum dtype dtype;    /* compute dtype: F32 or BF16 */
     struct quantization quantization; /* on load; borrowed */
     bool fp8_kv_cache;   /* keys and values in fp8; else in dtype */
+    struct weight_cache_options cache; /* of what is quantized on load; borrowed */
     bool dummy;          /* weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };

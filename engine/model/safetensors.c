@@ -28,6 +28,7 @@ struct shard {
     char *name; /* of the file, without its folder */
     void *data; /* the whole file, mapped */
     size_t bytes;
+    struct stat st; /* when it was opened */
 };
 
 struct checkpoint {
@@ -208,6 +209,7 @@ static int map_file(struct shard *out, const char *path, struct err *err) {
         r = err_set(err, E_PARSE, "%lld bytes are too few for a safetensors file", (long long)st.st_size);
     if (r == 0) {
         out->bytes = (size_t)st.st_size;
+        out->st = st;
         out->data = mmap(NULL, out->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (out->data == MAP_FAILED) r = err_set(err, E_IO, "cannot map: %s", strerror(errno));
     }
@@ -376,6 +378,16 @@ size_t checkpoint_n_files(const struct checkpoint *c) {
 const char *checkpoint_file_name(const struct checkpoint *c, size_t i) {
     const char *slash = strrchr(c->shards[i].name, '/');
     return slash ? slash + 1 : c->shards[i].name;
+}
+
+void checkpoint_identify(const struct checkpoint *c, struct sha256 *s) {
+    for (size_t i = 0; i < c->n_shards; i++) {
+        const struct shard *f = &c->shards[i];
+        int64_t facts[] = {f->st.st_size, f->st.st_mtim.tv_sec, f->st.st_mtim.tv_nsec, (int64_t)f->st.st_ino,
+                           (int64_t)f->st.st_dev};
+        sha256_add(s, facts, sizeof facts);
+        sha256_add(s, f->data, 8 + (size_t)load_le64(f->data));
+    }
 }
 
 size_t checkpoint_n_tensors(const struct checkpoint *c) {

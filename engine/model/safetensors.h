@@ -12,6 +12,7 @@
 #define BATCHD_ENGINE_MODEL_SAFETENSORS_H
 
 #include "base/err.h"
+#include "base/hash.h"
 #include "kernels/tensor.h"
 
 #include <stdbool.h>
@@ -44,6 +45,10 @@ void checkpoint_close(struct checkpoint *c); /* NULL is fine */
 
 size_t checkpoint_n_files(const struct checkpoint *c);
 const char *checkpoint_file_name(const struct checkpoint *c, size_t i); /* without the folder */
+
+/* What tells these files from others without reading them through: each one's size, time of
+ * change, inode and header. */
+void checkpoint_identify(const struct checkpoint *c, struct sha256 *s);
 
 size_t checkpoint_n_tensors(const struct checkpoint *c);
 const struct checkpoint_tensor *checkpoint_at(const struct checkpoint *c, size_t i); /* ascending name */

@@ -241,6 +241,14 @@ static void plan_scratch(struct loader *l, int64_t n, int64_t k, enum quant_kind
     if (bytes > l->plan.scratch_bytes) l->plan.scratch_bytes = bytes;
 }
 
+/* From the cache of what was quantized before; else it is to be kept there. */
+static bool is_in_cache(const struct loader *l, struct weight *w, const char *name) {
+    if (w->quant == QUANT_NONE) return false;
+    if (weight_cache_load(l->w->cache, l->dev, w, name)) return true;
+    weight_cache_keep(l->w->cache, w, name);
+    return false;
+}
+
 /* Put the parts' rows (and biases) together in one weight of k columns. The prefix is that of a
  * layer, or "" for what is never quantized. */
 static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
@@ -257,12 +265,14 @@ static int load_weight(struct loader *l, struct weight **out, int64_t k, bool ha
         *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
         if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
     }
+    struct weight *w = l->dev ? *out : NULL;
+    char name[2 * MAX_TENSOR_NAME], bias[2 * MAX_TENSOR_NAME];
+    snprintf(name, sizeof name, "%s%s", prefix, parts[0].name);
+    bool is_cached = w && is_in_cache(l, w, name);
     for (int i = 0; i < n_parts; i++) {
-        char name[MAX_TENSOR_NAME], bias[MAX_TENSOR_NAME];
         snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
         snprintf(bias, sizeof bias, "%s%s.bias", prefix, parts[i].name);
-        struct weight *w = l->dev ? *out : NULL;
-        int r = load_rows(l, w, &parts[i].spread, k, name, kind != QUANT_NONE);
+        int r = load_rows(l, is_cached ? NULL : w, &parts[i].spread, k, name, kind != QUANT_NONE && !is_cached);
         if (r == 0) r = load_bias(l, w, &parts[i].spread, bias, has_bias);
         if (r < 0) return r;
     }
@@ -307,7 +317,7 @@ static int load_up(struct loader *l, struct weight **out, const char *at) {
 /* One expert's share of a tensor that holds all of them. */
 static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t k, int32_t e, const char *prefix,
                       const char *part) {
-    char name[MAX_TENSOR_NAME];
+    char name[MAX_TENSOR_NAME], slice_name[MAX_TENSOR_NAME + 16];
     struct tensor all;
     int64_t shape[] = {l->c->n_experts, n, k};
     snprintf(name, sizeof name, "%s%s", prefix, part);
@@ -324,7 +334,8 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     if (r < 0 || !l->dev) return r;
     *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
     if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
-    weight_load(l->dev, *out, 0, &slice);
+    snprintf(slice_name, sizeof slice_name, "%s#%d", name, e);
+    if (!is_in_cache(l, *out, slice_name)) weight_load(l->dev, *out, 0, &slice);
     return 0;
 }
 
@@ -447,7 +458,7 @@ static int refuse_size(const struct loader *l, int64_t available) {
 
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
-                 struct err *err) {
+                 const struct weight_cache_options *cache, struct err *err) {
     struct weights w = {.n_layers = c->info.n_layers, .n_experts = c->n_experts};
     struct loader l = {.dev = dev,
                        .c = c,
@@ -463,6 +474,7 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
         log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
     w.layers = mem_zalloc((size_t)w.n_layers, sizeof *w.layers);
+    w.cache = weight_cache_open(cache, checkpoint, dtype, quantization);
     r = load_all(&l);
     if (r == 0) r = dev_sync(dev, err);
     if (r == E_PARSE && weight_load_finds_nan(dev)) {
@@ -470,9 +482,13 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
         int found = plan(&l);
         if (found < 0) r = found;
     }
-    if (r < 0) weights_clear(dev, &w);
-    else *out = w;
-    return r;
+    if (r < 0) {
+        weights_clear(dev, &w);
+        return r;
+    }
+    weight_cache_begin(w.cache, dev);
+    *out = w;
+    return 0;
 }
 
 /* ---------------------------------------------------------------- all that is held */
@@ -500,6 +516,7 @@ static void norm_clear(struct dev *dev, struct norm *n) {
 }
 
 void weights_clear(struct dev *dev, struct weights *w) {
+    weight_cache_close(w->cache);
     for (int32_t i = 0; w->layers && i < w->n_layers; i++) {
         struct layer_weights *l = &w->layers[i];
         struct norm *norm;

@@ -7,6 +7,7 @@
 #include "engine/model/config.h"
 #include "engine/model/quantization.h"
 #include "engine/model/safetensors.h"
+#include "engine/model/weight_cache.h"
 #include "kernels/dev.h"
 #include "kernels/ops.h"
 
@@ -28,6 +29,7 @@ struct weights {
     struct weight *embed;       /* [vocab, hidden] */
     struct weight *lm_head;     /* the same as embed where they are tied */
     struct norm final_norm;     /* [hidden] */
+    struct weight_cache *cache; /* which may still be writing; NULL: none */
 };
 
 static inline bool norm_exists(const struct norm *n) {
@@ -48,11 +50,12 @@ struct weights_plan {
 int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
                  enum dtype dtype, const struct quantization *quantization, struct err *err);
 
-/* Plan, then copy the tensors to the device. checkpoint NULL: random weights,
- * N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what there is. */
+/* Plan, then copy the tensors to the device, or what the cache has of them. checkpoint NULL:
+ * random weights, N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what
+ * there is. */
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
-                 struct err *err);
+                 const struct weight_cache_options *cache, struct err *err);
 void weights_clear(struct dev *dev, struct weights *w);
 
 /* Device memory that weights and norms take. */

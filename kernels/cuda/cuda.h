@@ -107,6 +107,7 @@ size_t cuda_weight_bytes(int64_t n_pad, int64_t k_pad, enum dtype dtype);
 void cuda_weight_load(struct dev *dev, struct weight *w, int64_t first_row, const struct tensor *host);
 void cuda_weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
                         float deviation);
+bool cuda_weight_read(struct dev *dev, void *to, const void *from, size_t bytes);
 void cuda_weight_upload(struct dev *dev, void *to, const void *from, size_t bytes);
 void cuda_weight_quantize(struct dev *dev, const struct weight *w, struct weight_segment *segments,
                           const struct weight_run *runs, int n_runs, const struct weight_source *from);

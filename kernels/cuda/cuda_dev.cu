@@ -169,6 +169,7 @@ static const struct backend *cuda_backend(void) {
     b.weight_load = cuda_weight_load;
     b.weight_random = cuda_weight_random;
     b.weight_upload = cuda_weight_upload;
+    b.weight_read = cuda_weight_read;
     b.weight_quantize = cuda_weight_quantize;
     b.weight_reserve = cuda_quantized_reserve;
     b.linear = cuda_linear;

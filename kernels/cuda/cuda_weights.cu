@@ -289,6 +289,13 @@ void cuda_weight_upload(struct dev *dev, void *to, const void *from, size_t byte
     }
 }
 
+/* On a stream of the calling thread, beside what the device's own thread does. */
+bool cuda_weight_read(struct dev *dev, void *to, const void *from, size_t bytes) {
+    return cudaSetDevice(cuda_of(dev)->id) == cudaSuccess &&
+           cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToHost, cudaStreamPerThread) == cudaSuccess &&
+           cudaStreamSynchronize(cudaStreamPerThread) == cudaSuccess;
+}
+
 /* ---------------------------------------------------------------- weights that are quantized on their way */
 
 /* Memory of the lanes', for pieces of so many bytes. */

@@ -11,7 +11,7 @@ FAKE=$BUILD/tests/batchd-fake
 
 aid_setup() {
     DIR=$BATS_TEST_TMPDIR
-    export BATCHD_DB=$DIR/t.db
+    export BATCHD_DB=$DIR/t.db XDG_CACHE_HOME=$DIR/cache
     unset NO_COLOR FAKE_TOKENS_PER_S FAKE_LATENCY_MS FAKE_FAIL_AT FAKE_ROW_ERROR FAKE_ABORT_ROW
 }
 
