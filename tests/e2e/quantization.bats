@@ -44,6 +44,25 @@ X
     [ "$output" = "$(printf 'fp8\n-')" ]
 }
 
+@test "quantized weights are kept for the next start, within a limit" {
+    printf '{"prompt": "Sort these words: raven, apple, ocean"}\n' >"$DIR/in.jsonl"
+    q() { "$BATCHD" --db "$DIR/$1.db" -q run "$DIR/in.jsonl" --quantization nf4 --max-tokens 40 --temperature 0 -o "$DIR/$1.jsonl" "${@:2}"; }
+    q a --cache-size 0
+    [ ! -e "$XDG_CACHE_HOME/batchd" ]
+    q b
+    q c
+    [ "$(ls "$XDG_CACHE_HOME/batchd" | grep -c '^weights-.*\.cache$')" -eq 1 ]
+    q d --cache-dir "$DIR/elsewhere/deep"
+    cmp "$DIR/elsewhere/deep/"* "$XDG_CACHE_HOME/batchd/"*
+    q e --cache-dir "$DIR/small" --cache-size 10K
+    [ -z "$(ls "$DIR/small")" ]
+    run python3 - "$DIR"/{a,b,c,d,e}.jsonl <<'X'
+import json, sys
+assert len({json.loads(open(p).read())["completion"] for p in sys.argv[1:]}) == 1
+X
+    [ "$status" -eq 0 ]
+}
+
 @test "flags that make no sense are refused" {
     printf '{"prompt": "x"}\n' >"$DIR/in.jsonl"
     run "$BATCHD" --db "$DIR/a.db" run "$DIR/in.jsonl" --quantization int4
