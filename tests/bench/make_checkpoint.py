@@ -4,8 +4,9 @@ Mistral kind describes, to time loading with: no weights need be fetched.
 
     make_checkpoint.py CONFIG_FOLDER OUT_FOLDER [LAYERS]
 
-Writes config.json, model-N.safetensors of up to 4 GB and the demo model's tokenizer. Numbers are
-of sizes 2^-7 to 2^-3 with random signs and fractions."""
+Writes config.json and model-N.safetensors of up to 4 GB, and copies a tokenizer.json: that of
+CONFIG_FOLDER, else the demo model's where it is run from the repository. Numbers are of sizes
+2^-7 to 2^-3 with random signs and fractions."""
 import json
 import os
 import shutil
@@ -78,9 +79,9 @@ def main():
     os.makedirs(out, exist_ok=True)
     with open(os.path.join(out, "config.json"), "w") as f:
         json.dump(config, f)
-    demo = os.path.join(os.path.dirname(__file__), "..", "models", "demo")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(os.path.join(demo, name), out)
+    tokenizers = [os.path.join(folder, "tokenizer.json") for folder in (source, "tests/models/demo")]
+    for path in [path for path in tokenizers if os.path.exists(path)][:1]:
+        shutil.copy(path, out)
     numbers, phase = memoryview(pool()), 0
     parts = list(shards(tensors(config, n_layers)))
     index = {}

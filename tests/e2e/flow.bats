@@ -318,7 +318,6 @@ for l in lines:
     [[ "$output" == "device "*"matrix rate"*"float32"*"residual_norm"*"gather"* && "$output" != *linear* ]]
     run -2 "$BATCHD" bench kernels cooking --device cpu
     [[ "$output" == *"no part \"cooking\""* ]]
-    run -2 "$BATCHD" bench kernels --device cpu --quantization nf4
     run -2 "$BATCHD" bench kernels --device cpu --input-len 4
     [[ "$output" == *"takes no --input-len"* ]]
     run -2 "$BATCHD" bench kernels --shape huge
