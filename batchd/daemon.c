@@ -407,15 +407,24 @@ static int serve_rows(struct daemon *d) {
     return r;
 }
 
-/* After an error: what is finished is still committed if that can be. */
-static void wind_up(struct daemon *d, int r) {
-    if (r == E_DEVICE || r == 0) commit(d);
+static void end_batch(struct daemon *d, bool save) {
+    if (save) commit(d);
     for (size_t i = 0; i < d->n_batch; i++) row_free(d->batch[i]);
     d->n_batch = 0;
-    if (d->pipeline && d->inside > 0) {
-        engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
-        for (struct row_work *row; d->inside > 0 && (row = pipeline_take(d->pipeline, 2000)); d->inside--) row_free(row);
+}
+
+/* After an error: what is finished is still committed if that can be, also rows that had not
+ * come out of the pipeline when the error did. */
+static void wind_up(struct daemon *d, int r) {
+    bool can_save = r == E_DEVICE || r == 0;
+    struct row_work *row;
+    end_batch(d, can_save);
+    if (d->pipeline && d->inside > 0) engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
+    while (d->pipeline && d->inside > 0 && (row = pipeline_take(d->pipeline, 2000))) {
+        take_finished(d, row);
+        if (d->n_batch == COMMIT_ROWS) end_batch(d, can_save);
     }
+    end_batch(d, can_save);
     close_pipeline(d);
     lease_clear(&d->lease);
     job_unref(d->job);
