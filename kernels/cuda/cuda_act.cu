@@ -5,16 +5,18 @@
  * row, whose numbers wait in shared memory until the largest of them is known. */
 #include "kernels/cuda/cuda_fp8.cuh"
 
-/* x sigmoid(u), to a few of the last bits: these kernels wait for arithmetic, not for memory. */
-__device__ __forceinline__ float gated_by(float x, float u) {
-    return __fdividef(x, 1.0f + __expf(-u));
+/* x sigmoid(u). What is to be rounded to 16 bits has a few bits to spare, and these kernels
+ * would wait for arithmetic, not for memory. */
+template <typename T> __device__ __forceinline__ float gated_by(float x, float u) {
+    if (sizeof(T) == 2) return __fdividef(x, 1.0f + __expf(-u));
+    return x / (1.0f + expf(-u));
 }
 
-template <enum act ACT> __device__ __forceinline__ float activated(float x) {
-    if (ACT == ACT_SILU) return gated_by(x, x);
+template <typename T, enum act ACT> __device__ __forceinline__ float activated(float x) {
+    if (ACT == ACT_SILU) return gated_by<T>(x, x);
     if (ACT == ACT_GELU) return 0.5f * x * (1.0f + erff(x * 0.70710678f));
     /* (1 + tanh u) / 2 is the sigmoid of 2 u */
-    return gated_by(x, 1.59576912f * (x + 0.044715f * x * x * x));
+    return gated_by<T>(x, 1.59576912f * (x + 0.044715f * x * x * x));
 }
 
 /* Numbers [i, i + V) of a row of f, of which y has g, or where it is [gate | up] g and u. */
@@ -35,10 +37,12 @@ template <typename T, int V, enum act ACT, bool GATED>
 __device__ __forceinline__ pack_of<T, V> act_pack(const operands<T, V> &in, const pending_row &p, int64_t i,
                                                   int64_t f) {
     pack_of<T, V> o;
+    floats<V> g = finished<T, V>(in.g, p, i), u;
+    if (GATED) u = finished<T, V>(in.u, p, f + i);
 #pragma unroll
     for (int j = 0; j < V; j++) {
-        o.x[j] = cuda_round<T>(activated<ACT>(finished<T>(in.g.x[j], p, i + j)));
-        if (GATED) o.x[j] = cuda_round<T>(cuda_float(o.x[j]) * finished<T>(in.u.x[j], p, f + i + j));
+        o.x[j] = cuda_round<T>(activated<T, ACT>(g.x[j]));
+        if (GATED) o.x[j] = cuda_round<T>(cuda_float(o.x[j]) * u.x[j]);
     }
     return o;
 }
@@ -53,10 +57,10 @@ __global__ void act_kernel(T *out, const T *y, pending p, int64_t f) {
     store<T, V>(out + row * f + i, act_pack<T, V, ACT, GATED>(o, row_pending<T>(p, row), i, f));
 }
 
-enum { CODES_THREADS = 512, MOST_SHARED = 200 << 10, AHEAD = 4 }; /* packs a thread loads at once */
+enum { CODES_THREADS = 256, MOST_SHARED = 200 << 10, AHEAD = 2 }; /* packs a thread loads at once */
 
 template <typename T, enum act ACT, bool GATED>
-__global__ void __launch_bounds__(CODES_THREADS) act_codes_kernel(fp8_rows out, const T *y, pending p, int64_t f) {
+__global__ void __launch_bounds__(CODES_THREADS, 3) act_codes_kernel(fp8_rows out, const T *y, pending p, int64_t f) {
     extern __shared__ __align__(16) char room[];
     __shared__ float partial[32];
     constexpr int V = 8;

@@ -141,13 +141,21 @@ void cuda_quantize(struct dev *dev, struct activation *out, const struct activat
 /* What is pending but the bias, in place. */
 template <typename T> __global__ void scale_kernel(T *y, pending p, int64_t n) {
     cuda_begin();
-    int64_t row = blockIdx.y, i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) y[row * n + i] = cuda_round<T>(finished<T>(y[row * n + i], row_pending<T>(p, row), i));
+    constexpr int V = 16 / sizeof(T);
+    int64_t row = blockIdx.y, i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * V;
+    if (i >= n) return;
+    T *at = y + row * n + i;
+    floats<V> v = finished<T, V>(load<T, V>(at), row_pending<T>(p, row), i);
+    pack_of<T, V> out;
+#pragma unroll
+    for (int j = 0; j < V; j++) out.x[j] = cuda_round<T>(v.x[j]);
+    store<T, V>(at, out);
 }
 
 template <typename T>
 static void scale_rows(struct cuda_dev *cuda, void *y, const float *row_scale, int64_t m, const struct weight *w) {
-    dim3 grid((unsigned)((w->n + THREADS - 1) / THREADS), (unsigned)m);
+    int64_t columns = THREADS * (int64_t)(16 / sizeof(T)); /* w->n is a multiple of 16 */
+    dim3 grid((unsigned)((w->n + columns - 1) / columns), (unsigned)m);
     pending p = {NULL, (const float *)w->scale.data, row_scale};
     cuda_launch(cuda, "scales of a product", scale_kernel<T>, grid, THREADS, 0, (T *)y, p, w->n);
 }

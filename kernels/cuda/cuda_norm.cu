@@ -94,12 +94,23 @@ __device__ __forceinline__ moments moments_of(float sum, const share<V> &s, cons
     return m;
 }
 
-template <typename T, enum norm_kind KIND>
-__device__ __forceinline__ T normed(float x, const moments &m, const float *w, const float *b, int64_t i) {
-    if (KIND == NORM_RMS) return cuda_round<T>(w[i] * cuda_float(cuda_round<T>(x * m.scale)));
-    if (KIND == NORM_RMS_ONE_PLUS) return cuda_round<T>((1.0f + w[i]) * (x * m.scale));
-    float v = (x - m.mean) * m.scale * w[i];
-    return cuda_round<T>(b ? v + b[i] : v);
+/* Numbers i .. i + V - 1 of a row, with the norm's weights and, unless NULL, biases. */
+template <typename T, int V, enum norm_kind KIND>
+__device__ __forceinline__ pack_of<T, V> normed(const float x[V], const moments &m, const float *weight,
+                                                const float *bias, int64_t i) {
+    floats<V> w = load_floats<V>(weight + i), b = {};
+    pack_of<T, V> o;
+    if (KIND == NORM_LAYER && bias) b = load_floats<V>(bias + i);
+#pragma unroll
+    for (int j = 0; j < V; j++) {
+        if (KIND == NORM_RMS) o.x[j] = cuda_round<T>(w.x[j] * cuda_float(cuda_round<T>(x[j] * m.scale)));
+        if (KIND == NORM_RMS_ONE_PLUS) o.x[j] = cuda_round<T>((1.0f + w.x[j]) * (x[j] * m.scale));
+        if (KIND == NORM_LAYER) {
+            float v = (x[j] - m.mean) * m.scale * w.x[j];
+            o.x[j] = cuda_round<T>(bias ? v + b.x[j] : v);
+        }
+    }
+    return o;
 }
 
 /* ---------------------------------------------------------------- the kernel */
@@ -115,10 +126,11 @@ __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t 
     int k = 0;
     for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
         pack_of<T, V> v = load<T, V>(y + i);
+        floats<V> f = finished<T, V>(v, y_pending, i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            v.x[j] = cuda_round<T>(finished<T>(v.x[j], y_pending, i + j));
-            sum = take<KIND>(sum, cuda_float(v.x[j]));
+            v.x[j] = cuda_round<T>(f.x[j]);
+            sum = take<KIND>(sum, f.x[j]);
         }
         keep<T, V>(s, k, v);
         store<T, V>(out + i, v);
@@ -127,23 +139,17 @@ __device__ __forceinline__ void norm_addend(T *out, const norm_args &a, int64_t 
     k = 0;
     for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
         float x[V];
-        pack_of<T, V> v;
         recall<T, V>(x, s, k, out + i);
-#pragma unroll
-        for (int j = 0; j < V; j++) v.x[j] = normed<T, KIND>(x[j], m, a.post_w, a.post_b, i + j);
-        store<T, V>(out + i, v);
+        store<T, V>(out + i, normed<T, V, KIND>(x, m, a.post_w, a.post_b, i));
     }
 }
 
 template <typename T, int V, enum norm_kind KIND>
 __device__ __forceinline__ pack_of<T, V> normed_pack(const share<V> &s, int k, const T *res, const moments &m,
                                                      const norm_args &a, int64_t i) {
-    pack_of<T, V> o;
     float x[V];
     recall<T, V>(x, s, k, res + i);
-#pragma unroll
-    for (int j = 0; j < V; j++) o.x[j] = normed<T, KIND>(x[j], m, a.w, a.b, i + j);
-    return o;
+    return normed<T, V, KIND>(x, m, a.w, a.b, i);
 }
 
 /* The row's norm as codes. */
@@ -193,13 +199,18 @@ __global__ void __launch_bounds__(NORM_THREADS)
     for (int64_t i = (int64_t)threadIdx.x * V; i < h; i += NORM_THREADS * V, k++) {
         pack_of<T, V> r = load<T, V>(res + i);
         if (y) {
-            pack_of<T, V> v = load<T, V>(y + i), u;
-            if (ADD == ADD_TWO) u = load<T, V>(z + i);
+            pack_of<T, V> v = load<T, V>(y + i);
+            floats<V> add, u;
+            if (ADD == ADD_TWO) u = finished<T, V>(load<T, V>(z + i), z_pending, i);
+            if (ADD == ADD_NORMED) {
+#pragma unroll
+                for (int j = 0; j < V; j++) add.x[j] = cuda_float(v.x[j]);
+            } else
+                add = finished<T, V>(v, y_pending, i);
 #pragma unroll
             for (int j = 0; j < V; j++) {
-                float add = ADD == ADD_NORMED ? cuda_float(v.x[j]) : finished<T>(v.x[j], y_pending, i + j);
-                if (ADD == ADD_TWO) add = cuda_float(cuda_round<T>(add + finished<T>(u.x[j], z_pending, i + j)));
-                r.x[j] = cuda_round<T>(cuda_float(r.x[j]) + add);
+                if (ADD == ADD_TWO) add.x[j] = cuda_float(cuda_round<T>(add.x[j] + u.x[j]));
+                r.x[j] = cuda_round<T>(cuda_float(r.x[j]) + add.x[j]);
             }
             store<T, V>(res + i, r);
         }

@@ -17,6 +17,30 @@ template <typename T, int V> __device__ __forceinline__ void store(T *p, const p
     *(pack_of<T, V> *)p = v;
 }
 
+/* V numbers; p is aligned to 16 bytes where V is a multiple of 4. One by one they would be as
+ * many loads, each with the lanes' numbers far apart. */
+template <int V> struct floats {
+    float x[V];
+};
+
+template <int V> __device__ __forceinline__ floats<V> load_floats(const float *p) {
+    floats<V> f;
+    if constexpr (V % 4 == 0) {
+#pragma unroll
+        for (int i = 0; i < V; i += 4) {
+            float4 four = *(const float4 *)(p + i);
+            f.x[i] = four.x;
+            f.x[i + 1] = four.y;
+            f.x[i + 2] = four.z;
+            f.x[i + 3] = four.w;
+        }
+    } else {
+#pragma unroll
+        for (int i = 0; i < V; i++) f.x[i] = p[i];
+    }
+    return f;
+}
+
 /* What a product has pending; each may be NULL. */
 struct pending {
     const float *bias, *columns, *rows; /* scales */
@@ -54,11 +78,24 @@ template <typename T> __device__ __forceinline__ float biased(T x, const float *
     return bias ? cuda_float(cuda_round<T>(v + bias[i])) : v;
 }
 
-/* A product's number i of a row, finished: rounded as the linear module's output. */
-template <typename T> __device__ __forceinline__ float finished(T x, const pending_row &p, int64_t i) {
-    float v = cuda_float(x);
-    if (p.columns) v = cuda_float(cuda_round<T>(__fmul_rn(v, __fmul_rn(p.scale, p.columns[i]))));
-    return p.bias ? cuda_float(cuda_round<T>(v + p.bias[i])) : v;
+/* A product's numbers i .. i + V - 1 of a row, finished: rounded as the linear module's output. */
+template <typename T, int V>
+__device__ __forceinline__ floats<V> finished(const pack_of<T, V> &x, const pending_row &p, int64_t i) {
+    floats<V> v;
+#pragma unroll
+    for (int j = 0; j < V; j++) v.x[j] = cuda_float(x.x[j]);
+    if (p.columns) {
+        floats<V> scale = load_floats<V>(p.columns + i);
+#pragma unroll
+        for (int j = 0; j < V; j++)
+            v.x[j] = cuda_float(cuda_round<T>(__fmul_rn(v.x[j], __fmul_rn(p.scale, scale.x[j]))));
+    }
+    if (p.bias) {
+        floats<V> bias = load_floats<V>(p.bias + i);
+#pragma unroll
+        for (int j = 0; j < V; j++) v.x[j] = cuda_float(cuda_round<T>(v.x[j] + bias.x[j]));
+    }
+    return v;
 }
 
 /* f<T>(...) for the T of a dtype. */
