@@ -279,12 +279,16 @@ void op_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows
 
 /* ---------------------------------------------------------------- KV cache */
 
+/* F8_E4M3: a key or value of a head is codes and a scale, 448 = its largest number, NaN where one is
+ * not finite; a number = code * scale. It is quantized as it is, not rounded to the compute dtype
+ * before. Attention takes a key's scale times the product of q and the codes, or their numbers,
+ * in f32; where weights are rounded for a product (a GPU), a value's scale is part of its weight. */
 struct kv_cache {             /* keys and values of all layers */
     enum dtype dtype;         /* F32, BF16, F16 or F8_E4M3 */
     int32_t n_layers, n_blocks, n_kv_heads, head_dim;
     void **slab;              /* [n_layers] of [n_blocks][2: K, V][n_kv_heads] tiles; a tile is
-                                 [KV_BLOCK][head_dim] numbers, and with F8_E4M3 f32 [KV_BLOCK] behind them: a
-                                 key's or value's 448 = the largest of the head; a number = code * scale, in f32 */
+                                 [KV_BLOCK][head_dim] numbers, and with F8_E4M3 f32 [KV_BLOCK] behind them:
+                                 scales */
 };
 
 int kv_cache_open(struct kv_cache **out, struct dev *dev, enum dtype dtype, int32_t n_layers, int32_t n_blocks,

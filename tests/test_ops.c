@@ -447,11 +447,12 @@ struct heads { /* one layer's cache in the middle of three, and what reads and w
     float inv_freq[128];
 };
 
-static void heads_open(struct bed *b, struct heads *h, struct attention_shape shape, int32_t n_rotated) {
+static void heads_open(struct bed *b, struct heads *h, struct attention_shape shape, int32_t n_rotated,
+                       enum dtype kv_dtype) {
     struct err err = {0};
     *h = (struct heads){.shape = shape};
     for (int i = 0; i < n_rotated / 2; i++) h->inv_freq[i] = powf(100.0f, -2.0f * (float)i / (float)n_rotated);
-    assert_ok(kv_cache_open(&h->kv, b->dev, b->dtype, 3, BED_BLOCKS, shape.n_kv_heads, shape.head_dim, &err), &err);
+    assert_ok(kv_cache_open(&h->kv, b->dev, kv_dtype, 3, BED_BLOCKS, shape.n_kv_heads, shape.head_dim, &err), &err);
     assert_ok(rope_open(&h->rope, b->dev, h->inv_freq, n_rotated, BED_STRIDE * KV_BLOCK, 1.0f, &err), &err);
 }
 
@@ -466,6 +467,44 @@ static struct tensor slab_of(const struct heads *h, int layer) {
     return tensor_2d(h->kv->slab[layer], h->kv->dtype, rows, h->shape.head_dim);
 }
 
+static size_t fp8_tile_bytes(const struct heads *h) {
+    return (size_t)KV_BLOCK * ((size_t)h->shape.head_dim + sizeof(float));
+}
+
+/* An fp8 slab's tiles from rows of numbers, a key or value each. */
+static void put_fp8(struct bed *b, const struct heads *h, const struct tensor *slab, const float *numbers) {
+    size_t n_tiles = (size_t)slab->shape[0] / KV_BLOCK, bytes = fp8_tile_bytes(h), hd = (size_t)h->shape.head_dim;
+    uint8_t *tiles = mem_zalloc(n_tiles, bytes);
+    for (size_t i = 0; i < n_tiles * KV_BLOCK; i++) {
+        uint8_t *tile = tiles + i / KV_BLOCK * bytes;
+        float scale = quant_fp8(tile + i % KV_BLOCK * hd, numbers + i * hd, (int64_t)hd);
+        if (isnan(numbers[i * hd])) scale = NAN;
+        memcpy(tile + KV_BLOCK * hd + i % KV_BLOCK * 4, &scale, 4);
+    }
+    dev_upload(b->dev, slab->data, tiles, n_tiles * bytes);
+    free(tiles);
+}
+
+static float *get_fp8(struct bed *b, const struct heads *h, const struct tensor *slab) {
+    size_t n_tiles = (size_t)slab->shape[0] / KV_BLOCK, bytes = fp8_tile_bytes(h), hd = (size_t)h->shape.head_dim;
+    uint8_t *tiles = mem_zalloc(n_tiles, bytes);
+    float *numbers = bed_floats(b, slab->shape[0] * slab->shape[1]), scale;
+    dev_download(b->dev, tiles, slab->data, n_tiles * bytes);
+    for (size_t i = 0; i < n_tiles * KV_BLOCK; i++) {
+        const uint8_t *tile = tiles + i / KV_BLOCK * bytes;
+        memcpy(&scale, tile + KV_BLOCK * hd + i % KV_BLOCK * 4, 4);
+        for (size_t d = 0; d < hd; d++) numbers[i * hd + d] = fp8_to_f32(tile[i % KV_BLOCK * hd + d]) * scale;
+    }
+    free(tiles);
+    return numbers;
+}
+
+/* What a layer's slab holds, a key or value a row. */
+static float *cache_of(struct bed *b, const struct heads *h, int layer) {
+    struct tensor slab = slab_of(h, layer);
+    return h->kv->dtype == DTYPE_F8_E4M3 ? get_fp8(b, h, &slab) : bed_get(b, &slab);
+}
+
 /* Which row of it holds a position's key (which = 0) or value (1). */
 static int64_t slab_row(const struct heads *h, const struct bed_step *s, int32_t slot, int32_t position, int which,
                         int32_t kv_head) {
@@ -476,7 +515,7 @@ static int64_t slab_row(const struct heads *h, const struct bed_step *s, int32_t
 /* One head: bias, clip, norm over the head (q and k), rotation (q and k). */
 static void check_qkv_head(struct bed *b, const struct heads *h, const struct head_rules *rules,
                            const struct random_norm *norm, const float *in, const float *bias, const float *got,
-                           int32_t position, bool turns, int64_t row) {
+                           int32_t position, bool turns, bool is_fp8, int64_t row) {
     int32_t half = turns ? rules->rope->n_rotated / 2 : 0, hd = h->shape.head_dim;
     float x[256];
     double ready[256], off[256];
@@ -494,15 +533,24 @@ static void check_qkv_head(struct bed *b, const struct heads *h, const struct he
             if (b->dtype != DTYPE_F32) off[i] += fabs(ready[i]) * 0x1p-8;
         }
     }
+    double want[256], slack[256], most = 0, most_got = 0, most_slack = 0;
     for (int32_t i = 0; i < hd; i++) {
-        double want = ready[i], slack = off[i];
+        want[i] = ready[i];
+        slack[i] = off[i];
         if (i < 2 * half) {
             int32_t pair = i < half ? i + half : i - half;
             double angle = (double)((float)position * h->inv_freq[i % half]);
-            want = ready[i] * cos(angle) + (i < half ? -ready[pair] : ready[pair]) * sin(angle);
-            slack += off[pair] + (fabs(ready[i]) + fabs(ready[pair])) * 0x1p-21;
+            want[i] = ready[i] * cos(angle) + (i < half ? -ready[pair] : ready[pair]) * sin(angle);
+            slack[i] += off[pair] + (fabs(ready[i]) + fabs(ready[pair])) * 0x1p-21;
         }
-        assert_near(b, got[i], want, slack, b->dtype, "q, k or v", row, i);
+        most = fmax(most, fabs(want[i]));
+        most_got = fmax(most_got, fabs((double)got[i]));
+        most_slack = fmax(most_slack, slack[i]);
+    }
+    if (is_fp8) assert_near(b, most_got, most, most_slack + most * 0x1p-20, b->dtype, "448", row, 0);
+    for (int32_t i = 0; i < hd; i++) { /* half a step: of four bits; below the normal numbers of 2^-9 */
+        if (is_fp8) slack[i] += fmax(fabs(want[i]) * 0x1.04p-4, most / 448 * 0x1.04p-10);
+        assert_near(b, got[i], want[i], slack[i], b->dtype, is_fp8 ? "k or v in fp8" : "q, k or v", row, i);
     }
 }
 
@@ -514,11 +562,11 @@ struct qkv_case {
     enum norm_kind norm;
 };
 
-static void check_qkv(struct bed *b, const struct qkv_case *c) {
+static void check_qkv(struct bed *b, const struct qkv_case *c, enum dtype kv_dtype) {
     static struct bed_step s;
     struct attention_shape shape = {.n_heads = c->n_heads, .n_kv_heads = c->n_kv_heads, .head_dim = c->head_dim};
     struct heads h;
-    heads_open(b, &h, shape, c->n_rotated);
+    heads_open(b, &h, shape, c->n_rotated, kv_dtype);
     step_begin(&s, 5);
     step_add(&s, 2, 30, 5); /* across a block's end */
     step_add(&s, 0, 0, 1);
@@ -535,21 +583,21 @@ static void check_qkv(struct bed *b, const struct qkv_case *c) {
     struct product qkv = {.y = bed_random_tensor(b, b->dtype, m, width, 2), .weight = w};
     struct tensor q = bed_tensor(b, b->dtype, m, q_width, NULL);
     op_qkv_finish(b->dev, &q, h.kv, 1, &qkv, &shape, &rules, step_upload(b->dev, &s.step));
-    struct tensor slab = slab_of(&h, 1), other_layer = slab_of(&h, 0);
-    float *in = bed_get(b, &qkv.y), *qs = bed_get(b, &q), *cache = bed_get(b, &slab);
+    bool is_fp8 = kv_dtype == DTYPE_F8_E4M3;
+    float *in = bed_get(b, &qkv.y), *qs = bed_get(b, &q), *cache = cache_of(b, &h, 1);
     for (int32_t r = 0; r < m; r++)
         for (int32_t i = 0; i < shape.n_heads + 2 * n_kv; i++) {
             int32_t kv_head = i - shape.n_heads, which = kv_head >= n_kv;
             const float *got = qs + r * q_width + i * hd;
             if (kv_head >= 0) got = cache + slab_row(&h, &s, s.slot[r], s.position[r], which, kv_head % n_kv) * hd;
             check_qkv_head(b, &h, &rules, c->has_norm ? &norms[kv_head >= 0] : NULL, in + r * width + i * hd,
-                           bias ? bias + i * hd : NULL, got, s.position[r], kv_head < n_kv, r);
+                           bias ? bias + i * hd : NULL, got, s.position[r], kv_head < n_kv, is_fp8 && kv_head >= 0, r);
         }
-    int64_t n_written = 0;
-    for (int64_t i = 0; i < slab.shape[0] * hd; i++) n_written += cache[i] != 0;
+    int64_t n_written = 0, n_numbers = slab_of(&h, 1).shape[0] * hd;
+    for (int64_t i = 0; i < n_numbers; i++) n_written += cache[i] != 0;
     assert_true(n_written <= (int64_t)m * 2 * n_kv * hd); /* and nowhere else */
-    float *untouched = bed_get(b, &other_layer);
-    for (int64_t i = 0; i < slab.shape[0] * hd; i++) assert_true(untouched[i] == 0);
+    float *untouched = cache_of(b, &h, 0);
+    for (int64_t i = 0; i < n_numbers; i++) assert_true(untouched[i] == 0);
     heads_close(b, &h);
 }
 
@@ -564,8 +612,15 @@ static void qkv(struct bed *b) {
         {4, 2, 64, 64, .has_norm = true, .norm = NORM_RMS},
         {4, 2, 24, 8, .has_bias = true, .has_norm = true, .norm = NORM_LAYER},
         {2, 1, 256, 256, .has_bias = true, .clip = 1.5f, .has_norm = true, .norm = NORM_RMS_ONE_PLUS},
+        {8, 2, 128, 128, .has_bias = true},
+        {1, 1, 256, 256, .has_bias = false},
+        {2, 2, 40, 16, .has_bias = true},
+        {5, 3, 112, 112, .has_bias = false},
     };
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_qkv(b, &cases[i]);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        check_qkv(b, &cases[i], b->dtype);
+        check_qkv(b, &cases[i], DTYPE_F8_E4M3);
+    }
 }
 
 static void qkv_finish_norms_and_turns_heads_and_fills_the_cache(void **state) {
@@ -616,6 +671,10 @@ static void fill_cache(struct bed *b, const struct heads *h, const struct bed_st
             for (int32_t i = 0; i < 2 * h->shape.n_kv_heads; i++)
                 for (int32_t d = 0; d < hd; d++)
                     numbers[slab_row(h, s, slot, j, i % 2, i / 2) * hd + d] = bed_random(b);
+    if (h->kv->dtype == DTYPE_F8_E4M3) {
+        put_fp8(b, h, &slab, numbers);
+        return;
+    }
     struct tensor filled = bed_tensor(b, h->kv->dtype, slab.shape[0], hd, numbers);
     float *raw = bed_floats(b, slab.shape[0] * hd);
     dev_download(b->dev, raw, filled.data, tensor_bytes(&filled));
@@ -623,14 +682,15 @@ static void fill_cache(struct bed *b, const struct heads *h, const struct bed_st
 }
 
 /* Rows at the given positions, one in each slot, -1 = none; slot 3 has a run of five. */
-static void check_attention(struct bed *b, struct attention_shape shape, const int32_t position[BED_SLOTS]) {
+static void check_attention_over(struct bed *b, enum dtype kv_dtype, struct attention_shape shape,
+                                 const int32_t position[BED_SLOTS]) {
     static struct bed_step s;
     struct heads h;
     int32_t seen[BED_SLOTS][2] = {{0}}, hd = shape.head_dim, width = shape.n_heads * shape.head_dim;
     float *slopes = bed_floats(b, shape.n_heads);
     for (int32_t i = 0; i < shape.n_heads; i++) slopes[i] = rounded(exp2f(-1.5f * (float)i), DTYPE_BF16);
     if (shape.alibi_scale > 0) shape.alibi = bed_tensor(b, DTYPE_F32, shape.n_heads, 1, slopes).data;
-    heads_open(b, &h, shape, hd);
+    heads_open(b, &h, shape, hd, kv_dtype);
     step_begin(&s, 9);
     for (int32_t slot = 0; slot < BED_SLOTS; slot++) {
         if (position[slot] < 0) continue;
@@ -640,10 +700,10 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
         seen[slot][1] = position[slot] + n;
     }
     fill_cache(b, &h, &s, seen);
-    struct tensor slab = slab_of(&h, 1), q = bed_random_tensor(b, b->dtype, s.step.n_rows, width, 4);
+    struct tensor q = bed_random_tensor(b, b->dtype, s.step.n_rows, width, 4);
     struct activation out = {.x = bed_tensor(b, b->dtype, s.step.n_rows, width, NULL)};
     op_attention(b->dev, &out, &q, h.kv, 1, &shape, step_upload(b->dev, &s.step));
-    float *qs = bed_get(b, &q), *got = bed_get(b, &out.x), *cache = bed_get(b, &slab);
+    float *qs = bed_get(b, &q), *got = bed_get(b, &out.x), *cache = cache_of(b, &h, 1);
     /* Tensor cores take the weights in bf16; values are below 1. */
     double slack = b->dtype != DTYPE_F32 && strcmp(dev_kind(b->dev), "cuda") == 0 ? 0x1p-9 : 1e-5;
     for (int32_t r = 0; r < s.step.n_rows; r++)
@@ -655,6 +715,10 @@ static void check_attention(struct bed *b, struct attention_shape shape, const i
                 assert_near(b, got[at + d], want[d], slack, b->dtype, "attention", r, i * hd + d);
         }
     heads_close(b, &h);
+}
+
+static void check_attention(struct bed *b, struct attention_shape shape, const int32_t position[BED_SLOTS]) {
+    check_attention_over(b, b->dtype, shape, position);
 }
 
 static struct attention_shape shape_of(int32_t n_heads, int32_t n_kv_heads, int32_t head_dim, int32_t window) {
@@ -692,6 +756,43 @@ static void attention(struct bed *b) {
     check_attention(b, shape_of(20, 1, 80, 0), tiles); /* more heads in a group than rows in a tile */
 }
 
+/* Sizes that have no kernel of their own on a GPU, and the widest. */
+static void sizes(struct bed *b) {
+    static const int32_t tiles[] = {63, 64, 130, 60}, far[] = {511, 512, 1100, 700};
+    check_attention(b, shape_of(4, 2, 40, 0), tiles);
+    check_attention(b, shape_of(3, 3, 72, 20), tiles);
+    check_attention(b, shape_of(2, 1, 104, 0), tiles);
+    check_attention(b, shape_of(2, 1, 136, 0), tiles);
+    check_attention(b, shape_of(2, 2, 160, 70), tiles);
+    check_attention(b, shape_of(3, 1, 192, 0), far);
+    check_attention(b, shape_of(4, 1, 248, 0), tiles);
+    check_attention(b, shape_of(20, 1, 256, 0), tiles);
+    check_attention(b, shape_of(2, 2, 256, 600), far);
+}
+
+static void heads_of_any_size(void **state) {
+    each_bed(sizes);
+}
+
+static void fp8_attention(struct bed *b) {
+    static const int32_t tiles[] = {63, 64, 130, 60}, far[] = {511, 512, 1100, 700};
+    const struct attention_shape shapes[] = {shape_of(4, 2, 8, 0),     shape_of(3, 1, 24, 20),  shape_of(2, 2, 40, 0),
+                                             shape_of(8, 2, 64, 0),    shape_of(3, 1, 72, 0),   shape_of(2, 2, 80, 70),
+                                             shape_of(2, 1, 96, 0),    shape_of(4, 4, 112, 20), shape_of(8, 2, 128, 0),
+                                             shape_of(20, 1, 128, 70), shape_of(2, 1, 136, 0),  shape_of(2, 2, 160, 70),
+                                             shape_of(3, 1, 192, 0),   shape_of(4, 1, 248, 0),  shape_of(2, 2, 256, 0)};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_attention_over(b, DTYPE_F8_E4M3, shapes[i], tiles);
+    check_attention_over(b, DTYPE_F8_E4M3, shape_of(8, 2, 128, 0), far);
+    check_attention_over(b, DTYPE_F8_E4M3, shape_of(2, 1, 256, 600), far);
+    check_attention_over(b, DTYPE_F8_E4M3, capped(shape_of(2, 1, 256, 70), 2), tiles);
+    check_attention_over(b, DTYPE_F8_E4M3, with_alibi(shape_of(7, 7, 64, 0), 1, false), far);
+}
+
+static void attention_reads_an_fp8_cache(void **state) {
+    each_bed(fp8_attention);
+}
+
 static void scored_attention(struct bed *b) {
     static const int32_t begin[] = {0, 1, 31, 0}, tiles[] = {63, 64, 130, 60}, far[] = {511, 512, 1100, 700};
     check_attention(b, capped(shape_of(4, 2, 16, 0), 1.5f), begin);
@@ -713,18 +814,26 @@ static void attention_is_softmax_over_the_keys_in_sight(void **state) {
     each_bed(attention);
 }
 
-/* A prompt of N rows through qkv_finish and attention, cut at the given sizes in turn,
- * with `guests` rows of other sequences before and after it in each step. */
-static float *run_prompt(struct bed *b, struct attention_shape shape, const struct tensor *rows, int chunk, int guests,
-                         uint64_t shuffle) {
+/* How a prompt comes: `chunk` rows a step, from fine_from on one; in each step `guests` rows of
+ * other sequences before and after it. */
+struct pace {
+    int chunk, fine_from, guests;
+    uint64_t shuffle;
+};
+
+/* A prompt of N rows through qkv_finish and attention. */
+static float *run_prompt(struct bed *b, struct attention_shape shape, enum dtype kv_dtype, const struct tensor *rows,
+                         struct pace pace) {
     static struct bed_step s;
     struct heads h;
-    int32_t n = (int32_t)rows->shape[0], width = shape.n_heads * shape.head_dim;
+    int32_t n = (int32_t)rows->shape[0], width = shape.n_heads * shape.head_dim, guests = pace.guests;
     float *all = bed_floats(b, (int64_t)n * width);
-    heads_open(b, &h, shape, shape.head_dim);
-    for (int32_t done = 0, size; done < n; done += size) {
-        size = done + chunk < n ? chunk : n - done;
-        step_begin(&s, shuffle);
+    heads_open(b, &h, shape, shape.head_dim, kv_dtype);
+    for (int32_t done = 0, size, until; done < n; done += size) {
+        until = done < pace.fine_from ? pace.fine_from : n;
+        size = pace.fine_from && done >= pace.fine_from ? 1 : pace.chunk;
+        if (done + size > until) size = until - done;
+        step_begin(&s, pace.shuffle);
         if (guests) step_add(&s, 0, done, guests);
         step_add(&s, 1, done, size);
         if (guests) step_add(&s, 2, 0, guests);
@@ -746,32 +855,68 @@ static float *run_prompt(struct bed *b, struct attention_shape shape, const stru
     return all;
 }
 
-static void attention_bits(struct bed *b) {
+/* Cut in any way, the same bits. */
+static void check_bits(struct bed *b, struct attention_shape shape, enum dtype kv_dtype) {
     enum { N = 150 };
-    const struct attention_shape shapes[] = {shape_of(2, 1, 16, 0), shape_of(2, 2, 32, 70)};
-    for (size_t i = 0; i < 2; i++) {
-        struct attention_shape shape = shapes[i];
-        int32_t width = shape.n_heads * shape.head_dim;
-        struct tensor rows = bed_random_tensor(b, b->dtype, N, width + 2 * shape.n_kv_heads * shape.head_dim, 2);
-        float *want = run_prompt(b, shape, &rows, N, 0, 3);
-        static const int chunks[] = {1, 7, 16, 64};
-        for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
-            float *got = run_prompt(b, shape, &rows, chunks[c], (int)c, 100 + c);
-            assert_memory_equal(got, want, (size_t)(N * width) * sizeof *want);
-        }
+    static const int chunks[] = {1, 7, 16, 64};
+    int32_t width = shape.n_heads * shape.head_dim;
+    struct tensor rows = bed_random_tensor(b, b->dtype, N, width + 2 * shape.n_kv_heads * shape.head_dim, 2);
+    float *want = run_prompt(b, shape, kv_dtype, &rows, (struct pace){N, 0, 0, 3});
+    for (size_t c = 0; c < sizeof chunks / sizeof *chunks; c++) {
+        float *got = run_prompt(b, shape, kv_dtype, &rows, (struct pace){chunks[c], 0, (int)c, 100 + c});
+        assert_memory_equal(got, want, (size_t)(N * width) * sizeof *want);
     }
+}
+
+static void attention_bits(struct bed *b) {
+    check_bits(b, shape_of(2, 1, 16, 0), b->dtype);
+    check_bits(b, shape_of(2, 2, 32, 70), b->dtype);
+    check_bits(b, shape_of(4, 1, 72, 0), b->dtype);
+    check_bits(b, shape_of(2, 1, 256, 0), b->dtype);
+    check_bits(b, shape_of(2, 1, 16, 0), DTYPE_F8_E4M3);
+    check_bits(b, shape_of(4, 1, 80, 70), DTYPE_F8_E4M3);
+    check_bits(b, shape_of(4, 1, 128, 0), DTYPE_F8_E4M3);
+    check_bits(b, shape_of(1, 1, 256, 0), DTYPE_F8_E4M3);
 }
 
 static void chunks_neighbours_and_block_order_do_not_matter(void **state) {
     each_bed(attention_bits);
 }
 
+/* With so many heads a GPU has blocks enough to give each a warp, where the rows of a chunk share
+ * a block of four: the same bits. */
+static void check_crowd(struct bed *b, int32_t group, int32_t head_dim, enum dtype kv_dtype, int32_t n) {
+    enum { CROWD = 88 }; /* times three sequences: two blocks and more for each multiprocessor */
+    struct attention_shape shape = shape_of(group * CROWD, CROWD, head_dim, 0);
+    int32_t width = shape.n_heads * head_dim;
+    struct tensor rows = bed_random_tensor(b, b->dtype, n, width + 2 * CROWD * head_dim, 2);
+    float *want = run_prompt(b, shape, kv_dtype, &rows, (struct pace){200, 0, 0, 3});
+    float *got = run_prompt(b, shape, kv_dtype, &rows, (struct pace){200, n - 3, 1, 4});
+    assert_memory_equal(got, want, (size_t)n * (size_t)width * sizeof *want);
+}
+
+static void crowds(struct bed *b) {
+    if (strcmp(dev_kind(b->dev), "cuda") != 0) return; /* a CPU has one kernel */
+    static const int32_t sizes[] = {40, 64, 80, 128, 160, 256};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        check_crowd(b, 1, sizes[i], b->dtype, 70);
+        check_crowd(b, 2, sizes[i], DTYPE_F8_E4M3, 70);
+    }
+    check_crowd(b, 1, 64, b->dtype, 520);
+    check_crowd(b, 1, 256, b->dtype, 520);
+    check_crowd(b, 1, 128, DTYPE_F8_E4M3, 520);
+}
+
+static void blocks_of_one_warp_give_the_same_bits(void **state) {
+    each_bed(crowds);
+}
+
 /* A NaN that a row does see is not swept under the rug. */
-static void attention_nan(struct bed *b) {
+static void check_nan(struct bed *b, enum dtype kv_dtype) {
     static struct bed_step s;
     struct attention_shape shape = shape_of(1, 1, 16, 0);
     struct heads h;
-    heads_open(b, &h, shape, 16);
+    heads_open(b, &h, shape, 16, kv_dtype);
     step_begin(&s, 9);
     step_add(&s, 0, 70, 1);
     fill_cache(b, &h, &s, (const int32_t[BED_SLOTS][2]){{1, 71}}); /* key 0 is NaN */
@@ -783,8 +928,37 @@ static void attention_nan(struct bed *b) {
     heads_close(b, &h);
 }
 
+/* One number of a head that is not finite: the whole head is NaN in an fp8 cache. */
+static void check_nan_written(struct bed *b, float bad) {
+    enum { HD = 16, WIDTH = 3 * HD };
+    static struct bed_step s;
+    struct attention_shape shape = shape_of(1, 1, HD, 0);
+    struct heads h;
+    float in[WIDTH];
+    heads_open(b, &h, shape, HD, DTYPE_F8_E4M3);
+    step_begin(&s, 9);
+    step_add(&s, 0, 0, 1);
+    for (int i = 0; i < WIDTH; i++) in[i] = i == WIDTH - 3 ? bad : bed_random(b);
+    struct product qkv = {.y = bed_tensor(b, b->dtype, 1, WIDTH, in)};
+    struct tensor q = bed_tensor(b, b->dtype, 1, HD, NULL);
+    op_qkv_finish(b->dev, &q, h.kv, 1, &qkv, &shape, &(struct head_rules){.rope = &h.rope}, step_upload(b->dev, &s.step));
+    float *cache = cache_of(b, &h, 1);
+    for (int d = 0; d < HD; d++) {
+        assert_true(isfinite(cache[slab_row(&h, &s, 0, 0, 0, 0) * HD + d]));
+        assert_true(isnan(cache[slab_row(&h, &s, 0, 0, 1, 0) * HD + d]));
+    }
+    heads_close(b, &h);
+}
+
+static void nans(struct bed *b) {
+    check_nan(b, b->dtype);
+    check_nan(b, DTYPE_F8_E4M3);
+    check_nan_written(b, NAN);
+    check_nan_written(b, INFINITY);
+}
+
 static void a_nan_in_sight_stays_nan(void **state) {
-    each_bed(attention_nan);
+    each_bed(nans);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -799,8 +973,11 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(norm_and_act_do_not_see_other_rows),
     cmocka_unit_test(qkv_finish_norms_and_turns_heads_and_fills_the_cache),
     cmocka_unit_test(attention_is_softmax_over_the_keys_in_sight),
+    cmocka_unit_test(heads_of_any_size),
+    cmocka_unit_test(attention_reads_an_fp8_cache),
     cmocka_unit_test(scores_are_capped_and_slope),
     cmocka_unit_test(chunks_neighbours_and_block_order_do_not_matter),
+    cmocka_unit_test(blocks_of_one_warp_give_the_same_bits),
     cmocka_unit_test(a_nan_in_sight_stays_nan),
 };
 UNIT_MAIN(tests)

@@ -3,6 +3,7 @@
 #include "kernels/cpu/cpu.h"
 
 #include <assert.h>
+#include <math.h>
 #include <string.h>
 
 static const int32_t *block_table_of(const struct step *step, int64_t row) {
@@ -44,6 +45,8 @@ static void store_fp8(const struct qkv *a, int64_t row, int which, int32_t kv_he
     char *tile = kv_tile(a->kv, a->layer, block_table_of(a->step, row)[position / KV_BLOCK], which, kv_head);
     float *scale = &tile_scales(tile, a->kv->head_dim)[position % KV_BLOCK];
     *scale = quant_fp8(kv_slot(a, row, which, kv_head), numbers, a->kv->head_dim);
+    for (int32_t d = 0; d < a->kv->head_dim; d++)
+        if (!isfinite(numbers[d])) *scale = NAN; /* what is not finite leaves no trace in the largest, nor in its code */
 }
 
 static void qkv_row(const struct qkv *a, int64_t r) {

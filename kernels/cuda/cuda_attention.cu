@@ -1,15 +1,15 @@
-/* cuda_attention.cu - paged attention on the GPU: tensor cores where there is a kernel for the
- * head size, else the plain kernel. */
+/* cuda_attention.cu - paged attention on the GPU: on the tensor cores for 16-bit numbers, by the
+ * plain kernel for float32. */
 #include "kernels/cuda/cuda_attention.cuh"
 #include "kernels/cuda/cuda_attention_plain.cuh"
 
-template <typename T>
+template <bool FP8>
 static void plain_attention(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                             const void *slab, const struct attention_args &a, const struct step *step) {
     int64_t pairs = (int64_t)step->n_rows * a.n_heads;
     unsigned blocks = (unsigned)((pairs + PLAIN_WARPS - 1) / PLAIN_WARPS);
-    cuda_launch(cuda, "attention", plain_attention_kernel<T>, dim3(blocks), PLAIN_WARPS * 32, 0,
-                (T *)out->x.data, (const T *)q->data, (const T *)slab, step->position, step->slot,
+    cuda_launch(cuda, "attention", plain_attention_kernel<FP8>, dim3(blocks), PLAIN_WARPS * 32, 0,
+                (float *)out->x.data, (const float *)q->data, slab, step->position, step->slot,
                 step->block_table, a, pairs);
 }
 
@@ -37,18 +37,18 @@ void cuda_attention(struct dev *dev, struct activation *out, const struct tensor
                     const struct step *step) {
     struct cuda_dev *cuda = cuda_of(dev);
     struct attention_args a = args_of(shape, step);
-    const void *slab = kv->slab[layer];
-    if (shape->head_dim > MAX_HEAD_DIM) {
-        dev_fail(dev, E_UNSUPPORTED, "heads of %d dimensions; %d at most", shape->head_dim, MAX_HEAD_DIM);
+    bool is_fp8 = kv->dtype == DTYPE_F8_E4M3;
+    if (shape->head_dim > MAX_HEAD_DIM || shape->head_dim % 8 != 0) {
+        dev_fail(dev, E_UNSUPPORTED, "heads of %d dimensions; multiples of 8 up to %d are supported",
+                 shape->head_dim, MAX_HEAD_DIM);
         return;
     }
-    if (kv->dtype == DTYPE_F32) {
-        plain_attention<float>(cuda, out, q, slab, a, step);
-    } else if (kv->dtype == DTYPE_F16) {
-        if (!cuda_attention_f16(cuda, out, q, kv, layer, &a, step))
-            plain_attention<__half>(cuda, out, q, slab, a, step);
+    if (q->dtype == DTYPE_F32) {
+        auto run = is_fp8 ? plain_attention<true> : plain_attention<false>;
+        run(cuda, out, q, kv->slab[layer], a, step);
     } else {
-        if (!cuda_attention_bf16(cuda, out, q, kv, layer, &a, step))
-            plain_attention<__nv_bfloat16>(cuda, out, q, slab, a, step);
+        attention_fn *run = q->dtype == DTYPE_F16 ? (is_fp8 ? cuda_attention_f16_fp8 : cuda_attention_f16)
+                                                  : (is_fp8 ? cuda_attention_bf16_fp8 : cuda_attention_bf16);
+        run(cuda, out, q, kv, layer, &a, step);
     }
 }

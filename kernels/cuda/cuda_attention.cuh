@@ -33,23 +33,25 @@ __device__ __forceinline__ float adjusted_score(const attention_args &a, float p
     return slope != 0 ? s + alibi_of(a, slope, key, position) : s;
 }
 
-/* Elements from the slab's beginning to a block's keys (which = 0) or values (1) of a head;
- * its KV_BLOCK rows of head_dim follow each other. */
-__device__ __forceinline__ int64_t kv_tile_at(const attention_args &a, int32_t block, int which,
+/* A slab is tiles: those of a block's keys (which = 0) and values (1) of each head. */
+__device__ __forceinline__ int64_t kv_tile_of(const attention_args &a, int32_t block, int which,
                                               int32_t kv_head) {
-    return (((int64_t)block * 2 + which) * a.n_kv_heads + kv_head) * KV_BLOCK * a.head_dim;
+    return ((int64_t)block * 2 + which) * a.n_kv_heads + kv_head;
+}
+
+/* A tile is KV_BLOCK rows of head_dim; behind fp8 codes, their scales. */
+__device__ __forceinline__ int kv_tile_bytes(int32_t head_dim, int bytes_each, bool is_fp8) {
+    return KV_BLOCK * (head_dim * bytes_each + (is_fp8 ? 4 : 0));
 }
 
 __device__ __forceinline__ int32_t first_key_of(const attention_args &a, int32_t position) {
     return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
 }
 
-/* One dtype's kernels on the tensor cores; false: none for this head_dim. */
-bool cuda_attention_bf16(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
-                         const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
-                         const struct step *step);
-bool cuda_attention_f16(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
-                        const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
-                        const struct step *step);
+/* Kernels on the tensor cores, of one compute dtype and one kind of cache each. */
+typedef void attention_fn(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
+                          const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
+                          const struct step *step);
+attention_fn cuda_attention_bf16, cuda_attention_bf16_fp8, cuda_attention_f16, cuda_attention_f16_fp8;
 
 #endif

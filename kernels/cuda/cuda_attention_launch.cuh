@@ -1,5 +1,6 @@
-/* cuda_attention_launch.cuh - which kernel serves a step, for one dtype. Included by one file
- * for each (cuda_attention_bf16.cu, cuda_attention_f16.cu), which compile side by side. */
+/* cuda_attention_launch.cuh - which kernel serves a step, for one dtype and one kind of cache.
+ * Included by one file for each (cuda_attention_bf16.cu, cuda_attention_bf16_fp8.cu, ...), which
+ * compile side by side. */
 #ifndef BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 #define BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 
@@ -9,7 +10,8 @@
 template <typename T> struct attention_call {
     struct cuda_dev *cuda;
     T *out;
-    const T *q, *slab;
+    const T *q;
+    const void *slab;
     enum dtype dtype;
     int64_t slab_rows; /* of head_dim numbers */
     const struct cuda_step *step;
@@ -23,12 +25,14 @@ template <typename K> static void allow_shared(struct cuda_dev *cuda, K kernel, 
                        "attention");
 }
 
+template <typename H, int WARPS> constexpr int mma_stages = WARPS == 1 ? 3 : 4;
+
 /* n items from `first`, `rows` rows of (token, head) pairs each at most. */
-template <typename T, int HD, int WARPS>
-static void launch_mma(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t rows) {
-    constexpr int STAGES = WARPS == 1 ? 3 : 4, BYTES = STAGES * tile_shape<HD>::BYTES, TILE = WARPS * 16;
+template <typename H, int WARPS>
+static void launch_mma(const struct attention_call<typename H::number> *c, int32_t first, int32_t n, int32_t rows) {
+    constexpr int STAGES = mma_stages<H, WARPS>, BYTES = mma_room<H, WARPS, STAGES>(), TILE = WARPS * 16;
     static bool allowed;
-    auto kernel = mma_attention_kernel<T, HD, WARPS, STAGES>;
+    auto kernel = mma_attention_kernel<H, WARPS, STAGES>;
     allow_shared(c->cuda, kernel, BYTES, &allowed);
     dim3 grid((unsigned)n, (unsigned)c->a.n_kv_heads, (unsigned)((rows + TILE - 1) / TILE));
     cuda_launch(c->cuda, "attention", kernel, grid, WARPS * 32, BYTES, c->out, c->q, c->slab,
@@ -37,8 +41,7 @@ static void launch_mma(const struct attention_call<T> *c, int32_t first, int32_t
 
 template <typename T, int HD>
 static bool launch_wide(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t rows) {
-    constexpr int BYTES = (WGMMA_STAGES + WGMMA_GROUPS) * wide_tile<HD>::BYTES + 16 * WGMMA_STAGES,
-                  TILE = WGMMA_ROWS * WGMMA_GROUPS;
+    constexpr int BYTES = wide_tile<HD>::ROOM, TILE = WGMMA_ROWS * WGMMA_GROUPS;
     static bool allowed;
     CUtensorMap map;
     auto kernel = wide_attention_kernel<T, HD>;
@@ -52,69 +55,65 @@ static bool launch_wide(const struct attention_call<T> *c, int32_t first, int32_
 }
 
 /* As many warps as an item has tiles of 16 rows, 4 at most. */
-template <typename T, int HD>
-static void launch_items(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t tokens) {
+template <typename H>
+static void launch_items(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
+                         int32_t tokens) {
+    constexpr bool HAS_TWO = H::EXACT && !H::FP8; /* few items have 17 to 32 rows */
     int32_t rows = tokens * c->a.group;
     if (n == 0) return;
-    if constexpr (HD == 64 || HD == 128)
-        if (rows >= WGMMA_ROWS && tokens > 1 && launch_wide<T, HD>(c, first, n, rows)) return;
+    if constexpr (H::EXACT && !H::FP8 && (H::WIDTH == 64 || H::WIDTH == 128 || H::WIDTH == 256))
+        if (rows >= WGMMA_ROWS && tokens > 1 && launch_wide<typename H::number, H::WIDTH>(c, first, n, rows))
+            return;
     /* With few blocks nothing hides the time that one warp takes to copy a tile. */
     bool is_lonely = n * c->a.n_kv_heads < 2 * c->cuda->prop.multiProcessorCount;
-    if (rows <= 16 && !is_lonely)
-        launch_mma<T, HD, 1>(c, first, n, rows);
-    else if (rows <= 32 && !is_lonely)
-        launch_mma<T, HD, 2>(c, first, n, rows);
+    bool has_room = (size_t)mma_room<H, 4, mma_stages<H, 4>>() <= c->cuda->prop.sharedMemPerBlockOptin;
+    if ((rows <= 16 && !is_lonely) || !has_room)
+        launch_mma<H, 1>(c, first, n, rows);
+    else if (HAS_TWO && rows <= 32 && !is_lonely)
+        launch_mma<H, HAS_TWO ? 2 : 4>(c, first, n, rows);
     else
-        launch_mma<T, HD, 4>(c, first, n, rows);
+        launch_mma<H, 4>(c, first, n, rows);
 }
 
-template <typename T, int HD> static void attend(const struct attention_call<T> *c) {
+template <typename T, int WIDTH, bool EXACT, bool FP8> static void attend(const struct attention_call<T> *c) {
+    using kind = head_kind<T, WIDTH, EXACT, FP8>;
     int32_t n_single = c->step->n_single;
-    launch_items<T, HD>(c, 0, n_single, 1);
-    launch_items<T, HD>(c, n_single, c->step->n_items - n_single, c->step->most_tokens);
+    launch_items<kind>(c, 0, n_single, 1);
+    launch_items<kind>(c, n_single, c->step->n_items - n_single, c->step->most_tokens);
 }
 
-/* False: no kernel for this head_dim. */
-template <typename T> static bool try_attention(const struct attention_call<T> *c) {
-    switch (c->a.head_dim) {
-    case 8:
-        attend<T, 8>(c);
-        return true;
-    case 16:
-        attend<T, 16>(c);
-        return true;
-    case 32:
-        attend<T, 32>(c);
-        return true;
-    case 64:
-        attend<T, 64>(c);
-        return true;
-    case 80:
-        attend<T, 80>(c);
-        return true;
-    case 96:
-        attend<T, 96>(c);
-        return true;
-    case 112:
-        attend<T, 112>(c);
-        return true;
-    case 128:
-        attend<T, 128>(c);
-        return true;
-    default:
-        return false;
+/* Sizes that models have go through kernels of their own, others through the next wider one. */
+template <typename T, bool FP8> static void attend_by_size(const struct attention_call<T> *c) {
+    int32_t hd = c->a.head_dim;
+    switch (hd) {
+    case 64: return attend<T, 64, true, FP8>(c);
+    case 80: return attend<T, 80, true, FP8>(c);
+    case 96: return attend<T, 96, true, FP8>(c);
+    case 112: return attend<T, 112, true, FP8>(c);
+    case 128: return attend<T, 128, true, FP8>(c);
+    case 256: return attend<T, 256, true, FP8>(c);
     }
+    if (hd <= 32) return attend<T, 32, false, FP8>(c);
+    if (hd <= 64) return attend<T, 64, false, FP8>(c);
+    if (hd <= 128) return attend<T, 128, false, FP8>(c);
+    if (hd <= 192) return attend<T, 192, false, FP8>(c);
+    attend<T, 256, false, FP8>(c);
 }
 
-template <typename T>
-static bool attention_of_type(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
+template <typename T, bool FP8>
+static void attention_of_type(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                               const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
                               const struct step *step) {
-    struct attention_call<T> c = {
-        cuda, (T *)out->x.data, (const T *)q->data, (const T *)kv->slab[layer], kv->dtype,
-            (int64_t)kv->n_blocks * 2 * kv->n_kv_heads *KV_BLOCK, cuda_step_of(step), *a
-    };
-    return try_attention<T>(&c);
+    struct attention_call<T> c = {};
+    c.cuda = cuda;
+    c.out = (T *)out->x.data;
+    c.q = (const T *)q->data;
+    c.slab = kv->slab[layer];
+    c.dtype = kv->dtype;
+    c.slab_rows = (int64_t)kv->n_blocks * 2 * kv->n_kv_heads * KV_BLOCK;
+    c.step = cuda_step_of(step);
+    c.a = *a;
+    attend_by_size<T, FP8>(&c);
 }
 
 #endif

@@ -1,10 +1,11 @@
-/* cuda_attention_plain.cuh - attention of one query row and head by one warp: any head_dim,
- * float32 or 16 bits, no tensor cores. For float32, and for shapes that the kernel of
- * cuda_attention.cu does not have. The reduction tree is op_attention's. */
+/* cuda_attention_plain.cuh - attention of one query row and head by one warp, in float32
+ * without tensor cores, over a cache of float32 or fp8. The reduction tree is op_attention's. */
 #ifndef BATCHD_KERNELS_CUDA_ATTENTION_PLAIN_CUH
 #define BATCHD_KERNELS_CUDA_ATTENTION_PLAIN_CUH
 
 #include "kernels/cuda/cuda_attention.cuh"
+
+#include <cuda_fp8.h>
 
 enum { PLAIN_WARPS = 4, PLAIN_DIMS = MAX_HEAD_DIM / 32 }; /* output columns of a lane: lane, lane + 32, ... */
 
@@ -28,28 +29,48 @@ __device__ __forceinline__ float warp_sum(float x) {
     return x;
 }
 
+template <bool FP8> struct plain_kv { /* a key or value of a head */
+    const float *number;
+    const uint8_t *code;
+    float scale;
+
+    __device__ __forceinline__ plain_kv(const attention_args &a, const void *slab, const int32_t *table,
+                                        int32_t key, int which, int32_t kv_head) {
+        const char *tile = (const char *)slab + kv_tile_of(a, table[key / KV_BLOCK], which, kv_head) *
+                                                    kv_tile_bytes(a.head_dim, FP8 ? 1 : 4, FP8);
+        int row = key % KV_BLOCK;
+        number = (const float *)tile + (FP8 ? 0 : row * a.head_dim);
+        code = (const uint8_t *)tile + (FP8 ? row * a.head_dim : 0);
+        scale = FP8 ? ((const float *)(tile + KV_BLOCK * a.head_dim))[row] : 1.0f;
+    }
+    __device__ __forceinline__ float at(int32_t d) const { /* without the scale */
+        if (!FP8) return number[d];
+        return __half2float(__half(__nv_cvt_fp8_to_halfraw(code[d], __NV_E4M3)));
+    }
+};
+
 /* The score of one key, in the exponent's base 2. */
-template <typename T>
-__device__ __forceinline__ float plain_score(const attention_args &a, const T *slab, const int32_t *table,
+template <bool FP8>
+__device__ __forceinline__ float plain_score(const attention_args &a, const void *slab, const int32_t *table,
                                              const plain_query &query, int32_t key, int32_t kv_head) {
-    const T *k =
-        slab + kv_tile_at(a, table[key / KV_BLOCK], 0, kv_head) + (int64_t)(key % KV_BLOCK) * a.head_dim;
+    const plain_kv<FP8> k(a, slab, table, key, 0, kv_head);
     float sum = 0.0f;
-    for (int32_t d = 0; d < a.head_dim; d++) sum = fmaf(query.q[d], cuda_float(k[d]), sum);
+    for (int32_t d = 0; d < a.head_dim; d++) sum = fmaf(query.q[d], k.at(d), sum);
+    if (FP8) sum *= k.scale;
     if (a.is_adjusted) sum = adjusted_score(a, sum, query.slope, key, query.position);
     return sum * a.scale_log2;
 }
 
 /* Take keys [first, end) of the tile into the split's sums; p is the warp's room for weights. */
-template <typename T>
-__device__ void plain_tile(const attention_args &a, const T *slab, const int32_t *table, const plain_query &q,
+template <bool FP8>
+__device__ void plain_tile(const attention_args &a, const void *slab, const int32_t *table, const plain_query &q,
                            float *p, int32_t kv_head, int32_t tile, int32_t first, int32_t end,
                            plain_partial &part) {
     int lane = threadIdx.x & 31;
     float s[2], max = -INFINITY;
     for (int j = 0; j < 2; j++) {
         int32_t key = tile + lane + 32 * j;
-        s[j] = key >= first && key < end ? plain_score(a, slab, table, q, key, kv_head) : -INFINITY;
+        s[j] = key >= first && key < end ? plain_score<FP8>(a, slab, table, q, key, kv_head) : -INFINITY;
         max = fmaxf(max, s[j]);
     }
     float m = fmaxf(part.m, warp_max(max));
@@ -65,17 +86,16 @@ __device__ void plain_tile(const attention_args &a, const T *slab, const int32_t
         if (d >= a.head_dim) break;
         float sum = 0.0f;
         for (int32_t key = first; key < end; key++) {
-            const T *v = slab + kv_tile_at(a, table[key / KV_BLOCK], 1, kv_head) +
-                         (int64_t)(key % KV_BLOCK) * a.head_dim;
-            sum = fmaf(p[key - tile], cuda_float(v[d]), sum);
+            const plain_kv<FP8> v(a, slab, table, key, 1, kv_head);
+            sum = fmaf(FP8 ? p[key - tile] * v.scale : p[key - tile], v.at(d), sum);
         }
         part.o[i] = fmaf(part.o[i], keep, sum);
     }
     __syncwarp();
 }
 
-template <typename T>
-__device__ void plain_split(const attention_args &a, const T *slab, const int32_t *table,
+template <bool FP8>
+__device__ void plain_split(const attention_args &a, const void *slab, const int32_t *table,
                             const plain_query &q, float *p, int32_t kv_head, int32_t split, int32_t first_key,
                             int32_t end, plain_partial &part) {
     part = {};
@@ -84,7 +104,7 @@ __device__ void plain_split(const attention_args &a, const T *slab, const int32_
     if (end > split + ATTENTION_SPLIT) end = split + ATTENTION_SPLIT;
     for (int32_t tile = first / ATTENTION_TILE * ATTENTION_TILE; tile < end; tile += ATTENTION_TILE) {
         int32_t last = end < tile + ATTENTION_TILE ? end : tile + ATTENTION_TILE;
-        plain_tile(a, slab, table, q, p, kv_head, tile, first > tile ? first : tile, last, part);
+        plain_tile<FP8>(a, slab, table, q, p, kv_head, tile, first > tile ? first : tile, last, part);
     }
 }
 
@@ -95,9 +115,9 @@ __device__ __forceinline__ void plain_fold(plain_partial &all, const plain_parti
     all.m = m;
 }
 
-template <typename T>
+template <bool FP8>
 __global__ void __launch_bounds__(PLAIN_WARPS * 32)
-    plain_attention_kernel(T *out, const T *q, const T *slab, const int32_t *position, const int32_t *slot,
+    plain_attention_kernel(float *out, const float *q, const void *slab, const int32_t *position, const int32_t *slot,
                            const int32_t *block_table, attention_args a, int64_t n_pairs) {
     cuda_begin();
     __shared__ float q_room[PLAIN_WARPS][MAX_HEAD_DIM], p_room[PLAIN_WARPS][ATTENTION_TILE];
@@ -106,8 +126,8 @@ __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     if (pair >= n_pairs) return;
     int64_t row = pair / a.n_heads;
     int32_t head = (int32_t)(pair % a.n_heads), end = position[row] + 1;
-    const T *from = q + pair * a.head_dim;
-    for (int32_t d = lane; d < a.head_dim; d += 32) q_room[warp][d] = cuda_float(from[d]);
+    const float *from = q + pair * a.head_dim;
+    for (int32_t d = lane; d < a.head_dim; d += 32) q_room[warp][d] = from[d];
     __syncwarp();
     const int32_t *table = block_table + (int64_t)slot[row] * a.block_table_stride;
     int32_t first_key = first_key_of(a, position[row]), kv_head = head / a.group;
@@ -115,13 +135,13 @@ __global__ void __launch_bounds__(PLAIN_WARPS * 32)
     plain_partial all, next;
     for (int32_t split = first_key / ATTENTION_SPLIT * ATTENTION_SPLIT, n = 0; split < end;
          split += ATTENTION_SPLIT, n++) {
-        plain_split(a, slab, table, query, p_room[warp], kv_head, split, first_key, end, n ? next : all);
+        plain_split<FP8>(a, slab, table, query, p_room[warp], kv_head, split, first_key, end, n ? next : all);
         if (n) plain_fold(all, next);
     }
-    T *to = out + pair * a.head_dim;
+    float *to = out + pair * a.head_dim;
     for (int i = 0; i < PLAIN_DIMS; i++) {
         int32_t d = lane + 32 * i;
-        if (d < a.head_dim) to[d] = cuda_round<T>(all.o[i] / all.l);
+        if (d < a.head_dim) to[d] = all.o[i] / all.l;
     }
 }
 

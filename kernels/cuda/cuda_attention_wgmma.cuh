@@ -13,7 +13,7 @@
 #include "kernels/cuda/cuda_tma.cuh"
 #include "kernels/cuda/cuda_wgmma.cuh"
 
-enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS, WGMMA_STAGES = 6 };
+enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS };
 
 /* ---------------------------------------------------------------- instructions */
 
@@ -70,22 +70,25 @@ __device__ __forceinline__ void wgmma_values(float (*d)[4], const uint32_t a[4],
 template <int HD> struct wide_tile { /* 64 keys: HD / 64 boxes of 64 x 64, side by side */
     static constexpr int BOXES = HD / TMA_COLUMNS, BOX_BYTES = ATTENTION_TILE * TMA_ROW_BYTES;
     static constexpr int BYTES = BOXES * BOX_BYTES, BLOCK_BYTES = KV_BLOCK * TMA_ROW_BYTES;
+    static constexpr int STAGES = HD > 128 ? 4 : 6; /* of the ring */
+    static constexpr int ROOM = (STAGES + WGMMA_GROUPS) * BYTES + 16 * STAGES;
 };
 
 template <int HD> struct wide_ring {
+    static constexpr int STAGES = wide_tile<HD>::STAGES;
     uint32_t room, queries, full, empty; /* addresses in shared memory */
 
     __device__ __forceinline__ uint32_t tile_of(int stage) const {
-        return room + (uint32_t)(stage % WGMMA_STAGES * wide_tile<HD>::BYTES);
+        return room + (uint32_t)(stage % STAGES * wide_tile<HD>::BYTES);
     }
     __device__ __forceinline__ uint32_t full_of(int stage) const {
-        return full + (uint32_t)(stage % WGMMA_STAGES * 8);
+        return full + (uint32_t)(stage % STAGES * 8);
     }
     __device__ __forceinline__ uint32_t empty_of(int stage) const {
-        return empty + (uint32_t)(stage % WGMMA_STAGES * 8);
+        return empty + (uint32_t)(stage % STAGES * 8);
     }
     static __device__ __forceinline__ uint32_t round_of(int stage) {
-        return (uint32_t)(stage / WGMMA_STAGES) & 1;
+        return (uint32_t)(stage / STAGES) & 1;
     }
 };
 
@@ -99,11 +102,11 @@ __device__ __forceinline__ void wide_produce(const wide_ring<HD> &ring, const CU
     for (int stage = 0; stage < 2 * n_tiles; stage++) {
         int32_t tile = first_tile + stage / 2 * ATTENTION_TILE, which = stage & 1;
         int n_blocks = tile + KV_BLOCK < end ? 2 : 1;
-        if (stage >= WGMMA_STAGES) barrier_wait(ring.empty_of(stage), ring.round_of(stage) ^ 1);
+        if (stage >= shape::STAGES) barrier_wait(ring.empty_of(stage), ring.round_of(stage) ^ 1);
         barrier_expect(ring.full_of(stage), (uint32_t)(n_blocks * shape::BOXES * shape::BLOCK_BYTES));
         for (int b = 0; b < n_blocks; b++) {
             int32_t block = table[tile / KV_BLOCK + b];
-            int32_t row = (int32_t)(kv_tile_at(a, block, which, kv_head) / HD);
+            int32_t row = (int32_t)kv_tile_of(a, block, which, kv_head) * KV_BLOCK;
 #pragma unroll
             for (int box = 0; box < shape::BOXES; box++)
                 tma_fetch(ring.tile_of(stage) + (uint32_t)(box * shape::BOX_BYTES + b * shape::BLOCK_BYTES),
@@ -164,14 +167,20 @@ __device__ __forceinline__ void wide_scores(float s[8][4], uint32_t queries, uin
     wgmma_commit();
 }
 
+/* 128 columns of o at a time. */
 template <typename T, int HD>
 __device__ __forceinline__ void wide_values(float (*o)[4], const uint32_t p[4][4], uint32_t v_tile) {
     using shape = wide_tile<HD>;
+    constexpr int COLUMNS = HD < 128 ? HD : 128, PARTS = HD / COLUMNS;
     wgmma_fence();
 #pragma unroll
     for (int step = 0; step < 4; step++)
-        wgmma_values<T, HD>(o, p[step],
-                            wgmma_matrix(v_tile + (uint32_t)(step * 16 * TMA_ROW_BYTES), shape::BOX_BYTES));
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            int at = step * 16 * TMA_ROW_BYTES + part * shape::BOX_BYTES * (COLUMNS / TMA_COLUMNS);
+            wgmma_values<T, COLUMNS>(o + part * COLUMNS / 8, p[step],
+                                     wgmma_matrix(v_tile + (uint32_t)at, shape::BOX_BYTES));
+        }
     wgmma_commit();
 }
 
@@ -195,7 +204,8 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
     uint32_t p[4][4], queries = ring.queries + (uint32_t)((int)threadIdx.x / 128 * wide_tile<HD>::BYTES);
     wide_queries<T, HD>(queries, q, a, kv_head, item.first_row, n_rows, tile_row / WGMMA_ROWS * WGMMA_ROWS);
     const mma_rows rows = rows_of_lane(a, item, kv_head, tile_row, lane);
-    mma_sums<HD> all, sums;
+    mma_sums<HD> sums;
+    kept_sums<HD> kept;
     float s[8][4];
     auto release = [&](int stage) {
         if (lane == 0) barrier_arrive(ring.empty_of(stage));
@@ -211,7 +221,7 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
         for (; n < split_end; n++) {
             int32_t tile = first_tile + n * ATTENTION_TILE;
             int values = 2 * n + 1, next_keys = 2 * n + 2;
-            tile_weights<HD>(s, sums, rows, tile, a, lane);
+            tile_weights(s, sums, rows, tile, a, lane);
             weights_packed<T>(p, s);
             barrier_wait(ring.full_of(values), ring.round_of(values));
             if (tile + ATTENTION_TILE > end) clear_values<HD>(ring.tile_of(values), end - tile);
@@ -224,12 +234,10 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
             release(values);
             if (n + 1 < n_tiles) release(next_keys);
         }
-        if (is_first)
-            all = sums;
-        else
-            sums_fold(all, sums);
+        if (!is_first) sums_fold(kept, sums);
+        if (split_end < n_tiles) sums_keep(kept, sums);
     }
-    store_rows<T, HD>(out, all, a, kv_head, item.first_row, n_rows, tile_row, lane);
+    store_rows<head_kind<T, HD, true, false>>(out, sums, a, kv_head, item.first_row, n_rows, tile_row, lane);
 }
 
 /* The producer's warpgroup gives its registers to the others. */
@@ -242,11 +250,11 @@ __global__ void __launch_bounds__((WGMMA_WARPS + 4) * 32, 1)
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
     wide_ring<HD> ring;
     ring.room = (uint32_t)__cvta_generic_to_shared(wide_room);
-    ring.queries = ring.room + WGMMA_STAGES * wide_tile<HD>::BYTES;
+    ring.queries = ring.room + wide_tile<HD>::STAGES * wide_tile<HD>::BYTES;
     ring.full = ring.queries + WGMMA_GROUPS * wide_tile<HD>::BYTES;
-    ring.empty = ring.full + 8 * WGMMA_STAGES;
+    ring.empty = ring.full + 8 * wide_tile<HD>::STAGES;
     if (threadIdx.x == 0) {
-        for (int s = 0; s < WGMMA_STAGES; s++) {
+        for (int s = 0; s < wide_tile<HD>::STAGES; s++) {
             barrier_init(ring.full_of(s), 1);
             barrier_init(ring.empty_of(s), WGMMA_WARPS);
         }

@@ -12,15 +12,21 @@
 
 #define CUDA_HAS_ASYNC_COPY (!defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800)
 
-/* 16 bytes to an address in shared memory; zeros where there is nothing to copy. */
-__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
+/* 4, 8 or 16 bytes to an address in shared memory; zeros where there is nothing to copy. 16 pass
+ * by the first cache. */
+template <int BYTES> __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
 #if CUDA_HAS_ASYNC_COPY
-    int bytes = there ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+    int bytes = there ? BYTES : 0;
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(bytes));
 #else
-    uint4 v = there ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
-    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w)
-                 : "memory");
+#pragma unroll
+    for (int i = 0; i < BYTES; i += 4) {
+        uint32_t v = there ? *(const uint32_t *)((const char *)from + i) : 0u;
+        asm volatile("st.shared.b32 [%0], %1;" ::"r"(to + i), "r"(v) : "memory");
+    }
 #endif
 }
 
@@ -35,6 +41,38 @@ template <int N> __device__ __forceinline__ void copies_wait() {
 #if CUDA_HAS_ASYNC_COPY
     asm volatile("cp.async.wait_group %0;" ::"n"(N));
 #endif
+}
+
+/* 16 bytes of a lane's own, kept in shared memory. */
+__device__ __forceinline__ void store_shared(uint32_t to, const uint32_t v[4]) {
+    asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_shared(uint32_t v[4], uint32_t from) {
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(from));
+}
+
+__device__ __forceinline__ float2 load_two(uint32_t from) {
+    float2 v;
+    asm volatile("ld.shared.v2.f32 {%0,%1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(from));
+    return v;
+}
+
+/* Four numbers that wait in local memory: the compiler is not to keep them in registers. */
+__device__ __forceinline__ void store_own(float *to, const float v[4]) {
+    asm volatile("st.local.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_local(to)), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
+__device__ __forceinline__ void load_own(float v[4], const float *from) {
+    asm volatile("ld.local.v4.f32 {%0,%1,%2,%3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "l"(__cvta_generic_to_local(from))
+                 : "memory");
 }
 
 /* Four 8 x 8 matrices of 16-bit numbers; lanes 8 i .. 8 i + 7 name the rows of matrix i. */
@@ -98,6 +136,44 @@ template <> __device__ __forceinline__ uint32_t two_of<__nv_bfloat16>(float lo, 
 template <> __device__ __forceinline__ uint32_t two_of<__half>(float lo, float hi) {
     __half2 v = __floats2half2_rn(lo, hi);
     return *(uint32_t *)&v;
+}
+
+/* exp2 of what may be -inf, by the special function unit. */
+__device__ __forceinline__ float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+/* Two e4m3 codes, each in the upper byte of a half, as numbers of T: what is behind the sign
+ * moves to where T has it, and a power of two makes up for the other exponent's zero. Exact,
+ * numbers below the normal ones too; a NaN's code would become 480. */
+template <typename T> __device__ __forceinline__ uint32_t codes_as(uint32_t upper);
+
+template <> __device__ __forceinline__ uint32_t codes_as<__nv_bfloat16>(uint32_t upper) {
+    uint32_t moved = (upper & 0x80008000u) | (upper >> 4 & 0x07f007f0u), power = 0x7b807b80u; /* 2^120 */
+    __nv_bfloat162 v = __hmul2(*(__nv_bfloat162 *)&moved, *(__nv_bfloat162 *)&power);
+    return *(uint32_t *)&v;
+}
+
+template <> __device__ __forceinline__ uint32_t codes_as<__half>(uint32_t upper) {
+    uint32_t moved = (upper & 0x80008000u) | (upper >> 1 & 0x3f803f80u), power = 0x5c005c00u; /* 2^8 */
+    __half2 v = __hmul2(*(__half2 *)&moved, *(__half2 *)&power);
+    return *(uint32_t *)&v;
+}
+
+/* Of four codes two: the first, the last, those in even bytes, those in odd ones. */
+template <typename T> __device__ __forceinline__ uint32_t codes_low(uint32_t codes) {
+    return codes_as<T>(__byte_perm(codes, 0, 0x1404));
+}
+template <typename T> __device__ __forceinline__ uint32_t codes_high(uint32_t codes) {
+    return codes_as<T>(__byte_perm(codes, 0, 0x3424));
+}
+template <typename T> __device__ __forceinline__ uint32_t codes_even(uint32_t codes) {
+    return codes_as<T>(codes << 8);
+}
+template <typename T> __device__ __forceinline__ uint32_t codes_odd(uint32_t codes) {
+    return codes_as<T>(codes);
 }
 
 #endif

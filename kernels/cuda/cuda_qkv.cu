@@ -3,8 +3,10 @@
  * else one element (V = 1).
  *
  * Rounding is that of the CPU backend: a product with its bias is rounded as a linear
- * module's output is. */
+ * module's output is. What goes into an fp8 cache is not rounded before it is quantized. */
 #include "kernels/cuda/cuda_rows.cuh"
+
+#include <cuda_fp8.h>
 
 struct qkv_args {
     int32_t n_heads, n_kv_heads, head_dim, half, max_position; /* half of the dimensions that turn */
@@ -13,11 +15,39 @@ struct qkv_args {
     const int32_t *position, *slot, *block_table;
 };
 
-/* Where the row's key (which = 0) or value (1) of a head lies, in elements of the slab. */
+/* Which tile of the slab takes the row's key (which = 0) or value (1) of a head. */
+__device__ __forceinline__ int64_t tile_of(const qkv_args &a, int64_t row, int32_t position, int which,
+                                           int32_t head) {
+    int64_t block = a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / KV_BLOCK];
+    return (block * 2 + which) * a.n_kv_heads + head;
+}
+
+/* Where it lies there, in elements of the slab. */
 __device__ __forceinline__ int64_t kv_at(const qkv_args &a, int64_t row, int32_t position, int which,
                                          int32_t head) {
-    int64_t block = a.block_table[(int64_t)a.slot[row] * a.block_table_stride + position / KV_BLOCK];
-    return (((block * 2 + which) * a.n_kv_heads + head) * KV_BLOCK + position % KV_BLOCK) * a.head_dim;
+    return (tile_of(a, row, position, which, head) * KV_BLOCK + position % KV_BLOCK) * a.head_dim;
+}
+
+/* The same in an fp8 slab. */
+struct fp8_place {
+    uint8_t *codes; /* [head_dim] */
+    float *scale;
+};
+
+__device__ __forceinline__ fp8_place fp8_at(void *slab, const qkv_args &a, int64_t row, int32_t position,
+                                            int which, int32_t head) {
+    uint8_t *tile = (uint8_t *)slab + tile_of(a, row, position, which, head) * KV_BLOCK * (a.head_dim + 4);
+    return {tile + position % KV_BLOCK * a.head_dim,
+            (float *)(tile + KV_BLOCK * a.head_dim) + position % KV_BLOCK};
+}
+
+/* 448 = the head's largest size; NaN where a number is not finite, which so becomes NaN again. */
+__device__ __forceinline__ float fp8_scale(float most) {
+    return most < INFINITY ? fmaxf(most / 448.0f, 0x1p-100f) : NAN;
+}
+
+__device__ __forceinline__ uint32_t two_codes(float lo, float hi) {
+    return __nv_cvt_float2_to_fp8x2(make_float2(lo, hi), __NV_SATFINITE, __NV_E4M3);
 }
 
 template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *qkv, qkv_args a) {
@@ -61,6 +91,99 @@ template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *
     }
 }
 
+/* An fp8 cache: LANES threads a head, so that they know its largest number. A thread takes two
+ * pieces of 8 numbers: a pair that RoPE turns, or two neighbours; half is a multiple of 8. */
+struct two_pieces {
+    int32_t at[2]; /* first number; head_dim = none */
+    float x[2][8];
+};
+
+__device__ __forceinline__ void find_pieces(two_pieces &p, int32_t lane, int32_t half, int32_t hd) {
+    int32_t n_turning = half / 8, piece = 2 * lane; /* n_turning pairs come first */
+    bool turns = lane < n_turning;
+    p.at[0] = turns ? 8 * lane : min(8 * piece, hd);
+    p.at[1] = turns ? half + 8 * lane : min(8 * piece + 8, hd);
+}
+
+template <typename T>
+__device__ __forceinline__ void load_pieces(two_pieces &p, const T *x, const float *bias, int32_t hd) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        pack_of<T, 8> v = {};
+        bool there = p.at[i] < hd;
+        if (there) v = load<T, 8>(x + p.at[i]);
+#pragma unroll
+        for (int j = 0; j < 8; j++) p.x[i][j] = there ? biased<T>(v.x[j], bias, p.at[i] + j) : 0.0f;
+    }
+}
+
+__device__ __forceinline__ void turn_pieces(two_pieces &p, const float *cs, const float *sn) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float lo = p.x[0][j], hi = p.x[1][j];
+        p.x[0][j] = lo * cs[j] - hi * sn[j];
+        p.x[1][j] = hi * cs[j] + lo * sn[j];
+    }
+}
+
+template <int LANES> __device__ __forceinline__ float largest(const two_pieces &p) {
+    float most = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 16; i++) most = max_or_nan(most, fabsf(p.x[i / 8][i % 8]));
+#pragma unroll
+    for (int d = LANES / 2; d > 0; d >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, d));
+    return most;
+}
+
+__device__ __forceinline__ void store_codes(const fp8_place &to, const two_pieces &p, float scale, int32_t hd) {
+    float inverse = 1.0f / scale;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        const float *x = p.x[i];
+        uint2 codes;
+        codes.x = two_codes(x[0] * inverse, x[1] * inverse) | two_codes(x[2] * inverse, x[3] * inverse) << 16;
+        codes.y = two_codes(x[4] * inverse, x[5] * inverse) | two_codes(x[6] * inverse, x[7] * inverse) << 16;
+        if (p.at[i] < hd) *(uint2 *)(to.codes + p.at[i]) = codes;
+    }
+}
+
+template <typename T> __device__ __forceinline__ void store_pieces(T *to, const two_pieces &p, int32_t hd) {
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        pack_of<T, 8> v;
+#pragma unroll
+        for (int j = 0; j < 8; j++) v.x[j] = cuda_round<T>(p.x[i][j]);
+        if (p.at[i] < hd) store<T, 8>(to + p.at[i], v);
+    }
+}
+
+template <typename T, int LANES> __global__ void qkv_fp8_kernel(T *q, void *slab, const T *qkv, qkv_args a) {
+    cuda_begin();
+    int64_t row = blockIdx.x;
+    int32_t position = a.position[row], hd = a.head_dim, lane = threadIdx.x % LANES;
+    int32_t n = a.n_heads + 2 * a.n_kv_heads, n_turning = a.n_heads + a.n_kv_heads;
+    const float *cs = a.cos + (int64_t)position * a.half, *sn = a.sin + (int64_t)position * a.half;
+    for (int32_t first = 0; first < n; first += blockDim.x / LANES) { /* whole warps, for their maxima */
+        int32_t h = first + threadIdx.x / LANES, half = h < n_turning ? a.half : 0;
+        bool there = h < n;
+        two_pieces p;
+        find_pieces(p, lane, half, hd);
+        if (!there) p.at[0] = p.at[1] = hd;
+        load_pieces<T>(p, qkv + (row * n + h) * hd, a.bias ? a.bias + (int64_t)h * hd : NULL, hd);
+        if (lane < half / 8 && there) turn_pieces(p, cs + 8 * lane, sn + 8 * lane);
+        float scale = fp8_scale(largest<LANES>(p));
+        if (h < a.n_heads) {
+            store_pieces<T>(q + (row * a.n_heads + h) * (int64_t)hd, p, hd);
+        } else if (there) {
+            int32_t kv_head = h - a.n_heads;
+            bool is_v = kv_head >= a.n_kv_heads;
+            fp8_place to = fp8_at(slab, a, row, position, is_v, is_v ? kv_head - a.n_kv_heads : kv_head);
+            store_codes(to, p, scale, hd);
+            if (lane == 0) *to.scale = scale;
+        }
+    }
+}
+
 /* Heads that are clipped or normed, a warp each: numbers wait in shared memory for the sum
  * over the head, and for RoPE, which pairs dimensions of different lanes. */
 struct head_args {
@@ -97,9 +220,31 @@ __device__ void norm_head(float *room, int32_t hd, enum norm_kind kind, const fl
     }
 }
 
-template <typename T>
+/* A number of a head after RoPE. */
+__device__ __forceinline__ float turned(const qkv_args &a, const float *room, int32_t position, int32_t half,
+                                        int32_t i) {
+    if (i >= 2 * half) return room[i];
+    int32_t angle = i < half ? i : i - half;
+    float cs = a.cos[(int64_t)position * a.half + angle], sn = a.sin[(int64_t)position * a.half + angle];
+    return i < half ? room[i] * cs - room[i + half] * sn : room[i] * cs + room[i - half] * sn;
+}
+
+__device__ __forceinline__ void store_head_fp8(const fp8_place &to, const qkv_args &a, const float *room,
+                                               int32_t position, int32_t half) {
+    int lane = threadIdx.x & 31;
+    float most = 0.0f;
+    for (int32_t i = lane; i < a.head_dim; i += 32)
+        most = max_or_nan(most, fabsf(turned(a, room, position, half, i)));
+    for (int d = 16; d > 0; d >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, d));
+    float scale = fp8_scale(most), inverse = 1.0f / scale;
+    for (int32_t i = lane; i < a.head_dim; i += 32)
+        to.codes[i] = (uint8_t)two_codes(turned(a, room, position, half, i) * inverse, 0.0f);
+    if (lane == 0) *to.scale = scale;
+}
+
+template <typename T, bool FP8>
 __global__ void __launch_bounds__(HEAD_WARPS * 32)
-    heads_kernel(T *q, T *slab, const T *qkv, qkv_args a, head_args rules) {
+    heads_kernel(T *q, void *slab, const T *qkv, qkv_args a, head_args rules) {
     cuda_begin();
     __shared__ float rooms[HEAD_WARPS][HEAD_MOST];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
@@ -121,19 +266,14 @@ __global__ void __launch_bounds__(HEAD_WARPS * 32)
         norm_head<T>(room, hd, rules.kind, kv_head < 0 ? rules.q_w : rules.k_w,
                      kv_head < 0 ? rules.q_b : rules.k_b, kv_head < 0 ? rules.q_eps : rules.k_eps);
     __syncwarp();
-    T *to = kv_head < 0 ? q + (row * a.n_heads + h) * (int64_t)hd
-                        : slab + kv_at(a, row, position, is_v, is_v ? kv_head - a.n_kv_heads : kv_head);
-    int32_t half = is_v ? 0 : a.half;
-    for (int32_t i = lane; i < hd; i += 32) {
-        float x = room[i];
-        if (i < 2 * half) {
-            int32_t angle = i < half ? i : i - half;
-            float cs = a.cos[(int64_t)position * a.half + angle],
-                  sn = a.sin[(int64_t)position * a.half + angle];
-            x = i < half ? x * cs - room[i + half] * sn : x * cs + room[i - half] * sn;
-        }
-        to[i] = cuda_round<T>(x);
+    int32_t half = is_v ? 0 : a.half, head = is_v ? kv_head - a.n_kv_heads : kv_head;
+    if (FP8 && kv_head >= 0) {
+        store_head_fp8(fp8_at(slab, a, row, position, is_v, head), a, room, position, half);
+        return;
     }
+    T *to = kv_head < 0 ? q + (row * a.n_heads + h) * (int64_t)hd
+                        : (T *)slab + kv_at(a, row, position, is_v, head);
+    for (int32_t i = lane; i < hd; i += 32) to[i] = cuda_round<T>(turned(a, room, position, half, i));
 }
 
 static struct head_args head_args_of(const struct head_rules *rules) {
@@ -147,6 +287,23 @@ static struct head_args head_args_of(const struct head_rules *rules) {
     h.k_eps = rules->k_norm->eps;
     h.kind = rules->q_norm->kind;
     return h;
+}
+
+template <typename T>
+static void finish_by_heads(struct cuda_dev *cuda, T *q, void *slab, const T *qkv, const qkv_args &a,
+                            const head_args &rules, bool is_fp8, int32_t n_rows) {
+    auto kernel = is_fp8 ? heads_kernel<T, true> : heads_kernel<T, false>;
+    int32_t n_heads = a.n_heads + 2 * a.n_kv_heads;
+    dim3 grid((unsigned)n_rows, (unsigned)((n_heads + HEAD_WARPS - 1) / HEAD_WARPS));
+    cuda_launch(cuda, "qkv_finish", kernel, grid, HEAD_WARPS * 32, 0, q, slab, qkv, a, rules);
+}
+
+template <typename T>
+static void finish_fp8(struct cuda_dev *cuda, T *q, void *slab, const T *qkv, const qkv_args &a, int32_t n_rows) {
+    auto kernel = a.head_dim <= 64    ? qkv_fp8_kernel<T, 4>
+                  : a.head_dim <= 128 ? qkv_fp8_kernel<T, 8>
+                                      : qkv_fp8_kernel<T, 16>;
+    cuda_launch(cuda, "qkv_finish", kernel, dim3((unsigned)n_rows), 192, 0, q, slab, qkv, a);
 }
 
 template <typename T>
@@ -167,18 +324,19 @@ static void qkv_rows(struct cuda_dev *cuda, struct tensor *q, struct kv_cache *k
                          step->position,
                          step->slot,
                          step->block_table};
-    dim3 grid((unsigned)step->n_rows);
-    T *to = (T *)q->data, *slab = (T *)kv->slab[layer];
     const T *in = (const T *)qkv->y.data;
-    bool wide = a.half % V == 0 && (a.head_dim - 2 * a.half) % V == 0;
-    if (rules->clip > 0 || rules->q_norm) {
-        grid.y = (unsigned)((a.n_heads + 2 * a.n_kv_heads + HEAD_WARPS - 1) / HEAD_WARPS);
-        cuda_launch(cuda, "qkv_finish", heads_kernel<T>, grid, HEAD_WARPS * 32, 0, to, slab, in, a,
-                    head_args_of(rules));
-    } else if (wide)
-        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, V>, grid, 192, 0, to, slab, in, a);
+    T *to = (T *)q->data;
+    void *slab = kv->slab[layer];
+    bool is_fp8 = kv->dtype == DTYPE_F8_E4M3;
+    dim3 grid((unsigned)step->n_rows);
+    if (rules->clip > 0 || rules->q_norm || (is_fp8 && (V != 8 || a.half % 8 != 0)))
+        return finish_by_heads(cuda, to, slab, in, a, head_args_of(rules), is_fp8, step->n_rows);
+    if constexpr (V == 8)
+        if (is_fp8) return finish_fp8(cuda, to, slab, in, a, step->n_rows);
+    if (a.half % V == 0 && (a.head_dim - 2 * a.half) % V == 0)
+        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, V>, grid, 192, 0, to, (T *)slab, in, a);
     else
-        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, 1>, grid, 192, 0, to, slab, in, a);
+        cuda_launch(cuda, "qkv_finish", qkv_kernel<T, 1>, grid, 192, 0, to, (T *)slab, in, a);
 }
 
 void cuda_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32_t layer,

@@ -1,0 +1,8 @@
+/* cuda_attention_bf16_fp8.cu - attention on the tensor cores for __nv_bfloat16, over an fp8 cache. */
+#include "kernels/cuda/cuda_attention_launch.cuh"
+
+void cuda_attention_bf16_fp8(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
+                             const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
+                             const struct step *step) {
+    attention_of_type<__nv_bfloat16, true>(cuda, out, q, kv, layer, a, step);
+}
