@@ -29,7 +29,7 @@ static void print_head(struct printer *p, const struct engine_kernel_figure *f) 
         bench_print_roof(p->device->name, &p->device->roof);
     }
     if (strcmp(p->shape, f->shape) != 0)
-        printf("\n%-20s %-26s %10s %9s %9s  %s\n", f->shape, "", "us", "GB/s", "TFLOP/s", "of roof");
+        printf("\n%-22s %-26s %10s %9s %9s  %s\n", f->shape, "", "us", "GB/s", "TFLOP/s", "of roof");
     p->started = true;
     snprintf(p->shape, sizeof p->shape, "%s", f->shape);
 }
@@ -42,7 +42,7 @@ static void print_number(double x, const char *format) {
 
 static void print_line(struct printer *p, const struct engine_kernel_figure *f) {
     print_head(p, f);
-    printf("%-20s %-26s %10.1f", f->kernel, f->what, f->seconds * 1e6);
+    printf("%-22s %-26s %10.1f", f->kernel, f->what, f->seconds * 1e6);
     print_number(f->bytes / f->seconds / 1e9, "%.0f");
     print_number(f->flop / f->seconds / 1e12, "%.2f");
     printf("  %.2f\n", f->roof_seconds / f->seconds);

@@ -167,7 +167,7 @@ static const struct option_def options[] = {
     {"input-len", 0, KIND_INT, AT(input_len), V(BENCH), "N", "tokens of each prompt (default 64)", 1, 1 << 20},
     {"output-len", 0, KIND_INT, AT(output_len), V(BENCH), "N", "tokens of each completion (default 64)", 1, 1 << 20},
     {"num-prompts", 0, KIND_INT, AT(num_prompts), V(BENCH), "N", "how many requests (default 256)", 1, 10000000},
-    {"shape", 0, KIND_CHOICE, AT(shape), V(BENCH), "phi-2|mistral-7b|llama-3.1-8b|llama-70b|mixtral-8x7b|small|all",
+    {"shape", 0, KIND_CHOICE, AT(shape), V(BENCH), "phi-2|mistral-7b|llama-3.1-8b|gemma-7b|llama-70b|mixtral-8x7b|small|all",
      "kernels: sizes of the operands (default: small on the CPU, else all but small)", 0, 0},
     {"json", 0, KIND_FLAG, AT(json),
      V(SUBMIT) | V(RUN) | V(STATUS) | V(WAIT) | V(CANCEL) | V(RESULTS) | V(MODELS) | V(BENCH) | V(EVAL) |

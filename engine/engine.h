@@ -383,8 +383,8 @@ int engine_tune(struct engine *e, engine_tuning_fn *each, void *arg, struct err 
 struct engine_kernel_options {
     const char *device, *dtype; /* as in engine_options; auto is bfloat16 */
     int32_t threads;
-    const char *shape;          /* "phi-2", "mistral-7b", "llama-3.1-8b", "llama-70b", "mixtral-8x7b", "small"; "all" but small;
-                                   NULL = small on the CPU, else all */
+    const char *shape;          /* "phi-2", "mistral-7b", "llama-3.1-8b", "gemma-7b", "llama-70b",
+                                   "mixtral-8x7b", "small"; "all" but small; NULL = small on the CPU, else all */
     const char *const *parts;   /* "linear", "experts", "attention", "rows", "sample" */
     const char *quantization;   /* of the weights of layers, as in engine_options; NULL = none */
     size_t n_parts;             /* 0 = all */

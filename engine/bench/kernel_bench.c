@@ -13,6 +13,7 @@ static const struct kernel_shape shapes[] = {
     {"phi-2", 2560, 32, 32, 80, 32, 10240, 51200, false, true, 0, 0},
     {"mistral-7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false, 0, 0},
     {"llama-3.1-8b", 4096, 32, 8, 128, 128, 14336, 128256, true, false, 0, 0},
+    {"gemma-7b", 3072, 16, 16, 256, 256, 24576, 256000, true, false, 0, 0},
     {"llama-70b", 8192, 64, 8, 128, 128, 28672, 128256, true, false, 0, 0},
     {"mixtral-8x7b", 4096, 32, 8, 128, 128, 14336, 32000, true, false, 8, 2},
     {"small", 256, 4, 2, 64, 64, 768, 4096, true, false, 4, 2}, /* for the CPU */
@@ -78,13 +79,14 @@ struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k, enum q
     return w;
 }
 
-void bench_kv(struct kernel_bench *b, int32_t n_layers, int32_t n_blocks) {
+void bench_kv(struct kernel_bench *b, enum dtype dtype, int32_t n_layers, int32_t n_blocks) {
     const struct kernel_shape *s = b->shape;
     if (b->error) return;
-    fail(b, kv_cache_open(&b->kv, b->dev, b->dtype, n_layers, n_blocks, s->n_kv_heads, s->head_dim, b->err));
+    fail(b, kv_cache_open(&b->kv, b->dev, dtype, n_layers, n_blocks, s->n_kv_heads, s->head_dim, b->err));
     for (int32_t i = 0; b->error == 0 && i < n_layers; i++) {
-        struct tensor slab = tensor_2d(b->kv->slab[i], b->dtype, (int64_t)n_blocks * 2 * s->n_kv_heads,
-                                       (int64_t)KV_BLOCK * s->head_dim);
+        /* The bytes of random numbers are codes, and scales, too: finite ones. */
+        int64_t tiles = (int64_t)n_blocks * 2 * s->n_kv_heads, bytes = kv_cache_block_bytes(dtype, 1, 1, s->head_dim) / 2;
+        struct tensor slab = tensor_2d(b->kv->slab[i], b->dtype, tiles, bytes / (int64_t)dtype_bytes(b->dtype));
         fill(b, &slab);
     }
 }

@@ -46,7 +46,7 @@ int32_t bench_sets(const struct kernel_bench *b, double bytes);
 /* Random numbers on the device, good until bench_case_end. After an error: no tensor, NULL. */
 struct tensor bench_tensor(struct kernel_bench *b, enum dtype dtype, int64_t rows, int64_t cols);
 struct weight *bench_weight(struct kernel_bench *b, int64_t n, int64_t k, enum quant_kind quant);
-void bench_kv(struct kernel_bench *b, int32_t n_layers, int32_t n_blocks); /* b->kv */
+void bench_kv(struct kernel_bench *b, enum dtype dtype, int32_t n_layers, int32_t n_blocks); /* b->kv */
 void bench_case_end(struct kernel_bench *b);
 
 /* A step of n_seqs sequences, each of `rows` rows behind `first` positions that are computed

@@ -160,13 +160,13 @@ static void run_attention(struct kernel_bench *b, void *arg, int32_t i) {
 }
 
 /* n_seqs sequences of `rows` rows each behind `first` positions, in a cache of one layer. */
-static void one_attention(struct kernel_bench *b, const char *kernel, const char *what, int32_t n_seqs, int32_t first,
-                          int32_t rows, double bytes, double flop) {
+static void one_attention(struct kernel_bench *b, enum dtype kv_dtype, const char *kernel, const char *what,
+                          int32_t n_seqs, int32_t first, int32_t rows, double bytes, double flop) {
     int64_t width = (int64_t)b->shape->n_heads * b->shape->head_dim;
     struct bench_step s;
     struct attention a = {.shape = attention_of(b->shape)};
     bench_step_init(&s, n_seqs, first, rows, false);
-    bench_kv(b, 1, s.n_blocks);
+    bench_kv(b, kv_dtype, 1, s.n_blocks);
     a.q = bench_tensor(b, b->dtype, s.step.n_rows, width);
     a.out.x = bench_tensor(b, b->dtype, s.step.n_rows, width);
     if (b->error == 0) a.step = step_upload(b->dev, &s.step);
@@ -177,9 +177,10 @@ static void one_attention(struct kernel_bench *b, const char *kernel, const char
 
 /* One row a sequence, with as many sequences as fill the device: 4 GB of keys and values in a
  * layer, as an engine has with most of an H200's memory, and no more than it runs at once. */
-static void decode(struct kernel_bench *b, int32_t context) {
+static void decode(struct kernel_bench *b, enum dtype kv_dtype, int32_t context) {
     const struct kernel_shape *s = b->shape;
-    double position = bytes_of(b, 2.0 * s->n_kv_heads * s->head_dim), all = b->is_cpu ? 4e6 : 4e9;
+    double position = (double)kv_cache_block_bytes(kv_dtype, 1, s->n_kv_heads, s->head_dim) / KV_BLOCK;
+    double all = b->is_cpu ? 4e6 : 4e9;
     double available = (double)dev_memory_available(b->dev) / 4;
     if (all > available) all = available;
     int32_t n = (int32_t)(all / position / context), most = b->is_cpu ? 16 : 2048;
@@ -187,24 +188,28 @@ static void decode(struct kernel_bench *b, int32_t context) {
     if (n < 1) n = 1;
     char what[48];
     snprintf(what, sizeof what, "context %d, %d sequences", context, n);
-    one_attention(b, "attention decode", what, n, context - 1, 1, position * n * context, 0);
+    one_attention(b, kv_dtype, kv_dtype == b->dtype ? "attention decode" : "attention decode fp8", what, n, context - 1, 1, position * n * context, 0);
 }
 
 /* Whole prompts, 8,192 rows together; the causal half counts. */
-static void prefill(struct kernel_bench *b, int32_t length) {
+static void prefill(struct kernel_bench *b, enum dtype kv_dtype, int32_t length) {
     const struct kernel_shape *s = b->shape;
     int32_t n = (b->is_cpu ? 256 : 8192) / length;
     double pairs = (double)length * (length + 1) / 2;
     char what[48];
     snprintf(what, sizeof what, "%d prompts of %d", n, length);
-    one_attention(b, "attention prefill", what, n, 0, length, 0, 4.0 * n * s->n_heads * s->head_dim * pairs);
+    one_attention(b, kv_dtype, kv_dtype == b->dtype ? "attention prefill" : "attention prefill fp8", what, n, 0, length, 0,
+                  4.0 * n * s->n_heads * s->head_dim * pairs);
 }
 
 void bench_attention(struct kernel_bench *b) {
     static const int32_t contexts[] = {128, 512, 1024, 2048}, lengths[] = {512, 2048, 8192};
-    for (int i = 0; i < (b->is_cpu ? 2 : 4); i++) decode(b, contexts[i]);
-    if (b->is_cpu) prefill(b, 128);
-    for (int i = 0; i < 3 && !b->is_cpu; i++) prefill(b, lengths[i]);
+    const enum dtype caches[] = {b->dtype, DTYPE_F8_E4M3};
+    for (int c = 0; c < 2; c++) {
+        for (int i = 0; i < (b->is_cpu ? 2 : 4); i++) decode(b, caches[c], contexts[i]);
+        if (b->is_cpu) prefill(b, caches[c], 128);
+        for (int i = 0; i < 3 && !b->is_cpu; i++) prefill(b, caches[c], lengths[i]);
+    }
 }
 
 /* ---------------------------------------------------------------- row by row */
@@ -288,7 +293,7 @@ static void norm(struct kernel_bench *b, int32_t t) {
 }
 
 /* Rows of prompts of 128 tokens; a layer of the cache for each set. */
-static void qkv_finish(struct kernel_bench *b, int32_t t) {
+static void qkv_finish(struct kernel_bench *b, enum dtype kv_dtype, int32_t t) {
     const struct kernel_shape *s = b->shape;
     struct rows r = {.shape = attention_of(s)};
     int64_t q = (int64_t)s->n_heads * s->head_dim, width = q + 2 * (int64_t)s->n_kv_heads * s->head_dim;
@@ -299,11 +304,13 @@ static void qkv_finish(struct kernel_bench *b, int32_t t) {
     for (int i = 0; i < 256; i++) inv_freq[i] = 1.0f / (float)(i + 1);
     bench_step_init(&step, t / length, 0, length, false);
     take_sets(b, &r, t, width, t, q);
-    bench_kv(b, r.n_sets, step.n_blocks);
+    bench_kv(b, kv_dtype, r.n_sets, step.n_blocks);
     if (b->error == 0) b->error = rope_open(&b->rope, b->dev, inv_freq, s->n_rotated, length, 1, b->err);
     if (b->error == 0) r.step = step_upload(b->dev, &step.step);
     snprintf(what, sizeof what, "%d rows of %d", t, (int)width);
-    bench_time(b, "qkv_finish", what, bytes_of(b, 2.0 * t * (double)width), 0, run_qkv, &r, r.n_sets);
+    double cached = (double)kv_cache_block_bytes(kv_dtype, 1, s->n_kv_heads, s->head_dim) / KV_BLOCK;
+    double bytes = bytes_of(b, t * (double)(width + q)) + t * cached;
+    bench_time(b, kv_dtype == b->dtype ? "qkv_finish" : "qkv_finish fp8", what, bytes, 0, run_qkv, &r, r.n_sets);
     bench_case_end(b);
     bench_step_clear(&step);
 }
@@ -354,7 +361,8 @@ static void embed(struct kernel_bench *b, int32_t t) {
 void bench_rows(struct kernel_bench *b) {
     int32_t t = rows_of_step(b);
     norm(b, t);
-    qkv_finish(b, t);
+    qkv_finish(b, b->dtype, t);
+    qkv_finish(b, DTYPE_F8_E4M3, t);
     activation(b, t);
     embed(b, t);
     gather(b, t);

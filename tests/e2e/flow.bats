@@ -297,10 +297,13 @@ experts, top = 4, 2
 for m in (1, 8, 64):
     chosen = experts * (1 - (1 - top / experts) ** m)
     want["experts", f"M {m}, {top} of {experts} experts"] = chosen * 3 * ffn * hidden * 2, 2 * m * top * 3 * ffn * hidden
-for n, context in ((16, 128), (15, 512)): want["attention decode", f"context {context}, {n} sequences"] = n * context * 4 * kv * size, 0
-want["attention prefill", "2 prompts of 128"] = 0, 2 * 4 * heads * size * sum(range(1, 129))
+key = {"": 2 * size, " fp8": size + 4}  # bytes: codes with a scale
+for name, n, context in (("", 16, 128), ("", 15, 512), (" fp8", 16, 128), (" fp8", 16, 512)):
+    want["attention decode" + name, f"context {context}, {n} sequences"] = n * context * 2 * kv * key[name], 0
+for name in key:
+    want["attention prefill" + name, "2 prompts of 128"] = 0, 2 * 4 * heads * size * sum(range(1, 129))
+    want["qkv_finish" + name, "64 rows of 512"] = 64 * ((2 * heads + 2 * kv) * size * 2 + 2 * kv * key[name]), 0
 want["residual_norm", "64 rows of 256"] = 4 * 64 * hidden * 2, 0
-want["qkv_finish", "64 rows of 512"] = 2 * 64 * (heads + 2 * kv) * size * 2, 0
 want["glu", "64 rows of 2 x 768"] = 3 * 64 * ffn * 2, 0
 want["embed", "64 rows of 256"] = 2 * 64 * hidden * 2, 0
 want["gather", "32 of 64 rows of 256"] = 2 * 32 * hidden * 2, 0
