@@ -39,19 +39,50 @@ static void launch_mma(const struct attention_call<typename H::number> *c, int32
                 c->step->items + first, c->step->step.block_table, c->a);
 }
 
+enum { WIDE_THREADS = (WGMMA_WARPS + 4) * 32 };
+
+static inline dim3 wide_grid(const struct attention_args *a, int32_t n, int32_t rows) {
+    constexpr int TILE = WGMMA_ROWS * WGMMA_GROUPS;
+    return dim3((unsigned)n, (unsigned)a->n_kv_heads, (unsigned)((rows + TILE - 1) / TILE));
+}
+
+/* False: not on this device. */
 template <typename T, int HD>
 static bool launch_wide(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t rows) {
-    constexpr int BYTES = wide_tile<HD>::ROOM, TILE = WGMMA_ROWS * WGMMA_GROUPS;
+    constexpr int BYTES = wide_tile<HD>::RING;
     static bool allowed;
     CUtensorMap map;
     auto kernel = wide_attention_kernel<T, HD>;
     if (!c->cuda->has_wgmma || !tma_map(&map, c->dtype, c->slab, c->slab_rows, HD, HD, KV_BLOCK))
         return false;
     allow_shared(c->cuda, kernel, BYTES, &allowed);
-    dim3 grid((unsigned)n, (unsigned)c->a.n_kv_heads, (unsigned)((rows + TILE - 1) / TILE));
-    cuda_launch(c->cuda, "attention", kernel, grid, (WGMMA_WARPS + 4) * 32, BYTES, c->out, c->q, map,
+    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q, map,
                 c->step->items + first, c->step->step.block_table, c->a);
     return true;
+}
+
+template <typename T, int HD>
+static bool launch_wide_fp8(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t rows) {
+    constexpr int BYTES = wide_codes<T, HD>::ROOM;
+    static bool allowed;
+    auto kernel = wide_fp8_kernel<T, HD>;
+    if (!c->cuda->has_wgmma) return false;
+    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q, c->slab,
+                c->step->items + first, c->step->step.block_table, c->a);
+    return true;
+}
+
+/* The kernels of wgmma, for chunks; false: there is none for this kind of head. */
+template <typename H>
+static bool try_wide(const struct attention_call<typename H::number> *c, int32_t first, int32_t n, int32_t rows) {
+    using T = typename H::number;
+    if constexpr (!H::EXACT || (H::WIDTH != 64 && H::WIDTH != 128 && H::WIDTH != 256))
+        return false;
+    else if constexpr (H::FP8)
+        return launch_wide_fp8<T, H::WIDTH>(c, first, n, rows);
+    else
+        return launch_wide<T, H::WIDTH>(c, first, n, rows);
 }
 
 /* As many warps as an item has tiles of 16 rows, 4 at most. */
@@ -61,9 +92,7 @@ static void launch_items(const struct attention_call<typename H::number> *c, int
     constexpr bool HAS_TWO = H::EXACT && !H::FP8; /* few items have 17 to 32 rows */
     int32_t rows = tokens * c->a.group;
     if (n == 0) return;
-    if constexpr (H::EXACT && !H::FP8 && (H::WIDTH == 64 || H::WIDTH == 128 || H::WIDTH == 256))
-        if (rows >= WGMMA_ROWS && tokens > 1 && launch_wide<typename H::number, H::WIDTH>(c, first, n, rows))
-            return;
+    if (rows >= WGMMA_ROWS && tokens > 1 && try_wide<H>(c, first, n, rows)) return;
     /* With few blocks nothing hides the time that one warp takes to copy a tile. */
     bool is_lonely = n * c->a.n_kv_heads < 2 * c->cuda->prop.multiProcessorCount;
     bool has_room = (size_t)mma_room<H, 4, mma_stages<H, 4>>() <= c->cuda->prop.sharedMemPerBlockOptin;

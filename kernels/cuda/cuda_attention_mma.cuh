@@ -230,15 +230,9 @@ __device__ __forceinline__ void stage_values_fp8(float (*o)[4], float (*s)[4], u
 
 /* ---------------------------------------------------------------- the ring */
 
-template <int WARPS> __device__ __forceinline__ void block_sync() {
-    if (WARPS == 1)
-        __syncwarp();
-    else
-        __syncthreads();
-}
-
-/* Of each tile its keys, then its values, PARTS stages each. */
-template <typename H, int WARPS, int STAGES> struct kv_ring {
+/* Of each tile its keys, then its values, PARTS stages each. WARPS warps from thread FIRST on fill
+ * it; where others are in the block (FIRST > 0), they wait for each other at the named barrier 4. */
+template <typename H, int WARPS, int STAGES, int FIRST = 0> struct kv_ring {
     uint32_t room; /* shared memory */
     const char *slab;
     const int32_t *table;
@@ -250,6 +244,17 @@ template <typename H, int WARPS, int STAGES> struct kv_ring {
         return room + (uint32_t)(stage % STAGES * H::BYTES);
     }
 
+    static __device__ __forceinline__ int thread() { return (int)threadIdx.x - FIRST; }
+
+    static __device__ __forceinline__ void sync() {
+        if (FIRST > 0)
+            named_sync<4, WARPS * 32>();
+        else if (WARPS == 1)
+            __syncwarp();
+        else
+            __syncthreads();
+    }
+
     /* KV_BLOCK keys or values. */
     __device__ __forceinline__ void fetch_block(const attention_args &a, uint32_t to, int first_row, int32_t key,
                                                 int which) const {
@@ -257,15 +262,15 @@ template <typename H, int WARPS, int STAGES> struct kv_ring {
         int32_t hd = H::head_dim(a), block = key < end ? table[key / KV_BLOCK] : 0;
         int64_t tile = kv_tile_of(a, block, which, kv_head);
         const char *from = slab + tile * kv_tile_bytes(hd, H::BYTES_EACH, H::FP8);
-        for (int i = (int)threadIdx.x; i < KV_BLOCK * UNITS; i += WARPS * 32) {
+        for (int i = thread(); i < KV_BLOCK * UNITS; i += WARPS * 32) {
             int row = i / UNITS, unit = i % UNITS;
             bool there = key + row >= first && key + row < end && (H::EXACT || unit * EACH < hd);
             uint32_t place = (uint32_t)H::at(first_row + row, unit * H::COPY / 16) + unit * H::COPY % 16;
             copy_async<H::COPY>(to + place, from + (row * hd + unit * EACH) * H::BYTES_EACH, there);
         }
         if constexpr (H::FP8)
-            if (threadIdx.x < KV_BLOCK) {
-                int row = (int)threadIdx.x;
+            if (thread() < KV_BLOCK) {
+                int row = thread();
                 copy_async<4>(to + (uint32_t)(H::SCALES + (first_row + row) * 4), from + KV_BLOCK * hd + row * 4,
                               key + row >= first && key + row < end);
             }
@@ -285,7 +290,7 @@ template <typename H, int WARPS, int STAGES> struct kv_ring {
     /* A stage that has arrived; everybody is through with the one before, whose room is filled again. */
     __device__ __forceinline__ uint32_t next(const attention_args &a, int stage) const {
         copies_wait<STAGES - 2>();
-        block_sync<WARPS>();
+        sync();
         fetch(a, stage + STAGES - 1);
         return room_of(stage);
     }

@@ -10,60 +10,9 @@
 #define BATCHD_KERNELS_CUDA_ATTENTION_WGMMA_CUH
 
 #include "kernels/cuda/cuda_attention_mma.cuh"
-#include "kernels/cuda/cuda_tma.cuh"
-#include "kernels/cuda/cuda_wgmma.cuh"
+#include "kernels/cuda/cuda_attention_products.cuh"
 
 enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS };
-
-/* ---------------------------------------------------------------- instructions */
-
-#define WGMMA_SHARED_64(type)                                                                                \
-    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                                                \
-                 "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                             \
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-                 "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                        \
-                 "%32, %33, p, 1, 1, 0, 0;\n}"                                                               \
-                 : WGMMA_OUT_8(0)                                                                            \
-                 : "l"(a), "l"(b), "r"((int)accumulate))
-#define WGMMA_64(type)                                                                                       \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type " "                             \
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-                 "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "                        \
-                 "{%32, %33, %34, %35}, %36, 1, 1, 1, 1;"                                                    \
-                 : WGMMA_OUT_8(0)                                                                            \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-#define WGMMA_128(type)                                                                                      \
-    asm volatile("wgmma.mma_async.sync.aligned.m64n128k16.f32." type "." type " "                            \
-                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
-                 "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, "     \
-                 "%36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, "     \
-                 "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "                                  \
-                 "{%64, %65, %66, %67}, %68, 1, 1, 1, 1;"                                                    \
-                 : WGMMA_OUT_8(0), WGMMA_OUT_8(8)                                                            \
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b))
-
-/* Matrices in shared memory are named by descriptors (wgmma_matrix). These return at once; see
- * wgmma_wait. First: d[64, 64] = a[64, 16] b[16, 64] (+ d), both as rows of 16. */
-template <typename T>
-__device__ __forceinline__ void wgmma_scores(float (*d)[4], uint64_t a, uint64_t b, bool accumulate) {
-    if constexpr (is_half<T>)
-        WGMMA_SHARED_64("f16");
-    else
-        WGMMA_SHARED_64("bf16");
-}
-
-/* d[64, N] += a[64, 16] b[16, N]: a's fragments in registers, b as 16 rows of N. */
-template <typename T, int N>
-__device__ __forceinline__ void wgmma_values(float (*d)[4], const uint32_t a[4], uint64_t b) {
-    if constexpr (N == 64 && is_half<T>)
-        WGMMA_64("f16");
-    else if constexpr (N == 64)
-        WGMMA_64("bf16");
-    else if constexpr (is_half<T>)
-        WGMMA_128("f16");
-    else
-        WGMMA_128("bf16");
-}
 
 /* ---------------------------------------------------------------- the ring */
 
@@ -71,12 +20,26 @@ template <int HD> struct wide_tile { /* 64 keys: HD / 64 boxes of 64 x 64, side 
     static constexpr int BOXES = HD / TMA_COLUMNS, BOX_BYTES = ATTENTION_TILE * TMA_ROW_BYTES;
     static constexpr int BYTES = BOXES * BOX_BYTES, BLOCK_BYTES = KV_BLOCK * TMA_ROW_BYTES;
     static constexpr int STAGES = HD > 128 ? 4 : 6; /* of the ring */
-    static constexpr int ROOM = (STAGES + WGMMA_GROUPS) * BYTES + 16 * STAGES;
+    static constexpr int RING = (STAGES + WGMMA_GROUPS) * BYTES + 16 * STAGES; /* with queries and barriers */
 };
+
+/* An fp8 cache: codes on their way through shared memory, and the scales of the ring's stages. */
+template <typename T, int HD> struct wide_codes {
+    using kind = head_kind<T, HD, true, true>;
+    static constexpr int STAGES = 3, AT = (wide_tile<HD>::RING + 127) / 128 * 128, SCALES = AT + STAGES * kind::BYTES;
+    static constexpr int ROOM = SCALES + wide_tile<HD>::STAGES * ATTENTION_TILE * 4;
+    using feed = kv_ring<kind, 4, STAGES, WGMMA_WARPS * 32>;
+};
+
+/* Where a chunk of 8 numbers of a row lies, in a tile of 64 rows. */
+template <int HD> __device__ __forceinline__ uint32_t wide_at(uint32_t tile_room, int row, int chunk) {
+    return tile_room + (uint32_t)(chunk / 8 * wide_tile<HD>::BOX_BYTES + row * TMA_ROW_BYTES +
+                                  ((chunk % 8 ^ (row & 7)) << 4));
+}
 
 template <int HD> struct wide_ring {
     static constexpr int STAGES = wide_tile<HD>::STAGES;
-    uint32_t room, queries, full, empty; /* addresses in shared memory */
+    uint32_t room, queries, full, empty, scales; /* addresses in shared memory */
 
     __device__ __forceinline__ uint32_t tile_of(int stage) const {
         return room + (uint32_t)(stage % STAGES * wide_tile<HD>::BYTES);
@@ -86,6 +49,9 @@ template <int HD> struct wide_ring {
     }
     __device__ __forceinline__ uint32_t empty_of(int stage) const {
         return empty + (uint32_t)(stage % STAGES * 8);
+    }
+    __device__ __forceinline__ uint32_t scales_of(int stage) const { /* of an fp8 cache */
+        return scales + (uint32_t)(stage % STAGES * ATTENTION_TILE * 4);
     }
     static __device__ __forceinline__ uint32_t round_of(int stage) {
         return (uint32_t)(stage / STAGES) & 1;
@@ -115,6 +81,63 @@ __device__ __forceinline__ void wide_produce(const wide_ring<HD> &ring, const CU
     }
 }
 
+/* 16 codes of a key as 16-bit numbers in a tile's row, as they are (values), or in the order in
+ * which mma.sync's kernel multiplies them (keys). */
+template <typename T, int HD, bool IN_ORDER>
+__device__ __forceinline__ void widen_codes(uint32_t tile_room, int row, int unit, const uint32_t codes[4]) {
+    uint32_t low[4], high[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        low[i] = codes_low<T>(codes[i]);
+        high[i] = codes_high<T>(codes[i]);
+    }
+    const uint32_t one[4] = {low[0], IN_ORDER ? high[0] : low[1], IN_ORDER ? low[1] : low[2], IN_ORDER ? high[1] : low[3]};
+    const uint32_t two[4] = {IN_ORDER ? low[2] : high[0], IN_ORDER ? high[2] : high[1], IN_ORDER ? low[3] : high[2], high[3]};
+    store_shared(wide_at<HD>(tile_room, row, 2 * unit), one);
+    store_shared(wide_at<HD>(tile_room, row, 2 * unit + 1), two);
+}
+
+/* Some keys or values that have come, from row `first` of a tile on. */
+template <typename T, int HD, bool VALUES>
+__device__ __forceinline__ void widen_stage(uint32_t tile_room, uint32_t from, int first, int thread) {
+    using kind = typename wide_codes<T, HD>::kind;
+    for (int i = thread; i < kind::KEYS * kind::STEPS; i += 128) {
+        uint32_t codes[4];
+        int row = i % kind::KEYS, unit = i / kind::KEYS;
+        load_shared(codes, from + (uint32_t)kind::at(row, unit));
+        widen_codes<T, HD, VALUES>(tile_room, first + row, unit, codes);
+    }
+}
+
+/* The producer's four warps, for an fp8 cache: what wide_produce does, by way of the codes. */
+template <typename T, int HD>
+__device__ __forceinline__ void wide_produce_fp8(const wide_ring<HD> &ring,
+                                                 const typename wide_codes<T, HD>::feed &feed, const attention_args &a,
+                                                 int n_tiles) {
+    using kind = typename wide_codes<T, HD>::kind;
+    const int thread = feed.thread();
+    for (int i = 0; i < wide_codes<T, HD>::STAGES - 1; i++) feed.fetch(a, i);
+    for (int stage = 0; stage < 2 * n_tiles; stage++) {
+        uint32_t tile = ring.tile_of(stage);
+        if (stage >= wide_tile<HD>::STAGES) barrier_wait(ring.empty_of(stage), ring.round_of(stage) ^ 1);
+        for (int part = 0; part < kind::PARTS; part++) {
+            int first = part * kind::KEYS;
+            uint32_t from = feed.next(a, stage * kind::PARTS + part);
+            if (stage & 1)
+                widen_stage<T, HD, true>(tile, from, first, thread);
+            else
+                widen_stage<T, HD, false>(tile, from, first, thread);
+            if (thread < kind::KEYS / 4) {
+                uint32_t scales[4];
+                load_shared(scales, from + (uint32_t)(kind::SCALES + thread * 16));
+                store_shared(ring.scales_of(stage) + (uint32_t)(first * 4 + thread * 16), scales);
+            }
+        }
+        shared_publish();
+        barrier_arrive(ring.full_of(stage));
+    }
+}
+
 /* Values behind `end` were never written, and 0 times NaN is NaN. For all consumers. */
 template <int HD> __device__ __forceinline__ void clear_values(uint32_t tile_room, int first_row) {
     using shape = wide_tile<HD>;
@@ -124,36 +147,53 @@ template <int HD> __device__ __forceinline__ void clear_values(uint32_t tile_roo
         int row = first_row + i / CHUNKS % (ATTENTION_TILE - first_row);
         int box = i / CHUNKS / (ATTENTION_TILE - first_row);
         uint32_t at = tile_room + (uint32_t)(box * shape::BOX_BYTES + row * TMA_ROW_BYTES + i % CHUNKS * 16);
-        asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+        const uint32_t zeros[4] = {0, 0, 0, 0};
+        store_shared(at, zeros);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("bar.sync 1, %0;" ::"n"(WGMMA_WARPS * 32) : "memory");
+    shared_publish();
+    named_sync<1, WGMMA_WARPS * 32>();
 }
 
 /* ---------------------------------------------------------------- kernel */
 
-/* A warpgroup's 64 rows of q, in boxes like a tile's. */
-template <typename T, int HD>
+/* A warpgroup's 64 rows of q, in boxes like a tile's; for an fp8 cache in the order of its keys. */
+template <typename T, int HD, bool FP8>
 __device__ __forceinline__ void wide_queries(uint32_t room, const T *q, const attention_args &a,
                                              int32_t kv_head, int32_t first_row, int32_t n_rows,
                                              int32_t group_row) {
-    constexpr int CHUNKS = HD / 8;
-    for (int i = (int)threadIdx.x % 128; i < WGMMA_ROWS * CHUNKS; i += 128) {
-        int row = i / CHUNKS, chunk = i % CHUNKS;
+    constexpr int UNITS = HD / 16; /* of two chunks */
+    for (int i = (int)threadIdx.x % 128; i < WGMMA_ROWS * UNITS; i += 128) {
+        int row = i / UNITS, unit = i % UNITS;
         int32_t r = group_row + row;
-        uint4 v = make_uint4(0, 0, 0, 0);
+        uint4 v = make_uint4(0, 0, 0, 0), w = v;
         if (r < n_rows) {
             int64_t head = (int64_t)(first_row + r / a.group) * a.n_heads + kv_head * a.group + r % a.group;
-            v = *(const uint4 *)(q + head * HD + chunk * 8);
+            const uint4 *from = (const uint4 *)(q + head * HD + unit * 16);
+            v = from[0];
+            w = from[1];
         }
-        uint32_t at = room + (uint32_t)(chunk / 8 * WGMMA_ROWS * TMA_ROW_BYTES + row * TMA_ROW_BYTES +
-                                        ((chunk % 8 ^ (row & 7)) << 4));
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
-                     "r"(v.w)
-                     : "memory");
+        const uint32_t one[4] = {v.x, FP8 ? v.z : v.y, FP8 ? w.x : v.z, FP8 ? w.z : v.w};
+        const uint32_t two[4] = {FP8 ? v.y : w.x, FP8 ? v.w : w.y, FP8 ? w.y : w.z, w.w};
+        store_shared(wide_at<HD>(room, row, 2 * unit), one);
+        store_shared(wide_at<HD>(room, row, 2 * unit + 1), two);
     }
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    asm volatile("bar.sync %0, 128;" ::"r"(2 + (int)threadIdx.x / 128) : "memory");
+    shared_publish();
+    if (threadIdx.x < 128)
+        named_sync<2, 128>();
+    else
+        named_sync<3, 128>();
+}
+
+/* A tile's scores, or weights, times the scales of its keys, or values. */
+__device__ __forceinline__ void times_scales(float s[8][4], uint32_t scales, int lane) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        float2 scale = load_two(scales + (uint32_t)(8 * j + 2 * (lane & 3)) * 4);
+        s[j][0] *= scale.x;
+        s[j][1] *= scale.y;
+        s[j][2] *= scale.x;
+        s[j][3] *= scale.y;
+    }
 }
 
 template <typename T, int HD>
@@ -194,16 +234,22 @@ template <typename T> __device__ __forceinline__ void weights_packed(uint32_t p[
     }
 }
 
+struct wide_work { /* of a block */
+    struct attention_item item;
+    int32_t kv_head, block_row;
+    int32_t first, end; /* keys in sight of its rows */
+    int32_t first_tile, n_tiles;
+};
+
 /* A warp's 16 rows: all tiles, and what comes out of them. */
-template <typename T, int HD>
+template <typename T, int HD, bool FP8>
 __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring<HD> &ring,
-                                             const attention_args &a, const struct attention_item &item,
-                                             int32_t kv_head, int32_t tile_row, int32_t first_tile,
-                                             int32_t end, int n_tiles, int lane) {
-    int32_t n_rows = item.n_rows * a.group;
+                                             const attention_args &a, const wide_work &w, int32_t tile_row,
+                                             int lane) {
+    int32_t n_rows = w.item.n_rows * a.group, n_tiles = w.n_tiles;
     uint32_t p[4][4], queries = ring.queries + (uint32_t)((int)threadIdx.x / 128 * wide_tile<HD>::BYTES);
-    wide_queries<T, HD>(queries, q, a, kv_head, item.first_row, n_rows, tile_row / WGMMA_ROWS * WGMMA_ROWS);
-    const mma_rows rows = rows_of_lane(a, item, kv_head, tile_row, lane);
+    wide_queries<T, HD, FP8>(queries, q, a, w.kv_head, w.item.first_row, n_rows, tile_row / WGMMA_ROWS * WGMMA_ROWS);
+    const mma_rows rows = rows_of_lane(a, w.item, w.kv_head, tile_row, lane);
     mma_sums<HD> sums;
     kept_sums<HD> kept;
     float s[8][4];
@@ -213,31 +259,72 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
     barrier_wait(ring.full_of(0), 0);
     wide_scores<T, HD>(s, queries, ring.tile_of(0));
     wgmma_wait<0>();
+    if (FP8) times_scales(s, ring.scales_of(0), lane);
     release(0);
     for (int n = 0, split_end; n < n_tiles; n = split_end) {
         bool is_first = n == 0;
-        split_end = min(n_tiles, tiles_to_split_end(first_tile, n));
+        split_end = min(n_tiles, tiles_to_split_end(w.first_tile, n));
         sums_clear(sums);
         for (; n < split_end; n++) {
-            int32_t tile = first_tile + n * ATTENTION_TILE;
+            int32_t tile = w.first_tile + n * ATTENTION_TILE;
             int values = 2 * n + 1, next_keys = 2 * n + 2;
             tile_weights(s, sums, rows, tile, a, lane);
-            weights_packed<T>(p, s);
+            if (!FP8) weights_packed<T>(p, s);
             barrier_wait(ring.full_of(values), ring.round_of(values));
-            if (tile + ATTENTION_TILE > end) clear_values<HD>(ring.tile_of(values), end - tile);
+            if (FP8) {
+                times_scales(s, ring.scales_of(values), lane);
+                weights_packed<T>(p, s);
+            } else if (tile + ATTENTION_TILE > w.end)
+                clear_values<HD>(ring.tile_of(values), w.end - tile);
             wide_values<T, HD>(sums.o, p, ring.tile_of(values));
             if (n + 1 < n_tiles) {
                 barrier_wait(ring.full_of(next_keys), ring.round_of(next_keys));
                 wide_scores<T, HD>(s, queries, ring.tile_of(next_keys));
             }
             wgmma_wait<0>();
+            if (FP8 && n + 1 < n_tiles) times_scales(s, ring.scales_of(next_keys), lane);
             release(values);
             if (n + 1 < n_tiles) release(next_keys);
         }
         if (!is_first) sums_fold(kept, sums);
         if (split_end < n_tiles) sums_keep(kept, sums);
     }
-    store_rows<head_kind<T, HD, true, false>>(out, sums, a, kv_head, item.first_row, n_rows, tile_row, lane);
+    store_rows<head_kind<T, HD, true, false>>(out, sums, a, w.kv_head, w.item.first_row, n_rows, tile_row, lane);
+}
+
+/* Barriers of the ring, in the block's shared memory. */
+template <int HD> __device__ __forceinline__ wide_ring<HD> wide_begin(uint32_t room, uint32_t n_producers) {
+    wide_ring<HD> ring;
+    ring.room = room;
+    ring.queries = room + wide_tile<HD>::STAGES * wide_tile<HD>::BYTES;
+    ring.full = ring.queries + WGMMA_GROUPS * wide_tile<HD>::BYTES;
+    ring.empty = ring.full + 8 * wide_tile<HD>::STAGES;
+    ring.scales = 0;
+    if (threadIdx.x == 0) {
+        for (int s = 0; s < wide_tile<HD>::STAGES; s++) {
+            barrier_init(ring.full_of(s), n_producers);
+            barrier_init(ring.empty_of(s), WGMMA_WARPS);
+        }
+        barriers_publish();
+    }
+    __syncthreads();
+    cuda_begin();
+    return ring;
+}
+
+/* False: a block without rows. */
+__device__ __forceinline__ bool wide_work_of(wide_work &w, const attention_args &a, const struct attention_item *items) {
+    w.item = items[blockIdx.x];
+    w.kv_head = blockIdx.y;
+    w.block_row = (int32_t)blockIdx.z * WGMMA_ROWS * WGMMA_GROUPS;
+    int32_t n_rows = w.item.n_rows * a.group;
+    if (w.block_row >= n_rows) return false;
+    int32_t last_row = min(n_rows, w.block_row + WGMMA_ROWS * WGMMA_GROUPS) - 1;
+    w.end = w.item.first_position + last_row / a.group + 1;
+    w.first = first_key_of(a, w.item.first_position + w.block_row / a.group);
+    w.first_tile = w.first / ATTENTION_TILE * ATTENTION_TILE;
+    w.n_tiles = (w.end - w.first_tile + ATTENTION_TILE - 1) / ATTENTION_TILE;
+    return true;
 }
 
 /* The producer's warpgroup gives its registers to the others. */
@@ -248,38 +335,48 @@ __global__ void __launch_bounds__((WGMMA_WARPS + 4) * 32, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     extern __shared__ __align__(1024) char wide_room[];
     int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-    wide_ring<HD> ring;
-    ring.room = (uint32_t)__cvta_generic_to_shared(wide_room);
-    ring.queries = ring.room + wide_tile<HD>::STAGES * wide_tile<HD>::BYTES;
-    ring.full = ring.queries + WGMMA_GROUPS * wide_tile<HD>::BYTES;
-    ring.empty = ring.full + 8 * wide_tile<HD>::STAGES;
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < wide_tile<HD>::STAGES; s++) {
-            barrier_init(ring.full_of(s), 1);
-            barrier_init(ring.empty_of(s), WGMMA_WARPS);
-        }
-        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    }
-    __syncthreads();
-    cuda_begin();
-    const struct attention_item item = items[blockIdx.x];
-    int32_t kv_head = blockIdx.y, n_rows = item.n_rows * a.group;
-    int32_t block_row = (int32_t)blockIdx.z * WGMMA_ROWS * WGMMA_GROUPS;
-    if (block_row >= n_rows) return;
-    int32_t last_row = min(n_rows, block_row + WGMMA_ROWS * WGMMA_GROUPS) - 1;
-    int32_t end = item.first_position + last_row / a.group + 1;
-    int32_t first = first_key_of(a, item.first_position + block_row / a.group);
-    int32_t first_tile = first / ATTENTION_TILE * ATTENTION_TILE;
-    int32_t n_tiles = (end - first_tile + ATTENTION_TILE - 1) / ATTENTION_TILE;
+    const wide_ring<HD> ring = wide_begin<HD>((uint32_t)__cvta_generic_to_shared(wide_room), 1);
+    wide_work w;
+    if (!wide_work_of(w, a, items)) return;
     if (warp >= WGMMA_WARPS) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
-        const int32_t *table = block_table + (int64_t)item.slot * a.block_table_stride;
+        registers_give<24>();
+        const int32_t *table = block_table + (int64_t)w.item.slot * a.block_table_stride;
         if (warp == WGMMA_WARPS && lane == 0)
-            wide_produce<HD>(ring, &kv, table, a, kv_head, first_tile, end, n_tiles);
+            wide_produce<HD>(ring, &kv, table, a, w.kv_head, w.first_tile, w.end, w.n_tiles);
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
-        wide_consume<T, HD>(out, q, ring, a, item, kv_head, block_row + warp * 16, first_tile, end, n_tiles,
-                            lane);
+        registers_take<240>();
+        wide_consume<T, HD, false>(out, q, ring, a, w, w.block_row + warp * 16, lane);
+    }
+#endif
+}
+
+/* Over an fp8 cache: the producer's warps turn codes into numbers. */
+template <typename T, int HD>
+__global__ void __launch_bounds__((WGMMA_WARPS + 4) * 32, 1)
+    wide_fp8_kernel(T *out, const T *q, const void *slab, const struct attention_item *items,
+                    const int32_t *block_table, attention_args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+    extern __shared__ __align__(1024) char wide_room[];
+    int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    wide_ring<HD> ring = wide_begin<HD>((uint32_t)__cvta_generic_to_shared(wide_room), 128);
+    ring.scales = ring.room + wide_codes<T, HD>::SCALES;
+    wide_work w;
+    if (!wide_work_of(w, a, items)) return;
+    if (warp >= WGMMA_WARPS) {
+        registers_give<40>();
+        const typename wide_codes<T, HD>::feed feed = {
+            ring.room + wide_codes<T, HD>::AT,
+            (const char *)slab,
+            block_table + (int64_t)w.item.slot * a.block_table_stride,
+            w.first_tile,
+            2 * wide_codes<T, HD>::kind::PARTS * w.n_tiles,
+            w.first,
+            w.end,
+            w.kv_head};
+        wide_produce_fp8<T, HD>(ring, feed, a, w.n_tiles);
+    } else {
+        registers_take<232>();
+        wide_consume<T, HD, true>(out, q, ring, a, w, w.block_row + warp * 16, lane);
     }
 #endif
 }

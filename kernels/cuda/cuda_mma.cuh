@@ -43,6 +43,11 @@ template <int N> __device__ __forceinline__ void copies_wait() {
 #endif
 }
 
+/* THREADS of a block, whole warps, wait for each other; others do not. */
+template <int BARRIER, int THREADS> __device__ __forceinline__ void named_sync() {
+    asm volatile("bar.sync %0, %1;" ::"n"(BARRIER), "n"(THREADS) : "memory");
+}
+
 /* 16 bytes of a lane's own, kept in shared memory. */
 __device__ __forceinline__ void store_shared(uint32_t to, const uint32_t v[4]) {
     asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
