@@ -14,7 +14,8 @@
 
 /* 4, 8 or 16 bytes to an address in shared memory; zeros where there is nothing to copy. 16 pass
  * by the first cache. */
-template <int BYTES> __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
+template <int BYTES = 16>
+__device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool there) {
 #if CUDA_HAS_ASYNC_COPY
     int bytes = there ? BYTES : 0;
     if constexpr (BYTES == 16)
