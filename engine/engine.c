@@ -163,8 +163,6 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
                                     .cache = {o->cache_dir, o->cache_bytes},
                                     .dummy = dummy,
                                     .max_positions = e->max_model_len};
-    if (options.fp8_kv_cache && e->is_gpu)
-        return err_set(err, E_UNSUPPORTED, "--kv-cache-dtype fp8 runs on the CPU alone: --device cpu");
     r = quantization_parse(&options.quantization, o->quantization, err);
     return r < 0 ? r : model_open(&e->model, e->dev, &options, err);
 }

@@ -94,6 +94,7 @@ static struct engine_request *make_request(int i, int32_t vocab) {
 
 struct run {
     const char *dir, *dtype, *load_format; /* load_format NULL: weights from files */
+    const char *kv_dtype;                  /* NULL = as dtype */
     int threads, rows, lookahead, seqs;
     int64_t kv_bytes, max_len;
     enum { ALONE, TOGETHER, SHUFFLED } order;
@@ -107,6 +108,7 @@ static struct engine *open_engine(const struct run *run) {
     o.model_dir = run->dir;
     o.device = test_device();
     o.dtype = run->dtype;
+    o.kv_cache_dtype = run->kv_dtype;
     o.threads = run->threads;
     o.max_num_batched_tokens = run->rows;
     o.lookahead = run->lookahead;
@@ -216,10 +218,10 @@ static const char *invariance_model(char path[600]) {
     return path;
 }
 
-static void check_dtype(const char *dtype) {
+static void check_dtype(const char *dtype, const char *kv_dtype, bool is_quick) {
     char path[600];
     struct outcomes alone, got;
-    struct run run = {.dir = invariance_model(path), .dtype = dtype, .threads = 1, .rows = 512, .order = ALONE};
+    struct run run = {.dir = invariance_model(path), .dtype = dtype, .kv_dtype = kv_dtype, .threads = 1, .rows = 512, .order = ALONE};
     run_all(&alone, &run);
     /* Short answers may meet; the demo model, out of its depth, repeats itself. */
     int distinct = n_distinct(&alone), least = run.dir == demo ? count / 2 : count - 8;
@@ -229,7 +231,7 @@ static void check_dtype(const char *dtype) {
         for (run.threads = 1; run.threads <= 2; run.threads++)
             for (run.rows = 64; run.rows <= 512; run.rows *= 8)
                 for (run.lookahead = 0; run.lookahead <= 2; run.lookahead++) {
-                    if (test_is_quick() && n_runs++ % 5 != 0) continue;
+                    if (is_quick && n_runs++ % 5 != 0) continue;
                     run_all(&got, &run);
                     assert_same(&got, &alone, &run);
                     assert_true(got.cached > 0);
@@ -239,11 +241,16 @@ static void check_dtype(const char *dtype) {
 }
 
 static void float32_is_batch_invariant(void **state) {
-    check_dtype("float32");
+    check_dtype("float32", NULL, test_is_quick());
 }
 
 static void bfloat16_is_batch_invariant(void **state) {
-    check_dtype("bfloat16");
+    check_dtype("bfloat16", NULL, test_is_quick());
+}
+
+static void an_fp8_cache_is_batch_invariant(void **state) {
+    check_dtype("bfloat16", "fp8", true);
+    if (is_cuda()) check_dtype("float16", "fp8", true);
 }
 
 /* Rows that choose other experts are in other products on a GPU, of sizes that it alone knows. */
@@ -854,6 +861,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(alone_with_two_threads_and_lookahead),
         cmocka_unit_test(float32_is_batch_invariant),
         cmocka_unit_test(bfloat16_is_batch_invariant),
+        cmocka_unit_test(an_fp8_cache_is_batch_invariant),
         cmocka_unit_test(mixtures_are_batch_invariant),
         cmocka_unit_test(large_steps_and_remembered_algorithms),
         cmocka_unit_test(long_prompts_in_a_tiny_pool),
