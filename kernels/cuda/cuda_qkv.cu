@@ -4,9 +4,7 @@
  *
  * Rounding is that of the CPU backend: a product with its bias is rounded as a linear
  * module's output is. What goes into an fp8 cache is not rounded before it is quantized. */
-#include "kernels/cuda/cuda_rows.cuh"
-
-#include <cuda_fp8.h>
+#include "kernels/cuda/cuda_fp8.cuh"
 
 struct qkv_args {
     int32_t n_heads, n_kv_heads, head_dim, half, max_position; /* half of the dimensions that turn */
@@ -42,13 +40,7 @@ __device__ __forceinline__ fp8_place fp8_at(void *slab, const qkv_args &a, int64
 }
 
 /* 448 = the head's largest size; NaN where a number is not finite, which so becomes NaN again. */
-__device__ __forceinline__ float fp8_scale(float most) {
-    return most < INFINITY ? fmaxf(most / 448.0f, 0x1p-100f) : NAN;
-}
-
-__device__ __forceinline__ uint32_t two_codes(float lo, float hi) {
-    return __nv_cvt_float2_to_fp8x2(make_float2(lo, hi), __NV_SATFINITE, __NV_E4M3);
-}
+__device__ __forceinline__ float head_scale(float most) { return most < INFINITY ? fp8_scale(most) : NAN; }
 
 template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *qkv, qkv_args a) {
     cuda_begin();
@@ -138,13 +130,8 @@ template <int LANES> __device__ __forceinline__ float largest(const two_pieces &
 __device__ __forceinline__ void store_codes(const fp8_place &to, const two_pieces &p, float scale, int32_t hd) {
     float inverse = 1.0f / scale;
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        const float *x = p.x[i];
-        uint2 codes;
-        codes.x = two_codes(x[0] * inverse, x[1] * inverse) | two_codes(x[2] * inverse, x[3] * inverse) << 16;
-        codes.y = two_codes(x[4] * inverse, x[5] * inverse) | two_codes(x[6] * inverse, x[7] * inverse) << 16;
-        if (p.at[i] < hd) *(uint2 *)(to.codes + p.at[i]) = codes;
-    }
+    for (int i = 0; i < 2; i++)
+        if (p.at[i] < hd) fp8_store(to.codes + p.at[i], p.x[i], inverse);
 }
 
 template <typename T> __device__ __forceinline__ void store_pieces(T *to, const two_pieces &p, int32_t hd) {
@@ -171,7 +158,7 @@ template <typename T, int LANES> __global__ void qkv_fp8_kernel(T *q, void *slab
         if (!there) p.at[0] = p.at[1] = hd;
         load_pieces<T>(p, qkv + (row * n + h) * hd, a.bias ? a.bias + (int64_t)h * hd : NULL, hd);
         if (lane < half / 8 && there) turn_pieces(p, cs + 8 * lane, sn + 8 * lane);
-        float scale = fp8_scale(largest<LANES>(p));
+        float scale = head_scale(largest<LANES>(p));
         if (h < a.n_heads) {
             store_pieces<T>(q + (row * a.n_heads + h) * (int64_t)hd, p, hd);
         } else if (there) {
@@ -236,9 +223,9 @@ __device__ __forceinline__ void store_head_fp8(const fp8_place &to, const qkv_ar
     for (int32_t i = lane; i < a.head_dim; i += 32)
         most = max_or_nan(most, fabsf(turned(a, room, position, half, i)));
     for (int d = 16; d > 0; d >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, d));
-    float scale = fp8_scale(most), inverse = 1.0f / scale;
+    float scale = head_scale(most), inverse = 1.0f / scale;
     for (int32_t i = lane; i < a.head_dim; i += 32)
-        to.codes[i] = (uint8_t)two_codes(turned(a, room, position, half, i) * inverse, 0.0f);
+        to.codes[i] = __nv_cvt_float_to_fp8(turned(a, room, position, half, i) * inverse, __NV_SATFINITE, __NV_E4M3);
     if (lane == 0) *to.scale = scale;
 }
 
