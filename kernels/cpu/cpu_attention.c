@@ -112,11 +112,11 @@ static int32_t first_key(const struct attention *a, int64_t r) {
 }
 
 /* The keys and values that a row sees of a head, as f32 in scratch: block i of the sequence is
- * block i there. */
-static void decode_fp8(const struct attention *a, int64_t r, struct attention_row *row, int thread) {
+ * block i there. They are there already if the row's head before was of the same group. */
+static void decode_fp8(const struct attention *a, struct attention_row *row, int thread, bool is_decoded) {
     int32_t *table = (int32_t *)(void *)(a->scratch + (size_t)thread * a->thread_bytes), hd = row->head_dim;
     float *tiles = (float *)(void *)(table + (a->n_blocks + 15) / 16 * 16);
-    for (int32_t i = row->first_key / KV_BLOCK; i <= row->position / KV_BLOCK; i++)
+    for (int32_t i = row->first_key / KV_BLOCK; i <= row->position / KV_BLOCK && !is_decoded; i++)
         for (int which = 0; which < 2; which++) {
             char *tile = kv_tile(a->kv, a->layer, row->block_table[i], which, row->kv_head);
             float *to = tiles + (i * 2 + which) * KV_BLOCK * hd;
@@ -124,8 +124,10 @@ static void decode_fp8(const struct attention *a, int64_t r, struct attention_ro
             int32_t n = row->position - i * KV_BLOCK < KV_BLOCK - 1 ? row->position - i * KV_BLOCK + 1 : KV_BLOCK;
             table[i] = i;
             a->cpu->simd->decode_f8(to, (uint8_t *)tile, (int64_t)KV_BLOCK * hd);
-            for (int32_t t = 0; t < n; t++)
-                for (int32_t d = 0; d < hd; d++) to[t * hd + d] *= scale[t];
+            for (int32_t t = 0; t < n; t++) {
+                const float by = scale[t]; /* `to` might be the scales, for all that the compiler knows */
+                for (int32_t d = 0; d < hd; d++) to[t * hd + d] *= by;
+            }
         }
     row->slab = tiles;
     row->block_table = table;
@@ -134,7 +136,7 @@ static void decode_fp8(const struct attention *a, int64_t r, struct attention_ro
 }
 
 /* The inner loop takes q and gives the result in f32. */
-static void attention_head(const struct attention *a, int64_t r, int32_t h, int thread) {
+static void attention_head(const struct attention *a, int64_t r, int32_t h, int thread, bool is_first) {
     const struct attention_shape *shape = a->shape;
     int32_t hd = shape->head_dim;
     _Alignas(32) float q[MAX_HEAD_DIM], out[MAX_HEAD_DIM];
@@ -157,7 +159,7 @@ static void attention_head(const struct attention *a, int64_t r, int32_t h, int 
         .alibi_bf16 = shape->alibi_bf16,
         .bf16 = a->kv->dtype == DTYPE_BF16,
     };
-    if (a->kv->dtype == DTYPE_F8_E4M3) decode_fp8(a, r, &row, thread);
+    if (a->kv->dtype == DTYPE_F8_E4M3) decode_fp8(a, &row, thread, !is_first && h % (shape->n_heads / shape->n_kv_heads) != 0);
     a->cpu->simd->attend(&row);
     if (a->out->x.dtype == DTYPE_BF16) a->cpu->simd->narrow((uint16_t *)row_of(&a->out->x, r) + h * hd, out, hd);
     else memcpy((float *)row_of(&a->out->x, r) + h * hd, out, (size_t)hd * sizeof *out);
@@ -167,7 +169,8 @@ static void attention_part(void *arg, int part, int n_parts, int thread) {
     const struct attention *a = arg;
     int64_t begin, end;
     pool_share((int64_t)a->step->n_rows * a->shape->n_heads, part, n_parts, &begin, &end);
-    for (int64_t i = begin; i < end; i++) attention_head(a, i / a->shape->n_heads, (int32_t)(i % a->shape->n_heads), thread);
+    for (int64_t i = begin; i < end; i++)
+        attention_head(a, i / a->shape->n_heads, (int32_t)(i % a->shape->n_heads), thread, i == begin);
 }
 
 /* Of one thread: a table, and keys and values of one head as f32. */

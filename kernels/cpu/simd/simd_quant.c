@@ -46,15 +46,24 @@ void SIMD_NAME(decode_i8)(float *out, const int8_t *codes, int64_t n) {
     for (int64_t i = 0; i < n; i++) out[i] = (float)codes[i];
 }
 
-/* Exponent and mantissa moved into their places are the number times 2^-120, also where the
- * exponent is 0. */
+/* Exponent and mantissa move into their places, and the exponent to its other zero; 2^-7 (1 + m / 8),
+ * which a code without an exponent becomes, is then put right. No number on the way is below the
+ * normal ones, which processors are slow with. */
+VEC f8 f8_of_codes(u8 code) {
+    f8 size = (f8)(((code & 0x7f) << 20) + (120u << 23));
+    size = f8_select((i8)((code & 0x78) == 0), (size - f8_all(0x1p-7f)) * f8_all(2.0f), size);
+    return (f8)((u8)size | (code & 0x80) << 24);
+}
+
 void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        uint32_t u = (uint32_t)(codes[i] & 0x7f) << 20 | (uint32_t)(codes[i] & 0x80) << 24;
-        float x;
-        memcpy(&x, &u, sizeof x);
-        out[i] = x * 0x1p120f;
+    typedef uint8_t b8 __attribute__((vector_size(8)));
+    b8 eight;
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) {
+        memcpy(&eight, codes + i, sizeof eight);
+        f8_store(out + i, f8_of_codes(__builtin_convertvector(eight, u8)));
     }
+    for (; i < n; i++) out[i] = f8_of_codes((u8){codes[i]})[0];
 }
 
 #if defined __AVX2__
