@@ -29,7 +29,8 @@ template <typename H, int WARPS> constexpr int mma_stages = WARPS == 1 ? 3 : 4;
 
 /* n items from `first`, `rows` rows of (token, head) pairs each at most. */
 template <typename H, int WARPS>
-static void launch_mma(const struct attention_call<typename H::number> *c, int32_t first, int32_t n, int32_t rows) {
+static void launch_mma(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
+                       int32_t rows) {
     constexpr int STAGES = mma_stages<H, WARPS>, BYTES = mma_room<H, WARPS, STAGES>(), TILE = WARPS * 16;
     static bool allowed;
     auto kernel = mma_attention_kernel<H, WARPS, STAGES>;
@@ -56,8 +57,8 @@ static bool launch_wide(const struct attention_call<T> *c, int32_t first, int32_
     if (!c->cuda->has_wgmma || !tma_map(&map, c->dtype, c->slab, c->slab_rows, HD, HD, KV_BLOCK))
         return false;
     allow_shared(c->cuda, kernel, BYTES, &allowed);
-    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q, map,
-                c->step->items + first, c->step->step.block_table, c->a);
+    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
+                map, c->step->items + first, c->step->step.block_table, c->a);
     return true;
 }
 
@@ -68,14 +69,15 @@ static bool launch_wide_fp8(const struct attention_call<T> *c, int32_t first, in
     auto kernel = wide_fp8_kernel<T, HD>;
     if (!c->cuda->has_wgmma) return false;
     allow_shared(c->cuda, kernel, BYTES, &allowed);
-    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q, c->slab,
-                c->step->items + first, c->step->step.block_table, c->a);
+    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
+                c->slab, c->step->items + first, c->step->step.block_table, c->a);
     return true;
 }
 
 /* The kernels of wgmma, for chunks; false: there is none for this kind of head. */
 template <typename H>
-static bool try_wide(const struct attention_call<typename H::number> *c, int32_t first, int32_t n, int32_t rows) {
+static bool try_wide(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
+                     int32_t rows) {
     using T = typename H::number;
     if constexpr (!H::EXACT || (H::WIDTH != 64 && H::WIDTH != 128 && H::WIDTH != 256))
         return false;
@@ -115,12 +117,18 @@ template <typename T, int WIDTH, bool EXACT, bool FP8> static void attend(const 
 template <typename T, bool FP8> static void attend_by_size(const struct attention_call<T> *c) {
     int32_t hd = c->a.head_dim;
     switch (hd) {
-    case 64: return attend<T, 64, true, FP8>(c);
-    case 80: return attend<T, 80, true, FP8>(c);
-    case 96: return attend<T, 96, true, FP8>(c);
-    case 112: return attend<T, 112, true, FP8>(c);
-    case 128: return attend<T, 128, true, FP8>(c);
-    case 256: return attend<T, 256, true, FP8>(c);
+    case 64:
+        return attend<T, 64, true, FP8>(c);
+    case 80:
+        return attend<T, 80, true, FP8>(c);
+    case 96:
+        return attend<T, 96, true, FP8>(c);
+    case 112:
+        return attend<T, 112, true, FP8>(c);
+    case 128:
+        return attend<T, 128, true, FP8>(c);
+    case 256:
+        return attend<T, 256, true, FP8>(c);
     }
     if (hd <= 32) return attend<T, 32, false, FP8>(c);
     if (hd <= 64) return attend<T, 64, false, FP8>(c);

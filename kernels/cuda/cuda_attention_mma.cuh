@@ -28,10 +28,10 @@
  * to an odd number. */
 template <typename T, int WIDTH_, bool EXACT_, bool FP8_> struct head_kind {
     using number = T;
-    static constexpr int WIDTH = WIDTH_;       /* a multiple of 16 */
-    static constexpr bool EXACT = EXACT_;      /* head_dim is WIDTH */
-    static constexpr bool FP8 = FP8_;          /* of the cache */
-    static constexpr int STEPS = WIDTH / 16;   /* of a score */
+    static constexpr int WIDTH = WIDTH_;     /* a multiple of 16 */
+    static constexpr bool EXACT = EXACT_;    /* head_dim is WIDTH */
+    static constexpr bool FP8 = FP8_;        /* of the cache */
+    static constexpr int STEPS = WIDTH / 16; /* of a score */
     static constexpr int KEYS = WIDTH > 128 ? 32 : 64, PARTS = ATTENTION_TILE / KEYS;
     static constexpr int BYTES_EACH = FP8 ? 1 : 2, CHUNKS = WIDTH * BYTES_EACH / 16;
     static constexpr int COPY = FP8 && !EXACT ? 8 : 16; /* bytes of a row that are copied at once */
@@ -39,7 +39,7 @@ template <typename T, int WIDTH_, bool EXACT_, bool FP8_> struct head_kind {
     static constexpr int STRIDE = XOR ? CHUNKS : CHUNKS | 1; /* chunks from row to row */
     static constexpr int SCALES = KEYS * STRIDE * 16;        /* where the scales of an fp8 stage are */
     static constexpr int BYTES = SCALES + (FP8 ? KEYS * 4 : 0);
-    static constexpr bool SHARED_QUERIES = WIDTH > 128; /* registers do not hold them */
+    static constexpr bool SHARED_QUERIES = WIDTH > 128;                      /* registers do not hold them */
     static constexpr int QUERY_BYTES = SHARED_QUERIES ? STEPS * 32 * 16 : 0; /* of a warp */
 
     static __device__ __forceinline__ int at(int row, int chunk) { /* bytes */
@@ -101,7 +101,8 @@ __device__ __forceinline__ void load_queries(query_rows<H> &to, const typename H
         int32_t r = tile_row + lane / 4 + 8 * h;
         there[h] = r < n_rows;
         if (!there[h]) r = 0;
-        row[h] = queries + ((int64_t)(first_row + r / a.group) * a.n_heads + kv_head * a.group + r % a.group) * hd;
+        row[h] =
+            queries + ((int64_t)(first_row + r / a.group) * a.n_heads + kv_head * a.group + r % a.group) * hd;
     }
 #pragma unroll
     for (int step = 0; step < H::STEPS; step++) {
@@ -117,7 +118,8 @@ __device__ __forceinline__ void load_queries(query_rows<H> &to, const typename H
 
 /* Scores of a stage's keys: s[j] are those of keys 8 j .. 8 j + 7 of the stage. */
 template <typename H>
-__device__ __forceinline__ void stage_scores(float (*s)[4], const query_rows<H> &queries, uint32_t keys, int lane) {
+__device__ __forceinline__ void stage_scores(float (*s)[4], const query_rows<H> &queries, uint32_t keys,
+                                             int lane) {
     using T = typename H::number;
     constexpr int OCTETS = H::KEYS / 8;
 #pragma unroll
@@ -256,8 +258,8 @@ template <typename H, int WARPS, int STAGES, int FIRST = 0> struct kv_ring {
     }
 
     /* KV_BLOCK keys or values. */
-    __device__ __forceinline__ void fetch_block(const attention_args &a, uint32_t to, int first_row, int32_t key,
-                                                int which) const {
+    __device__ __forceinline__ void fetch_block(const attention_args &a, uint32_t to, int first_row,
+                                                int32_t key, int which) const {
         constexpr int UNITS = H::WIDTH * H::BYTES_EACH / H::COPY, EACH = H::COPY / H::BYTES_EACH;
         int32_t hd = H::head_dim(a), block = key < end ? table[key / KV_BLOCK] : 0;
         int64_t tile = kv_tile_of(a, block, which, kv_head);
@@ -271,8 +273,8 @@ template <typename H, int WARPS, int STAGES, int FIRST = 0> struct kv_ring {
         if constexpr (H::FP8)
             if (thread() < KV_BLOCK) {
                 int row = thread();
-                copy_async<4>(to + (uint32_t)(H::SCALES + (first_row + row) * 4), from + KV_BLOCK * hd + row * 4,
-                              key + row >= first && key + row < end);
+                copy_async<4>(to + (uint32_t)(H::SCALES + (first_row + row) * 4),
+                              from + KV_BLOCK * hd + row * 4, key + row >= first && key + row < end);
             }
     }
 

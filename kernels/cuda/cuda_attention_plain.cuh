@@ -63,9 +63,9 @@ __device__ __forceinline__ float plain_score(const attention_args &a, const void
 
 /* Take keys [first, end) of the tile into the split's sums; p is the warp's room for weights. */
 template <bool FP8>
-__device__ void plain_tile(const attention_args &a, const void *slab, const int32_t *table, const plain_query &q,
-                           float *p, int32_t kv_head, int32_t tile, int32_t first, int32_t end,
-                           plain_partial &part) {
+__device__ void plain_tile(const attention_args &a, const void *slab, const int32_t *table,
+                           const plain_query &q, float *p, int32_t kv_head, int32_t tile, int32_t first,
+                           int32_t end, plain_partial &part) {
     int lane = threadIdx.x & 31;
     float s[2], max = -INFINITY;
     for (int j = 0; j < 2; j++) {
@@ -117,8 +117,9 @@ __device__ __forceinline__ void plain_fold(plain_partial &all, const plain_parti
 
 template <bool FP8>
 __global__ void __launch_bounds__(PLAIN_WARPS * 32)
-    plain_attention_kernel(float *out, const float *q, const void *slab, const int32_t *position, const int32_t *slot,
-                           const int32_t *block_table, attention_args a, int64_t n_pairs) {
+    plain_attention_kernel(float *out, const float *q, const void *slab, const int32_t *position,
+                           const int32_t *slot, const int32_t *block_table, attention_args a,
+                           int64_t n_pairs) {
     cuda_begin();
     __shared__ float q_room[PLAIN_WARPS][MAX_HEAD_DIM], p_room[PLAIN_WARPS][ATTENTION_TILE];
     int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;

@@ -19,14 +19,15 @@ enum { WGMMA_ROWS = 64, WGMMA_GROUPS = 2, WGMMA_WARPS = 4 * WGMMA_GROUPS };
 template <int HD> struct wide_tile { /* 64 keys: HD / 64 boxes of 64 x 64, side by side */
     static constexpr int BOXES = HD / TMA_COLUMNS, BOX_BYTES = ATTENTION_TILE * TMA_ROW_BYTES;
     static constexpr int BYTES = BOXES * BOX_BYTES, BLOCK_BYTES = KV_BLOCK * TMA_ROW_BYTES;
-    static constexpr int STAGES = HD > 128 ? 4 : 6; /* of the ring */
+    static constexpr int STAGES = HD > 128 ? 4 : 6;                            /* of the ring */
     static constexpr int RING = (STAGES + WGMMA_GROUPS) * BYTES + 16 * STAGES; /* with queries and barriers */
 };
 
 /* An fp8 cache: codes on their way through shared memory, and the scales of the ring's stages. */
 template <typename T, int HD> struct wide_codes {
     using kind = head_kind<T, HD, true, true>;
-    static constexpr int STAGES = 3, AT = (wide_tile<HD>::RING + 127) / 128 * 128, SCALES = AT + STAGES * kind::BYTES;
+    static constexpr int STAGES = 3, AT = (wide_tile<HD>::RING + 127) / 128 * 128,
+                         SCALES = AT + STAGES * kind::BYTES;
     static constexpr int ROOM = SCALES + wide_tile<HD>::STAGES * ATTENTION_TILE * 4;
     using feed = kv_ring<kind, 4, STAGES, WGMMA_WARPS * 32>;
 };
@@ -53,9 +54,7 @@ template <int HD> struct wide_ring {
     __device__ __forceinline__ uint32_t scales_of(int stage) const { /* of an fp8 cache */
         return scales + (uint32_t)(stage % STAGES * ATTENTION_TILE * 4);
     }
-    static __device__ __forceinline__ uint32_t round_of(int stage) {
-        return (uint32_t)(stage / STAGES) & 1;
-    }
+    static __device__ __forceinline__ uint32_t round_of(int stage) { return (uint32_t)(stage / STAGES) & 1; }
 };
 
 /* One thread: every tile of keys and of values, where the ring has room. Blocks behind `end`
@@ -91,8 +90,10 @@ __device__ __forceinline__ void widen_codes(uint32_t tile_room, int row, int uni
         low[i] = codes_low<T>(codes[i]);
         high[i] = codes_high<T>(codes[i]);
     }
-    const uint32_t one[4] = {low[0], IN_ORDER ? high[0] : low[1], IN_ORDER ? low[1] : low[2], IN_ORDER ? high[1] : low[3]};
-    const uint32_t two[4] = {IN_ORDER ? low[2] : high[0], IN_ORDER ? high[2] : high[1], IN_ORDER ? low[3] : high[2], high[3]};
+    const uint32_t one[4] = {low[0], IN_ORDER ? high[0] : low[1], IN_ORDER ? low[1] : low[2],
+                             IN_ORDER ? high[1] : low[3]};
+    const uint32_t two[4] = {IN_ORDER ? low[2] : high[0], IN_ORDER ? high[2] : high[1],
+                             IN_ORDER ? low[3] : high[2], high[3]};
     store_shared(wide_at<HD>(tile_room, row, 2 * unit), one);
     store_shared(wide_at<HD>(tile_room, row, 2 * unit + 1), two);
 }
@@ -112,8 +113,8 @@ __device__ __forceinline__ void widen_stage(uint32_t tile_room, uint32_t from, i
 /* The producer's four warps, for an fp8 cache: what wide_produce does, by way of the codes. */
 template <typename T, int HD>
 __device__ __forceinline__ void wide_produce_fp8(const wide_ring<HD> &ring,
-                                                 const typename wide_codes<T, HD>::feed &feed, const attention_args &a,
-                                                 int n_tiles) {
+                                                 const typename wide_codes<T, HD>::feed &feed,
+                                                 const attention_args &a, int n_tiles) {
     using kind = typename wide_codes<T, HD>::kind;
     const int thread = feed.thread();
     for (int i = 0; i < wide_codes<T, HD>::STAGES - 1; i++) feed.fetch(a, i);
@@ -248,7 +249,8 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
                                              int lane) {
     int32_t n_rows = w.item.n_rows * a.group, n_tiles = w.n_tiles;
     uint32_t p[4][4], queries = ring.queries + (uint32_t)((int)threadIdx.x / 128 * wide_tile<HD>::BYTES);
-    wide_queries<T, HD, FP8>(queries, q, a, w.kv_head, w.item.first_row, n_rows, tile_row / WGMMA_ROWS * WGMMA_ROWS);
+    wide_queries<T, HD, FP8>(queries, q, a, w.kv_head, w.item.first_row, n_rows,
+                             tile_row / WGMMA_ROWS * WGMMA_ROWS);
     const mma_rows rows = rows_of_lane(a, w.item, w.kv_head, tile_row, lane);
     mma_sums<HD> sums;
     kept_sums<HD> kept;
@@ -289,7 +291,8 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
         if (!is_first) sums_fold(kept, sums);
         if (split_end < n_tiles) sums_keep(kept, sums);
     }
-    store_rows<head_kind<T, HD, true, false>>(out, sums, a, w.kv_head, w.item.first_row, n_rows, tile_row, lane);
+    store_rows<head_kind<T, HD, true, false>>(out, sums, a, w.kv_head, w.item.first_row, n_rows, tile_row,
+                                              lane);
 }
 
 /* Barriers of the ring, in the block's shared memory. */
@@ -313,7 +316,8 @@ template <int HD> __device__ __forceinline__ wide_ring<HD> wide_begin(uint32_t r
 }
 
 /* False: a block without rows. */
-__device__ __forceinline__ bool wide_work_of(wide_work &w, const attention_args &a, const struct attention_item *items) {
+__device__ __forceinline__ bool wide_work_of(wide_work &w, const attention_args &a,
+                                             const struct attention_item *items) {
     w.item = items[blockIdx.x];
     w.kv_head = blockIdx.y;
     w.block_row = (int32_t)blockIdx.z * WGMMA_ROWS * WGMMA_GROUPS;
@@ -364,15 +368,15 @@ __global__ void __launch_bounds__((WGMMA_WARPS + 4) * 32, 1)
     if (!wide_work_of(w, a, items)) return;
     if (warp >= WGMMA_WARPS) {
         registers_give<40>();
-        const typename wide_codes<T, HD>::feed feed = {
-            ring.room + wide_codes<T, HD>::AT,
-            (const char *)slab,
-            block_table + (int64_t)w.item.slot * a.block_table_stride,
-            w.first_tile,
-            2 * wide_codes<T, HD>::kind::PARTS * w.n_tiles,
-            w.first,
-            w.end,
-            w.kv_head};
+        const typename wide_codes<T, HD>::feed feed = {ring.room + wide_codes<T, HD>::AT,
+                                                       (const char *)slab,
+                                                       block_table +
+                                                           (int64_t)w.item.slot * a.block_table_stride,
+                                                       w.first_tile,
+                                                       2 * wide_codes<T, HD>::kind::PARTS * w.n_tiles,
+                                                       w.first,
+                                                       w.end,
+                                                       w.kv_head};
         wide_produce_fp8<T, HD>(ring, feed, a, w.n_tiles);
     } else {
         registers_take<232>();

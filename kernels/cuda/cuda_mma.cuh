@@ -21,7 +21,8 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void *from, bool t
     if constexpr (BYTES == 16)
         asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
     else
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES), "r"(bytes));
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(BYTES),
+                     "r"(bytes));
 #else
 #pragma unroll
     for (int i = 0; i < BYTES; i += 4) {
@@ -69,8 +70,8 @@ __device__ __forceinline__ float2 load_two(uint32_t from) {
 
 /* Four numbers that wait in local memory: the compiler is not to keep them in registers. */
 __device__ __forceinline__ void store_own(float *to, const float v[4]) {
-    asm volatile("st.local.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_local(to)), "f"(v[0]), "f"(v[1]),
-                 "f"(v[2]), "f"(v[3])
+    asm volatile("st.local.v4.f32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_local(to)), "f"(v[0]),
+                 "f"(v[1]), "f"(v[2]), "f"(v[3])
                  : "memory");
 }
 

@@ -127,7 +127,8 @@ template <int LANES> __device__ __forceinline__ float largest(const two_pieces &
     return most;
 }
 
-__device__ __forceinline__ void store_codes(const fp8_place &to, const two_pieces &p, float scale, int32_t hd) {
+__device__ __forceinline__ void store_codes(const fp8_place &to, const two_pieces &p, float scale,
+                                            int32_t hd) {
     float inverse = 1.0f / scale;
 #pragma unroll
     for (int i = 0; i < 2; i++)
@@ -225,7 +226,8 @@ __device__ __forceinline__ void store_head_fp8(const fp8_place &to, const qkv_ar
     for (int d = 16; d > 0; d >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, d));
     float scale = head_scale(most), inverse = 1.0f / scale;
     for (int32_t i = lane; i < a.head_dim; i += 32)
-        to.codes[i] = __nv_cvt_float_to_fp8(turned(a, room, position, half, i) * inverse, __NV_SATFINITE, __NV_E4M3);
+        to.codes[i] =
+            __nv_cvt_float_to_fp8(turned(a, room, position, half, i) * inverse, __NV_SATFINITE, __NV_E4M3);
     if (lane == 0) *to.scale = scale;
 }
 
@@ -286,7 +288,8 @@ static void finish_by_heads(struct cuda_dev *cuda, T *q, void *slab, const T *qk
 }
 
 template <typename T>
-static void finish_fp8(struct cuda_dev *cuda, T *q, void *slab, const T *qkv, const qkv_args &a, int32_t n_rows) {
+static void finish_fp8(struct cuda_dev *cuda, T *q, void *slab, const T *qkv, const qkv_args &a,
+                       int32_t n_rows) {
     auto kernel = a.head_dim <= 64    ? qkv_fp8_kernel<T, 4>
                   : a.head_dim <= 128 ? qkv_fp8_kernel<T, 8>
                                       : qkv_fp8_kernel<T, 16>;
