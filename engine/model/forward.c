@@ -22,7 +22,7 @@ static void attention(struct model *m, const struct layer_weights *w, int32_t la
                       struct kv_cache *kv, const struct activation *x, struct product *out, const struct step *step) {
     int64_t t = step->n_rows;
     const struct model_config *c = &m->config;
-    struct product qkv = {.y = rows_of(&ws->qkv, t)};
+    struct product qkv = {.y = rows_of(&ws->qkv, t), .scale_room = rows_of(&ws->scale_projected2, t)}; /* z comes later */
     struct tensor q = rows_of(&ws->q, t);
     struct activation attended = {.x = rows_of(&ws->attended, t)};
     struct attention_shape shape = m->attention;

@@ -266,15 +266,33 @@ __global__ void list_columns_kernel(int8_room room, int64_t k) {
     if (threadIdx.x == 0) *room.n_columns = n;
 }
 
-enum { GATHERED = 32 }; /* columns that a block gathers */
+enum { TILE_ROWS = 64, TILE_COLUMNS = 128, TILE_STRIDE = TILE_COLUMNS + 16, LANES = TILE_ROWS / 4 };
 
-__global__ void gather_columns_kernel(int8_room room, const int8_t *codes, int64_t n, int64_t k) {
+/* The listed columns of a tile of the weight, which goes through shared memory, for they are
+ * read along one dimension and written along the other. LANES threads write a column. */
+__global__ void __launch_bounds__(THREADS)
+    gather_columns_kernel(int8_room room, const int8_t *codes, int64_t n, int64_t k) {
+    __shared__ __align__(16) int8_t tile[TILE_ROWS][TILE_STRIDE];
     cuda_begin();
-    int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x;
-    int32_t first = (int32_t)blockIdx.y * GATHERED, n_columns = *room.n_columns;
-    if (i >= n) return;
-    for (int32_t u = first; u < first + GATHERED && u < n_columns; u++)
-        room.gathered[u * n + i] = codes[i * k + room.columns[u]];
+    int64_t row = (int64_t)blockIdx.x * TILE_ROWS, column = (int64_t)blockIdx.y * TILE_COLUMNS;
+    const uint32_t *listed = room.in_some + column / 32;
+    int words = (int)(k - column < TILE_COLUMNS ? (k - column + 31) / 32 : TILE_COLUMNS / 32);
+    uint32_t some = 0;
+    for (int i = 0; i < words; i++) some |= listed[i];
+    if (some == 0) return;
+    for (int i = threadIdx.x; i < TILE_ROWS * TILE_COLUMNS / 16; i += THREADS) {
+        int r = i / (TILE_COLUMNS / 16), c = i % (TILE_COLUMNS / 16) * 16;
+        if (row + r < n && column + c < k)
+            *(uint4 *)&tile[r][c] = *(const uint4 *)(codes + (row + r) * k + column + c);
+    }
+    __syncthreads();
+    int r = (int)threadIdx.x % LANES * 4;
+    if (row + r >= n) return;
+    for (int c = (int)threadIdx.x / LANES; c < words * 32; c += THREADS / LANES) {
+        if (!(listed[c / 32] >> (c % 32) & 1)) continue;
+        char4 four = make_char4(tile[r][c], tile[r + 1][c], tile[r + 2][c], tile[r + 3][c]);
+        *(char4 *)(room.gathered + (int64_t)room.place[column + c] * n + row + r) = four;
+    }
 }
 
 /* ---------------------------------------------------------------- int8: integers to numbers */
@@ -333,7 +351,7 @@ __global__ void __launch_bounds__(THREADS)
             int32_t n_listed = is_inside && first + r < m ? outliers.n[r] : 0;
             for (int32_t o = 0; o < n_listed; o++) {
                 float number = outliers.x[r][o];
-                pack_of<int8_t, V> code = load<int8_t, V>(room.gathered + outliers.at[r][o] * n + column);
+                pack_of<int8_t, V> code = load<int8_t, V>(room.gathered + (int64_t)outliers.at[r][o] * n + column);
 #pragma unroll
                 for (int j = 0; j < V; j++) {
                     float w = __fmul_rn(__fmul_rn((float)code.x[j], scale.x[j]), 1.0f / 127);
@@ -370,10 +388,10 @@ static void int8_slab(struct cuda_dev *cuda, void *y, enum dtype out, const T *x
     cuda_ok(cuda, cudaMemsetAsync(room.in_some, 0, (size_t)(w->k / 32 + 1) * sizeof *room.in_some, cuda->stream),
             "quantize");
     size_t bits = (size_t)(w->k + 31) / 32 * sizeof(uint32_t);
-    dim3 gather((unsigned)((w->n + THREADS - 1) / THREADS), (unsigned)((w->k + GATHERED - 1) / GATHERED));
+    dim3 tiles((unsigned)((w->n + TILE_ROWS - 1) / TILE_ROWS), (unsigned)((w->k + TILE_COLUMNS - 1) / TILE_COLUMNS));
     cuda_launch(cuda, "quantize", int8_rows_kernel<T>, (unsigned)m, THREADS, bits, room, x, w->k);
     cuda_launch(cuda, "outliers", list_columns_kernel, 1, WARP, 0, room, w->k);
-    cuda_launch(cuda, "outliers", gather_columns_kernel, gather, THREADS, 0, room, (const int8_t *)w->data, w->n, w->k);
+    cuda_launch(cuda, "outliers", gather_columns_kernel, tiles, THREADS, 0, room, (const int8_t *)w->data, w->n, w->k);
     multiply(cuda, room.integers, DTYPE_I32, room.codes, m, w);
     if (out == DTYPE_F32)
         int8_finish<float, T>(cuda, y, &room, x, w, m);

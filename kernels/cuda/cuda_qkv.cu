@@ -9,7 +9,8 @@
 struct qkv_args {
     int32_t n_heads, n_kv_heads, head_dim, half, max_position; /* half of the dimensions that turn */
     int32_t block_table_stride;
-    const float *bias, *cos, *sin;
+    struct pending pending;
+    const float *cos, *sin;
     const int32_t *position, *slot, *block_table;
 };
 
@@ -50,33 +51,34 @@ template <typename T, int V> __global__ void qkv_kernel(T *q, T *slab, const T *
     int32_t units = a.half / V, rest = (hd - 2 * a.half) / V, per_head = units + rest;
     int32_t per_v = hd / V; /* values do not turn */
     const T *in = qkv + row * (int64_t)n_heads * hd;
+    pending_row pending = row_pending<T>(a.pending, row);
     int32_t n_turning = (a.n_heads + a.n_kv_heads) * per_head, n = n_turning + a.n_kv_heads * per_v;
     for (int32_t u = threadIdx.x; u < n; u += blockDim.x) {
         bool is_v = u >= n_turning;
         int32_t h = is_v ? a.n_heads + a.n_kv_heads + (u - n_turning) / per_v : u / per_head;
         int32_t part = is_v ? (u - n_turning) % per_v : u % per_head;
         const T *x = in + (int64_t)h * hd;
-        const float *bias = a.bias ? a.bias + (int64_t)h * hd : NULL;
-        int32_t kv_head = h - a.n_heads;
+        int32_t kv_head = h - a.n_heads, first = h * hd;
         T *to = kv_head < 0 ? q + (row * a.n_heads + h) * (int64_t)hd
                             : slab + kv_at(a, row, position, is_v, is_v ? kv_head - a.n_kv_heads : kv_head);
         if (is_v || part >= units) { /* passes through */
             int32_t i = is_v ? part * V : 2 * a.half + (part - units) * V;
             pack_of<T, V> v = load<T, V>(x + i);
+            floats<V> f = finished<T, V>(v, pending, first + i);
 #pragma unroll
-            for (int j = 0; j < V; j++) v.x[j] = cuda_round<T>(biased<T>(v.x[j], bias, i + j));
+            for (int j = 0; j < V; j++) v.x[j] = cuda_round<T>(f.x[j]);
             store<T, V>(to + i, v);
             continue;
         }
         int32_t i = part * V;
         pack_of<T, V> lo = load<T, V>(x + i), hi = load<T, V>(x + a.half + i);
-        const float *cs = a.cos + (int64_t)position * a.half + i,
-                    *sn = a.sin + (int64_t)position * a.half + i;
+        floats<V> p = finished<T, V>(lo, pending, first + i), r = finished<T, V>(hi, pending, first + a.half + i);
+        floats<V> cs = load_floats<V>(a.cos + (int64_t)position * a.half + i),
+                  sn = load_floats<V>(a.sin + (int64_t)position * a.half + i);
 #pragma unroll
         for (int j = 0; j < V; j++) {
-            float p = biased<T>(lo.x[j], bias, i + j), r = biased<T>(hi.x[j], bias, a.half + i + j);
-            lo.x[j] = cuda_round<T>(p * cs[j] - r * sn[j]);
-            hi.x[j] = cuda_round<T>(r * cs[j] + p * sn[j]);
+            lo.x[j] = cuda_round<T>(p.x[j] * cs.x[j] - r.x[j] * sn.x[j]);
+            hi.x[j] = cuda_round<T>(r.x[j] * cs.x[j] + p.x[j] * sn.x[j]);
         }
         store<T, V>(to + i, lo);
         store<T, V>(to + a.half + i, hi);
@@ -98,23 +100,24 @@ __device__ __forceinline__ void find_pieces(two_pieces &p, int32_t lane, int32_t
 }
 
 template <typename T>
-__device__ __forceinline__ void load_pieces(two_pieces &p, const T *x, const float *bias, int32_t hd) {
+__device__ __forceinline__ void load_pieces(two_pieces &p, const T *x, const pending_row &pending, int32_t first,
+                                            int32_t hd) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        pack_of<T, 8> v = {};
-        bool there = p.at[i] < hd;
-        if (there) v = load<T, 8>(x + p.at[i]);
+        floats<8> f = {};
+        if (p.at[i] < hd) f = finished<T, 8>(load<T, 8>(x + p.at[i]), pending, first + p.at[i]);
 #pragma unroll
-        for (int j = 0; j < 8; j++) p.x[i][j] = there ? biased<T>(v.x[j], bias, p.at[i] + j) : 0.0f;
+        for (int j = 0; j < 8; j++) p.x[i][j] = f.x[j];
     }
 }
 
-__device__ __forceinline__ void turn_pieces(two_pieces &p, const float *cs, const float *sn) {
+__device__ __forceinline__ void turn_pieces(two_pieces &p, const float *cosines, const float *sines) {
+    floats<8> cs = load_floats<8>(cosines), sn = load_floats<8>(sines);
 #pragma unroll
     for (int j = 0; j < 8; j++) {
         float lo = p.x[0][j], hi = p.x[1][j];
-        p.x[0][j] = lo * cs[j] - hi * sn[j];
-        p.x[1][j] = hi * cs[j] + lo * sn[j];
+        p.x[0][j] = lo * cs.x[j] - hi * sn.x[j];
+        p.x[1][j] = hi * cs.x[j] + lo * sn.x[j];
     }
 }
 
@@ -150,6 +153,7 @@ template <typename T, int LANES> __global__ void qkv_fp8_kernel(T *q, void *slab
     int64_t row = blockIdx.x;
     int32_t position = a.position[row], hd = a.head_dim, lane = threadIdx.x % LANES;
     int32_t n = a.n_heads + 2 * a.n_kv_heads, n_turning = a.n_heads + a.n_kv_heads;
+    pending_row pending = row_pending<T>(a.pending, row);
     const float *cs = a.cos + (int64_t)position * a.half, *sn = a.sin + (int64_t)position * a.half;
     for (int32_t first = 0; first < n; first += blockDim.x / LANES) { /* whole warps, for their maxima */
         int32_t h = first + threadIdx.x / LANES, half = h < n_turning ? a.half : 0;
@@ -157,7 +161,7 @@ template <typename T, int LANES> __global__ void qkv_fp8_kernel(T *q, void *slab
         two_pieces p;
         find_pieces(p, lane, half, hd);
         if (!there) p.at[0] = p.at[1] = hd;
-        load_pieces<T>(p, qkv + (row * n + h) * hd, a.bias ? a.bias + (int64_t)h * hd : NULL, hd);
+        load_pieces<T>(p, qkv + (row * n + h) * hd, pending, h * hd, hd);
         if (lane < half / 8 && there) turn_pieces(p, cs + 8 * lane, sn + 8 * lane);
         float scale = head_scale(largest<LANES>(p));
         if (h < a.n_heads) {
@@ -243,10 +247,10 @@ __global__ void __launch_bounds__(HEAD_WARPS * 32)
     int32_t position = a.position[row], kv_head = h - a.n_heads;
     bool is_v = kv_head >= a.n_kv_heads;
     const T *in = qkv + (row * n_heads + h) * (int64_t)hd;
-    const float *bias = a.bias ? a.bias + (int64_t)h * hd : NULL;
+    pending_row pending = row_pending<T>(a.pending, row);
     float *room = rooms[warp];
     for (int32_t i = lane; i < hd; i += 32) {
-        float x = biased<T>(in[i], bias, i);
+        float x = finished<T, 1>(load<T, 1>(in + i), pending, (int64_t)h * hd + i).x[0];
         if (rules.clip > 0)
             x = x > rules.clip ? rules.clip : x < -rules.clip ? -rules.clip : x; /* NaN stays */
         room[i] = cuda_float(cuda_round<T>(x));
@@ -308,7 +312,7 @@ static void qkv_rows(struct cuda_dev *cuda, struct tensor *q, struct kv_cache *k
                          rope->n_rotated / 2,
                          (int32_t)rope->cos.shape[0],
                          step->block_table_stride,
-                         bias_of(qkv),
+                         pending_of(qkv),
                          (const float *)rope->cos.data,
                          (const float *)rope->sin.data,
                          step->position,

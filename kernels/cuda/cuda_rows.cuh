@@ -72,12 +72,6 @@ __device__ __forceinline__ pending_row row_pending(const struct pending &p, int6
     return {p.bias, p.columns, p.columns ? p.rows[row] * fp8_shift<T>() : 0.0f};
 }
 
-/* A product's number with its bias, rounded as the linear module's output. */
-template <typename T> __device__ __forceinline__ float biased(T x, const float *bias, int64_t i) {
-    float v = cuda_float(x);
-    return bias ? cuda_float(cuda_round<T>(v + bias[i])) : v;
-}
-
 /* A product's numbers i .. i + V - 1 of a row, finished: rounded as the linear module's output. */
 template <typename T, int V>
 __device__ __forceinline__ floats<V> finished(const pack_of<T, V> &x, const pending_row &p, int64_t i) {
