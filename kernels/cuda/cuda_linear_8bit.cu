@@ -346,15 +346,25 @@ __global__ void __launch_bounds__(THREADS)
     for (int32_t at = 0; __syncthreads_or(at < mine); at += LISTED) {
         if (my_row < m) look_up<T>(&outliers, room, x, my_row, k, at);
         __syncthreads();
+        int32_t n_listed[FINISH_ROWS], longest = 0;
 #pragma unroll
         for (int r = 0; r < FINISH_ROWS; r++) {
-            int32_t n_listed = is_inside && first + r < m ? outliers.n[r] : 0;
-            for (int32_t o = 0; o < n_listed; o++) {
+            n_listed[r] = is_inside && first + r < m ? outliers.n[r] : 0;
+            longest = max(longest, n_listed[r]);
+        }
+        for (int32_t o = 0; o < longest; o++) {
+            pack_of<int8_t, V> code[FINISH_ROWS]; /* all rows' before the first is used */
+#pragma unroll
+            for (int r = 0; r < FINISH_ROWS; r++)
+                if (o < n_listed[r])
+                    code[r] = load<int8_t, V>(room.gathered + (int64_t)outliers.at[r][o] * n + column);
+#pragma unroll
+            for (int r = 0; r < FINISH_ROWS; r++) {
+                if (o >= n_listed[r]) continue;
                 float number = outliers.x[r][o];
-                pack_of<int8_t, V> code = load<int8_t, V>(room.gathered + (int64_t)outliers.at[r][o] * n + column);
 #pragma unroll
                 for (int j = 0; j < V; j++) {
-                    float w = __fmul_rn(__fmul_rn((float)code.x[j], scale.x[j]), 1.0f / 127);
+                    float w = __fmul_rn(__fmul_rn((float)code[r].x[j], scale.x[j]), 1.0f / 127);
                     sum[r][j] = __fadd_rn(sum[r][j], __fmul_rn(number, cuda_float(cuda_round<T>(w))));
                 }
             }
