@@ -438,7 +438,9 @@ void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sam
 int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
 void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
-/* A view of the device's copy of a step, good until the step after next is uploaded. */
+/* A view of the device's copy of a step, good until the step after next is uploaded. Its block
+ * table may be narrower than the host's; that and what op_sample depends on say which kernels it
+ * takes, and with which arguments. */
 const struct step *step_upload(struct dev *dev, const struct step *host);
 
 /* last_sample for op_embed's ~slot rows. Set once after open. */

@@ -211,6 +211,7 @@ static void apply_oldest(struct load *l) {
 }
 
 static void run_load(struct load *l) {
+    l->n_done = 0;
     for (int i = 0; i < N_REQUESTS; i++) add_request(l, i);
     while (!scheduler_is_idle(l->scheduler) || l->n_under_way > 0) {
         submit_planned(l);
@@ -222,9 +223,15 @@ static void run_load(struct load *l) {
     assert_true(stats.n_steps > 60 && stats.n_preemptions > 0);
 }
 
+/* A GPU records small steps when it has met a few like them, which takes memory. */
+static void run_recorded(struct load *l) {
+    for (int i = 0; strcmp(dev_kind(l->dev), "cuda") == 0 && i < 6; i++) run_load(l);
+}
+
 static void check_way(const struct way *way) {
     struct load l;
     if (!load_open(&l, way)) return;
+    run_recorded(&l);
     reset_counter();
     run_load(&l);
     load_close(&l); /* what follows may end the case */

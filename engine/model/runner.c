@@ -272,7 +272,7 @@ static int32_t small_rows(const struct runner *r, const struct step *host) {
 
 static void run_or_replay(struct runner *r, const struct step *host, const struct step *step, struct product *logits) {
     int32_t rows = small_rows(r, host);
-    uint64_t key = (uint64_t)rows << 2 | (uint64_t)host->rope << 1 | r->notes_tokens;
+    uint64_t key = (uint64_t)step->block_table_stride << 16 | (uint64_t)rows << 2 | (uint64_t)host->rope << 1 | r->notes_tokens;
     if (rows > 0 && dev_replay(r->dev, key)) return;
     bool record = rows > 0 && r->meetings[rows] >= MEETINGS;
     if (rows > 0 && !record) r->meetings[rows]++;

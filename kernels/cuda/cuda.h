@@ -87,6 +87,7 @@ void *cuda_scratch(struct cuda_dev *cuda, size_t bytes);
 
 /* cuda_step.cu */
 const struct step *cuda_step_upload(struct dev *dev, const struct step *host);
+void cuda_step_reserve(struct dev *dev, const struct step_limits *limits);
 void cuda_step_close(struct cuda_dev *cuda);
 
 /* cuda_profile.cu */
@@ -125,6 +126,7 @@ void cuda_linear_close(struct cuda_dev *cuda);
 void cuda_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
 
 /* cuda_algorithm.cu */
+void cuda_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows);
 void cuda_linear_tune(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                       struct linear_tuning *out);
 

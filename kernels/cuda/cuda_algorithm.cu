@@ -277,6 +277,13 @@ bool algorithms_know(const struct cuda_dev *cuda, const struct linear_shape *s) 
     return find_reference(cuda->linear->algorithms, s) != NULL;
 }
 
+/* Scratch for a look at a shape's reference, and at its products. */
+void cuda_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows) {
+    size_t sums = 2 * (size_t)(PROBE_ROWS * w->n_pad) * sizeof(float),
+           x = (size_t)(PROBE_ROWS * w->k_pad) * 2;
+    cuda_scratch(cuda_of(dev), sums + x);
+}
+
 /* Are rows [first, first + n) of y the reference's? */
 static bool agrees(struct cuda_dev *cuda, const struct reference *r, const struct linear_operands *o,
                    int64_t first, int64_t n, void *room) {

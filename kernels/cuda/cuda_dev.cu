@@ -176,6 +176,8 @@ static const struct backend *cuda_backend(void) {
     b.linear_tune = cuda_linear_tune;
     b.linear_takes = cuda_linear_takes;
     b.quantize = cuda_quantize;
+    b.linear_reserve = cuda_linear_reserve;
+    b.step_reserve = cuda_step_reserve;
     b.embed = cuda_embed;
     b.residual_norm = cuda_residual_norm;
     b.qkv_finish = cuda_qkv_finish;

@@ -45,6 +45,7 @@ static bool grow(struct cuda_dev *cuda, void **p, size_t *has, size_t bytes) {
     *has = 0;
     if (!cuda_ok(cuda, cudaMalloc(p, bytes), "scratch memory of quantized products")) return false;
     *has = bytes;
+    cuda->dev.n_growths++;
     return true;
 }
 

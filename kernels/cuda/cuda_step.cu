@@ -2,38 +2,93 @@
  *
  * A pinned buffer is used again when its copy is over. On the device all steps share one
  * buffer, for the copies lie in the stream's order like everything else; so arrays of steps
- * of one size lie at the same addresses, which graphs rely on (cuda_graph.cu). */
+ * of one size lie at the same addresses, which graphs rely on (cuda_graph.cu). Both are taken
+ * when a runner opens. */
 #include "kernels/cuda/cuda.h"
 
 #include "base/mem.h"
 
-#include <stdlib.h>
 #include <string.h>
 
-/* Both grow, with room to spare: in a step's life only once or twice. */
-static bool staging_room(struct cuda_dev *cuda, struct cuda_staging *s, size_t bytes) {
-    size_t room = bytes + bytes / 2 + 65536;
+enum { LEAST_STRIDE = 32 }; /* blocks: 1,024 tokens */
+
+/* What the copy's arrays are counted by. */
+struct step_sizes {
+    size_t rows, sequences, samples, items, banned, bias, allowed, table; /* table: numbers in it */
+};
+
+static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
+
+/* Of the copy; the staging has as many items again, to sort them with. */
+static size_t step_bytes(const struct step_sizes *n) {
+    return 3 * aligned(n->rows * sizeof(int32_t)) + aligned(n->sequences * sizeof(struct step_sequence)) +
+           aligned(n->samples * sizeof(struct step_sample)) +
+           aligned(n->items * sizeof(struct attention_item)) + aligned(n->banned * sizeof(int32_t)) +
+           aligned(n->bias * sizeof(struct logit_bias)) + aligned(n->allowed * sizeof(int32_t)) +
+           aligned(n->table * sizeof(int32_t));
+}
+
+static bool host_room(struct cuda_dev *cuda, struct cuda_staging *s, size_t bytes) {
     if (!s->copied &&
         !cuda_ok(cuda, cudaEventCreateWithFlags(&s->copied, cudaEventDisableTiming), "an event"))
         return false;
-    if (bytes > s->bytes) {
-        cudaStreamSynchronize(cuda->stream);
-        cudaFreeHost(s->host);
-        s->host = NULL;
-        s->bytes = 0;
-        if (!cuda_ok(cuda, cudaMallocHost((void **)&s->host, room), "staging memory")) return false;
-        s->bytes = room;
-    }
-    if (bytes > cuda->step_bytes) {
-        cudaStreamSynchronize(cuda->stream); /* nobody reads the old one */
-        cuda_graphs_close(cuda);
-        cudaFree(cuda->step_room);
-        cuda->step_room = NULL;
-        cuda->step_bytes = 0;
-        if (!cuda_ok(cuda, cudaMalloc((void **)&cuda->step_room, room), "staging memory")) return false;
-        cuda->step_bytes = room;
-    }
+    if (bytes <= s->bytes) return true;
+    cudaStreamSynchronize(cuda->stream);
+    cudaFreeHost(s->host);
+    s->host = NULL;
+    s->bytes = 0;
+    if (!cuda_ok(cuda, cudaMallocHost((void **)&s->host, bytes), "staging memory")) return false;
+    s->bytes = bytes;
+    cuda->dev.n_growths++;
     return true;
+}
+
+static bool device_room(struct cuda_dev *cuda, size_t bytes) {
+    if (bytes <= cuda->step_bytes) return true;
+    cudaStreamSynchronize(cuda->stream); /* nobody reads the old one */
+    cuda_graphs_close(cuda);
+    cudaFree(cuda->step_room);
+    cuda->step_room = NULL;
+    cuda->step_bytes = 0;
+    if (!cuda_ok(cuda, cudaMalloc((void **)&cuda->step_room, bytes), "staging memory")) return false;
+    cuda->step_bytes = bytes;
+    cuda->dev.n_growths++;
+    return true;
+}
+
+/* Where more is needed than was reserved, there will be room to spare. */
+static bool staging_room(struct cuda_dev *cuda, struct cuda_staging *s, const struct step_sizes *n) {
+    size_t device = step_bytes(n), host = device + n->items * sizeof(struct attention_item);
+    return host_room(cuda, s, host <= s->bytes ? host : host + host / 2) &&
+           device_room(cuda, device <= cuda->step_bytes ? device : device + device / 2);
+}
+
+/* Tables of more are made when they are needed: many slots, and sequences that fill the context. */
+static const size_t MOST_RESERVED = (size_t)16 << 20;
+
+/* A table is as wide as its longest sequence, in powers of two: few kinds of steps for graphs to
+ * know, and a copy of some KiB where contexts are long but sequences are not. */
+static int32_t table_stride(int32_t n_blocks, int32_t most) {
+    int32_t stride = LEAST_STRIDE;
+    while (stride < n_blocks) stride *= 2;
+    return stride < most ? stride : most;
+}
+
+void cuda_step_reserve(struct dev *dev, const struct step_limits *limits) {
+    struct cuda_dev *cuda = cuda_of(dev);
+    size_t rows = (size_t)limits->n_rows, slots = (size_t)limits->n_slots;
+    struct step_sizes n = {rows,
+                           slots,
+                           (size_t)limits->n_samples,
+                           slots + rows / ATTENTION_QUERIES,
+                           (size_t)limits->n_banned,
+                           (size_t)limits->n_bias,
+                           (size_t)limits->n_allowed,
+                           slots * (size_t)table_stride(limits->n_blocks, limits->n_blocks)};
+    if (n.table > MOST_RESERVED) n.table = MOST_RESERVED;
+    size_t device = step_bytes(&n), host = device + n.items * sizeof(struct attention_item);
+    for (int i = 0; i < CUDA_STAGINGS; i++) host_room(cuda, &cuda->staging[i], host);
+    device_room(cuda, device);
 }
 
 void cuda_step_close(struct cuda_dev *cuda) {
@@ -44,8 +99,6 @@ void cuda_step_close(struct cuda_dev *cuda) {
     }
     cudaFree(cuda->step_room);
 }
-
-static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 
 struct packer {
     char *host, *device;
@@ -69,16 +122,30 @@ static int32_t n_items_of(const struct step *s) {
 }
 
 /* Decode rows apart from chunks of prompts; of each kind the longest first. */
-static int by_work(const void *a, const void *b) {
-    const struct attention_item *x = (const struct attention_item *)a, *y = (const struct attention_item *)b;
-    if ((x->n_rows == 1) != (y->n_rows == 1)) return x->n_rows == 1 ? -1 : 1;
+static bool comes_before(const struct attention_item *x, const struct attention_item *y) {
+    if ((x->n_rows == 1) != (y->n_rows == 1)) return x->n_rows == 1;
     int64_t wx = (int64_t)x->first_position + x->n_rows, wy = (int64_t)y->first_position + y->n_rows;
-    if (wx != wy) return wx > wy ? -1 : 1;
-    return x->first_row < y->first_row ? -1 : x->first_row > y->first_row;
+    return wx != wy ? wx > wy : x->first_row < y->first_row;
 }
 
-static void make_items(struct attention_item *items, const struct step *s, int32_t *n_single,
-                       int32_t *most_tokens) {
+/* x[0, first) and x[first, n) are in order. */
+static void merge_items(struct attention_item *x, int32_t first, int32_t n, struct attention_item *spare) {
+    if (!comes_before(&x[first], &x[first - 1])) return;
+    memcpy(spare, x, (size_t)first * sizeof *x);
+    for (int32_t out = 0, i = 0, j = first; i < first; out++)
+        x[out] = j < n && comes_before(&x[j], &spare[i]) ? x[j++] : spare[i++];
+}
+
+/* Not qsort, which takes memory. Sequences come oldest first, so that most are in order already. */
+static void sort_items(struct attention_item *x, int32_t n, struct attention_item *spare) {
+    for (int32_t run = 1; run < n; run *= 2)
+        for (int32_t at = 0; at + run < n; at += 2 * run)
+            merge_items(x + at, run, n - at < 2 * run ? n - at : 2 * run, spare);
+}
+
+/* spare: room for as many. */
+static void make_items(struct attention_item *items, struct attention_item *spare, const struct step *s,
+                       int32_t *n_single, int32_t *most_tokens) {
     int32_t n = 0;
     *n_single = *most_tokens = 0;
     for (int32_t i = 0; i < s->n_sequences; i++) {
@@ -90,7 +157,7 @@ static void make_items(struct attention_item *items, const struct step *s, int32
             items[n++] = {q->slot, q->first_row + r, rows, q->first_position + r};
         }
     }
-    qsort(items, (size_t)n, sizeof *items, by_work);
+    sort_items(items, n, spare);
 }
 
 static int32_t n_banned_of(const struct step *s) {
@@ -110,18 +177,28 @@ static int32_t n_slots_of(const struct step *s) {
     return n;
 }
 
+static int32_t n_blocks_of(const struct step_sequence *q) {
+    return (q->first_position + q->n_rows + KV_BLOCK - 1) / KV_BLOCK;
+}
+
+/* The most blocks that a sequence of the step has. */
+static int32_t widest_of(const struct step *s) {
+    int32_t n = 0;
+    for (int32_t i = 0; i < s->n_sequences; i++) n = max(n, n_blocks_of(&s->sequences[i]));
+    return n;
+}
+
 /* Only the table rows of the step's own slots are copied, to their places. */
-static void *pack_block_table(struct packer *p, const struct step *s, int32_t n_slots) {
-    size_t row = (size_t)s->block_table_stride * sizeof(int32_t);
-    char *host = p->host + p->at;
+static void *pack_block_table(struct packer *p, const struct step *s, int32_t n_slots, int32_t stride) {
+    int32_t *host = (int32_t *)(p->host + p->at);
     void *device = p->device + p->at;
     for (int32_t i = 0; i < s->n_sequences; i++) {
         const struct step_sequence *q = &s->sequences[i];
-        size_t used = (size_t)((q->first_position + q->n_rows + KV_BLOCK - 1) / KV_BLOCK) * sizeof(int32_t);
-        memcpy(host + (size_t)q->slot * row, s->block_table + (size_t)q->slot * (size_t)s->block_table_stride,
-               used);
+        memcpy(host + (size_t)q->slot * (size_t)stride,
+               s->block_table + (size_t)q->slot * (size_t)s->block_table_stride,
+               (size_t)n_blocks_of(q) * sizeof *host);
     }
-    p->at += aligned((size_t)n_slots * row);
+    p->at += aligned((size_t)n_slots * (size_t)stride * sizeof *host);
     return device;
 }
 
@@ -129,16 +206,18 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     struct cuda_dev *cuda = cuda_of(dev);
     struct cuda_staging *s = &cuda->staging[cuda->next_staging];
     cuda->next_staging = (cuda->next_staging + 1) % CUDA_STAGINGS;
-    size_t t = (size_t)host->n_rows, n_items = (size_t)n_items_of(host), n_banned = (size_t)n_banned_of(host);
-    size_t n_bias = (size_t)host->n_bias, n_allowed = (size_t)host->n_allowed;
-    int32_t n_slots = n_slots_of(host);
-    size_t table = (size_t)n_slots * (size_t)host->block_table_stride * sizeof(int32_t);
-    size_t bytes = 3 * aligned(t * 4) + aligned((size_t)host->n_sequences * sizeof *host->sequences) +
-                   aligned(table) + aligned((size_t)host->n_samples * sizeof *host->samples) +
-                   aligned(n_banned * 4) + aligned(n_bias * sizeof *host->bias) + aligned(n_allowed * 4) +
-                   aligned(n_items * sizeof(struct attention_item));
+    size_t t = (size_t)host->n_rows, n_items = (size_t)n_items_of(host);
+    int32_t n_slots = n_slots_of(host), stride = table_stride(widest_of(host), host->block_table_stride);
+    struct step_sizes n = {t,
+                           (size_t)host->n_sequences,
+                           (size_t)host->n_samples,
+                           n_items,
+                           (size_t)n_banned_of(host),
+                           (size_t)host->n_bias,
+                           (size_t)host->n_allowed,
+                           (size_t)n_slots * (size_t)stride};
     s->step.step = *host;
-    if (!staging_room(cuda, s, bytes)) return &s->step.step;
+    if (!staging_room(cuda, s, &n)) return &s->step.step;
     if (s->in_use) cuda_ok(cuda, cudaEventSynchronize(s->copied), "staging");
     struct packer p = {s->host, cuda->step_room, 0};
     struct step *d = &s->step.step;
@@ -150,14 +229,17 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
     d->samples =
         (const struct step_sample *)pack(&p, host->samples, (size_t)host->n_samples * sizeof *host->samples);
     s->step.n_items = (int32_t)n_items;
-    make_items((struct attention_item *)(s->host + p.at), host, &s->step.n_single, &s->step.most_tokens);
+    struct attention_item *spare = (struct attention_item *)(s->host + step_bytes(&n));
+    make_items((struct attention_item *)(s->host + p.at), spare, host, &s->step.n_single,
+               &s->step.most_tokens);
     s->step.items = (const struct attention_item *)(cuda->step_room + p.at);
     p.at += aligned(n_items * sizeof(struct attention_item));
     /* What differs from step to step of one size comes last, so that the rest keeps its place. */
-    d->banned = (const int32_t *)pack(&p, host->banned, n_banned * 4);
-    d->bias = (const struct logit_bias *)pack(&p, host->bias, n_bias * sizeof *host->bias);
-    d->allowed = (const int32_t *)pack(&p, host->allowed, n_allowed * 4);
-    d->block_table = (const int32_t *)pack_block_table(&p, host, n_slots);
+    d->banned = (const int32_t *)pack(&p, host->banned, n.banned * 4);
+    d->bias = (const struct logit_bias *)pack(&p, host->bias, n.bias * sizeof *host->bias);
+    d->allowed = (const int32_t *)pack(&p, host->allowed, n.allowed * 4);
+    d->block_table = (const int32_t *)pack_block_table(&p, host, n_slots, stride);
+    d->block_table_stride = stride;
     cuda_ok(cuda, cudaMemcpyAsync(cuda->step_room, s->host, p.at, cudaMemcpyHostToDevice, cuda->stream),
             "a step's upload");
     cuda_ok(cuda, cudaEventRecord(s->copied, cuda->stream), "a step's upload");
