@@ -103,6 +103,7 @@ static __shared__ struct {
         struct {
             union {
                 uint64_t bins[BINS];
+                uint32_t halves[2 * BINS]; /* of bins, the lower first */
                 uint32_t counts[BINS];
             };
             float4 list_x[LIST / 4]; /* logits, bias added */
@@ -280,6 +281,13 @@ __device__ __forceinline__ void bins_clear() {
     __syncthreads();
 }
 
+/* The sum in a bin, by the additions of 32 bits that shared memory has. */
+__device__ __forceinline__ void bins_add(int bin, uint64_t weight) {
+    uint32_t low = (uint32_t)weight, high = (uint32_t)(weight >> 32);
+    if (low && atomicAdd(&sh.halves[2 * bin], low) > ~low) high++;
+    if (high) atomicAdd(&sh.halves[2 * bin + 1], high);
+}
+
 enum bin_weights { BINS_HOLD_MASS, BINS_HOLD_COUNTS };
 
 __device__ __forceinline__ uint64_t bin_weight(enum bin_weights weights, int bin) {
@@ -442,7 +450,7 @@ __device__ void pass_fill(const struct source *s, const struct search *q, bool b
                 float x = pick(v[a], j), l = x / q->temperature;
                 int bin = x > -INFINITY ? pass_bin(p, q, x, l) : -1;
                 uint64_t w = bin >= 0 ? weight_of(q, by_mass, l) : 0;
-                if (w) atomicAdd((unsigned long long *)&sh.bins[bin], (unsigned long long)w);
+                if (w) bins_add(bin, w);
             }
         }
     }
@@ -801,6 +809,20 @@ __device__ struct bracket bracket_of(const struct ruler *ruler, float top, float
     return {from > 0.0f ? from : -INFINITY, to > 0.0f ? to : -INFINITY};
 }
 
+/* The bracket's own ruler: its logits have bins enough for each to be nearly alone in one. */
+__device__ __forceinline__ struct ruler zoomed(const struct ruler *ruler, const struct bracket *bracket) {
+    float from = fmaxf(bracket->from, 0.0f), factor = (float)BINS / (bracket->to - from);
+    return {ruler->scale * factor, (ruler->top - from) * factor};
+}
+
+/* x / by, rounded as division rounds, in five steps; reciprocal: 1 / by. */
+__device__ __forceinline__ float divided(float x, float by, float reciprocal) {
+    float q = x * reciprocal;
+    float near = fmaf(fmaf(-q, by, x), reciprocal, q);
+    float exact = fmaf(fmaf(-near, by, x), reciprocal, near);
+    return fabsf(q) < INFINITY ? exact : q;
+}
+
 struct nucleus {          /* what a pass over the row has found */
     uint64_t mass, above; /* of the whole row; of what lies before the bracket */
     float below;          /* the highest logit behind the bracket */
@@ -809,12 +831,12 @@ struct nucleus {          /* what a pass over the row has found */
 /* A group of four: their mass, and which of them lie before the bracket. */
 __device__ __forceinline__ unsigned nucleus_group(struct nucleus *found, const struct search *q,
                                                   const struct ruler *ruler, const struct bracket *bracket,
-                                                  float4 v, int group) {
+                                                  float reciprocal, float4 v, int group) {
     unsigned above = 0;
 #pragma unroll
     for (int j = 0; j < 4; j++) {
         float x = pick(v, j), place = place_of(ruler, x);
-        uint64_t mass = mass_of(x / q->temperature, q->max);
+        uint64_t mass = mass_of(divided(x, q->temperature, reciprocal), q->max);
         found->mass += mass;
         if (place < bracket->from) {
             found->above += mass;
@@ -836,6 +858,7 @@ __device__ struct nucleus nucleus_pass(const struct source *s, const struct sear
                                        const struct ruler *ruler, const struct bracket *bracket,
                                        struct drawing *d) {
     struct nucleus found = {0, 0, -INFINITY};
+    float reciprocal = 1.0f / q->temperature;
     uint32_t seen = order_key(-INFINITY);
     if (threadIdx.x == 0) sh.n_listed = 0;
     best_clear();
@@ -847,8 +870,10 @@ __device__ struct nucleus nucleus_pass(const struct source *s, const struct sear
         for (int a = 0; a < AHEAD; a++) {
             int group = threadIdx.x + (turn + a) * THREADS;
             float m = max_of(v[a]);
-            if (m / q->temperature - q->max < -NO_MASS) continue;
-            unsigned above = nucleus_group(&found, q, ruler, bracket, v[a], group);
+            if (divided(m, q->temperature, reciprocal) - q->max < -NO_MASS) continue;
+            unsigned above = nucleus_group(&found, q, ruler, bracket, reciprocal, v[a], group);
+            /* The keys of Philox's rounds are made anew: kept, they would be spilled. */
+            asm volatile("" : "+r"(d->k0), "+r"(d->k1));
             if (above) consider_group(d, group, v[a], m, above);
         }
     }
@@ -859,10 +884,13 @@ __device__ struct nucleus nucleus_pass(const struct source *s, const struct sear
 }
 
 /* The threshold, from the list; 0 if it is not there. */
-__device__ uint32_t nucleus_key(const struct nucleus *found, const struct search *q, float top_p) {
+__device__ uint32_t nucleus_key(const struct nucleus *found, const struct search *q,
+                                const struct ruler *ruler, float top_p) {
     uint64_t target = top_p_target(found->mass, top_p);
     if (found->above >= target) return 0;
-    uint32_t key = threshold_key(list_source(), *q, true, target - found->above);
+    struct search in_list = *q;
+    in_list.ruler = *ruler;
+    uint32_t key = threshold_key(list_source(), in_list, true, target - found->above);
     return order_key(found->below / q->temperature) < key ? key : 0; /* all that tie are in the list */
 }
 
@@ -879,7 +907,8 @@ __device__ __noinline__ int32_t sample_nucleus(const struct source *s, const str
     struct bracket bracket = bracket_of(&guessed, top, top_p);
     struct drawing d = filtered_drawing(sample, &limits, top);
     struct nucleus found = nucleus_pass(s, &q, &guessed, &bracket, &d);
-    limits.key = d.limits.key = nucleus_key(&found, &q, top_p);
+    struct ruler fine = zoomed(&guessed, &bracket);
+    limits.key = d.limits.key = nucleus_key(&found, &q, &fine, top_p);
     if (limits.key) {
         draw_listed(&d);
         return ranked_id(block_max(ranked(d.best, d.id)));
