@@ -202,9 +202,9 @@ static void check_bits(struct bed *b, int n, int k, enum quant_kind kind) {
 /* Shapes that a GPU multiplies without turning codes back first, where rows are few; blocks of
  * rows of several sizes. */
 static void bits_of_few(struct bed *b) {
-    static const int shapes[][2] = {{96, 256}, {96, 512}, {24, 2560}, {4104, 256}, {6168, 512}, {28680, 256}};
+    static const int shapes[][2] = {{96, 256}, {96, 512}, {24, 2560}, {4104, 768}, {5160, 512}, {6168, 512}, {28680, 256}};
     bool is_cpu = strcmp(dev_kind(b->dev), "cpu") == 0;
-    for (int i = 0; i < (is_cpu ? 2 : 6); i++) {
+    for (int i = 0; i < (is_cpu ? 2 : 7); i++) {
         check_bits(b, shapes[i][0], shapes[i][1], QUANT_NF4);
         check_bits(b, shapes[i][0], shapes[i][1], i % 2 ? QUANT_FP4 : QUANT_NF4_DQ);
     }

@@ -5,7 +5,7 @@
 #include <string.h>
 
 /* The quick kernel: CODES a thread at a time, in one word, and WORDS of them. */
-enum { DECODE_THREADS = 256, CODES = 8, WORDS = 4 };
+enum { DECODE_THREADS = 256, CODES = 8, WORDS = 8, MAX_DECODE_PARTS = 4 };
 
 struct scales4 { /* of a 4-bit tensor */
     float codes[16];
@@ -45,6 +45,20 @@ __global__ void decode4_kernel(T *out, int64_t ld, const uint8_t *packed, struct
 
 /* ---------------------------------------------------------------- rows of whole blocks */
 
+struct decode_part { /* a segment; w's numbers are words of CODES without gaps */
+    uint32_t first;  /* its first word in w */
+    const uint32_t *packed;
+    int64_t first_block; /* in its tensor */
+    struct scales4 scales;
+};
+
+struct decode_args {
+    uint4 *out;
+    uint32_t first, end; /* words */
+    int32_t n_parts;
+    struct decode_part parts[MAX_DECODE_PARTS];
+};
+
 template <typename T>
 __device__ __forceinline__ uint4 eight_numbers(uint32_t word, float absmax, const float *codes) {
     uint32_t two[CODES / 2];
@@ -54,29 +68,35 @@ __device__ __forceinline__ uint4 eight_numbers(uint32_t word, float absmax, cons
     return make_uint4(two[0], two[1], two[2], two[3]);
 }
 
-/* n numbers without gaps, in whole blocks; `packed` begins with them, `first_block` is theirs. */
+/* Codes are there before the kernel in front of this one is over; numbers may only be written
+ * afterwards, since it may still read those of the weight before. */
 template <typename T>
-__global__ void __launch_bounds__(DECODE_THREADS)
-    decode4_rows_kernel(uint4 *out, const uint32_t *packed, struct scales4 s, int64_t first_block,
-                        int64_t n) {
-    __shared__ float codes[16]; /* in sixteen banks: any codes are read at once */
-    if (threadIdx.x < 16) codes[threadIdx.x] = s.codes[threadIdx.x];
-    __syncthreads();
-    int64_t n_words = n / CODES, first = (int64_t)blockIdx.x * DECODE_THREADS * WORDS + threadIdx.x;
-    uint32_t word[WORDS];
+__global__ void __launch_bounds__(DECODE_THREADS) decode4_rows_kernel(const __grid_constant__ decode_args a) {
+    __shared__ float codes[MAX_DECODE_PARTS][16]; /* in sixteen banks: any codes are read at once */
+    uint32_t first = a.first + blockIdx.x * (DECODE_THREADS * WORDS) + threadIdx.x, word[WORDS];
     float absmax[WORDS];
+    int part[WORDS];
+    cuda_release();
 #pragma unroll
     for (int i = 0; i < WORDS; i++) {
-        int64_t at = first + i * DECODE_THREADS;
-        if (at >= n_words) break;
-        word[i] = packed[at];
-        absmax[i] = absmax_at(s, first_block + (at * CODES >> s.block_shift));
+        uint32_t at = first + i * DECODE_THREADS;
+        int p = 0;
+        if (at >= a.end) break;
+        while (p + 1 < a.n_parts && at >= a.parts[p + 1].first) p++;
+        const struct decode_part &from = a.parts[p];
+        uint32_t in_part = at - from.first;
+        part[i] = p;
+        word[i] = from.packed[in_part];
+        absmax[i] = absmax_at(from.scales, from.first_block + (in_part >> (from.scales.block_shift - 3)));
     }
+    if (threadIdx.x < a.n_parts * 16)
+        codes[threadIdx.x / 16][threadIdx.x % 16] = a.parts[threadIdx.x / 16].scales.codes[threadIdx.x % 16];
+    __syncthreads();
+    cuda_follow();
 #pragma unroll
     for (int i = 0; i < WORDS; i++) {
-        int64_t at = first + i * DECODE_THREADS;
-        if (at >= n_words) break;
-        out[at] = eight_numbers<T>(word[i], absmax[i], codes);
+        uint32_t at = first + i * DECODE_THREADS;
+        if (at < a.end) a.out[at] = eight_numbers<T>(word[i], absmax[i], codes[part[i]]);
     }
 }
 
@@ -100,23 +120,45 @@ static struct scales4 scales_of(const struct weight_segment *g) {
 template <typename T>
 static void decode_segment(struct cuda_dev *cuda, T *out, const struct weight *w,
                            const struct weight_segment *g) {
-    const uint8_t *packed = (const uint8_t *)w->data + g->offset;
-    struct scales4 s = scales_of(g);
-    int64_t first = g->from_row * w->k, n = g->n_rows * w->k, at_once = DECODE_THREADS * WORDS * CODES;
-    if constexpr (sizeof(T) == 2)
-        if (w->k % g->block == 0) {
-            decode4_rows_kernel<T>
-                <<<(unsigned)((n + at_once - 1) / at_once), DECODE_THREADS, 0, cuda->stream>>>(
-                    (uint4 *)(out + g->first_row * w->k), (const uint32_t *)(packed + first / 2), s,
-                    first / g->block, n);
-            return;
-        }
     decode4_kernel<T><<<(unsigned)g->n_rows, DECODE_THREADS, 0, cuda->stream>>>(
-        out + g->first_row * w->k_pad, w->k_pad, packed, s, g->from_row, w->k);
+        out + g->first_row * w->k_pad, w->k_pad, (const uint8_t *)w->data + g->offset, scales_of(g),
+        g->from_row, w->k);
+}
+
+/* Rows of whole blocks, in segments that follow each other. */
+template <typename T>
+static void decode_rows(struct cuda_dev *cuda, T *out, const struct weight *w, const struct weight_segment *g,
+                        int32_t n_segments) {
+    decode_args a = {};
+    const struct weight_segment *last = &g[n_segments - 1];
+    a.out = (uint4 *)out;
+    a.first = (uint32_t)(g->first_row * w->k / CODES);
+    a.end = (uint32_t)((last->first_row + last->n_rows) * w->k / CODES);
+    a.n_parts = n_segments;
+    for (int32_t i = 0; i < n_segments; i++) {
+        int64_t from = g[i].from_row * w->k;
+        a.parts[i] = {(uint32_t)(g[i].first_row * w->k / CODES),
+                      (const uint32_t *)((const uint8_t *)w->data + g[i].offset + from / 2),
+                      from / g[i].block, scales_of(&g[i])};
+    }
+    unsigned at_once = DECODE_THREADS * WORDS;
+    cuda_launch(cuda, "4-bit weights", decode4_rows_kernel<T>,
+                dim3((a.end - a.first + at_once - 1) / at_once), DECODE_THREADS, 0, a);
+}
+
+static bool has_whole_blocks(const struct weight *w) {
+    bool is_whole = w->n * w->k / CODES < UINT32_MAX;
+    for (int32_t i = 0; i < w->n_segments; i++) is_whole = is_whole && w->k % w->segments[i].block == 0;
+    return is_whole;
 }
 
 template <typename T> static void decode(struct cuda_dev *cuda, T *out, const struct weight *w) {
-    for (int32_t i = 0; i < w->n_segments; i++) decode_segment<T>(cuda, out, w, &w->segments[i]);
+    bool is_quick = sizeof(T) == 2 && has_whole_blocks(w);
+    if constexpr (sizeof(T) == 2)
+        for (int32_t i = 0; is_quick && i < w->n_segments; i += MAX_DECODE_PARTS)
+            decode_rows<T>(cuda, out, w, &w->segments[i],
+                           w->n_segments - i < MAX_DECODE_PARTS ? w->n_segments - i : MAX_DECODE_PARTS);
+    for (int32_t i = 0; !is_quick && i < w->n_segments; i++) decode_segment<T>(cuda, out, w, &w->segments[i]);
     if (w->n_pad > w->n)
         cudaMemsetAsync(out + w->n * w->k_pad, 0, (size_t)((w->n_pad - w->n) * w->k_pad) * sizeof(T),
                         cuda->stream);

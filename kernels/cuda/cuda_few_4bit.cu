@@ -4,7 +4,8 @@
  * dtype before it is multiplied, and a sum is one accumulator over ascending steps of 16 columns
  * (mma.m16n8k16). Here the rows of x are A and 8 rows of w are B.
  *
- * A block's warps take 8 or 16 rows of w each. All fetch codes, absmax and x into a ring, 256
+ * Where a multiprocessor has many rows of w: a block's warps take 8 or 16 each (few4_kernel; where
+ * it has few: deep_kernel). All fetch codes, absmax and x into a ring, 256
  * columns a stage; a warp turns its codes into fragments of B while the products of the 64
  * columns before are under way. A row's 64 columns, a block of the format, are 8 words; lane l
  * needs byte l % 4 of each, since B wants columns 2 (l % 4) and the next. */
@@ -182,11 +183,12 @@ template <typename T> __device__ __forceinline__ int few4_part_of(const few4_arg
     return p;
 }
 
-__host__ __device__ constexpr int few4_stages(int tiles, int nt) { return (nt == 1 ? 8 : 4) * (tiles == 4 ? 3 : 4) / 4; }
+__host__ __device__ constexpr int few4_stages(int tiles, int nt) {
+    return (nt == 1 ? 8 : 4) * (tiles == 4 ? 3 : 4) / 4;
+}
 
 template <typename T, int TILES, int NT>
-__global__ void __launch_bounds__(MAX_WARPS * 32, 2)
-    few4_kernel(const __grid_constant__ few4_args<T> a) {
+__global__ void __launch_bounds__(MAX_WARPS * 32, 2) few4_kernel(const __grid_constant__ few4_args<T> a) {
     constexpr int STAGES = few4_stages(TILES, NT), SETS = (TILES + 1) / 2;
     extern __shared__ __align__(1024) char few4_room[];
     __shared__ __align__(64) float values[MAX_PARTS][16];
@@ -299,6 +301,162 @@ __global__ void __launch_bounds__(MAX_WARPS * 32, 2)
             }
 }
 
+/* ---------------------------------------------------------------- kernel: few rows of w a multiprocessor */
+
+/* With few rows of w a block has few sums, whose products wait for each other; so the warp that
+ * has them does nothing else, and others decode for it, a stage ahead: its fragments of B lie in
+ * shared memory as it wants them. */
+enum {
+    DEEP_STAGES = 6,
+    DEEP_TILES = 6,
+    DEEP_THREADS = 640,
+    FRAGMENTS_BYTES = FEW4_BLOCKS * FEW4_STEPS * 32 * 8
+};
+
+__device__ __forceinline__ void store_pair(uint32_t at, const uint32_t v[2]) {
+    asm volatile("st.shared.v2.b32 [%0], {%1,%2};" ::"r"(at), "r"(v[0]), "r"(v[1]));
+}
+
+__device__ __forceinline__ void load_pair(uint32_t v[2], uint32_t at) {
+    asm volatile("ld.shared.v2.b32 {%0,%1}, [%2];" : "=r"(v[0]), "=r"(v[1]) : "r"(at));
+}
+
+/* A stage's products of one tile of 8 rows of w. */
+template <typename T, int TILES>
+__device__ __forceinline__ void deep_multiply(float sums[1][(TILES + 1) / 2][4], uint32_t fragments,
+                                              uint32_t x, int m, int lane) {
+    few4_fragments<TILES, 1> f[2];
+    auto load = [&](few4_fragments<TILES, 1> &to, int block) {
+        few4_load_x<TILES, 1>(to, x, block, m, lane);
+#pragma unroll
+        for (int s = 0; s < FEW4_STEPS; s++)
+            load_pair(to.b[0][s], fragments + (uint32_t)(((block * FEW4_STEPS + s) * 32 + lane) * 8));
+    };
+    load(f[0], 0);
+#pragma unroll
+    for (int b = 0; b < FEW4_BLOCKS; b++) {
+        if (b + 1 < FEW4_BLOCKS) load(f[(b + 1) % 2], b + 1);
+        few4_multiply<T, TILES, 1>(sums, f[b % 2]);
+    }
+}
+
+/* Of each tile's warps, `decoders` decode; behind all of those, one a tile multiplies. */
+template <typename T, int TILES>
+__global__ void __launch_bounds__(DEEP_THREADS)
+    deep_kernel(const __grid_constant__ few4_args<T> a, int tiles, int decoders) {
+    constexpr int SETS = (TILES + 1) / 2;
+    extern __shared__ __align__(1024) char few4_room[];
+    __shared__ __align__(64) float values[MAX_PARTS][16];
+    __shared__ float maps[MAX_PARTS][256];
+    cuda_release();
+    int tid = (int)threadIdx.x, lane = tid & 31, warp = tid >> 5, n_threads = (int)blockDim.x;
+    int block_rows = tiles * N_TILE, first = (int)blockIdx.x * block_rows, n_stages = a.k / FEW4_COLUMNS;
+    int n_fetchers = tiles * decoders * 32;
+    bool decodes = tid < n_fetchers;
+    int tile = decodes ? warp / decoders : warp - tiles * decoders;
+    uint32_t fragments = (uint32_t)__cvta_generic_to_shared(few4_room),
+             room = fragments + 2 * tiles * FRAGMENTS_BYTES;
+    uint32_t x_at = (uint32_t)(block_rows * CODE_BYTES), absmax_at = x_at + (uint32_t)(a.m * X_BYTES);
+    uint32_t stage_bytes = absmax_at + (uint32_t)(block_rows * ABSMAX_BYTES);
+    for (int i = tid; i < a.n_parts * 16; i += n_threads)
+        values[i / 16][i % 16] = a.parts[i / 16].values[i % 16];
+    for (int p = 0; p < a.n_parts; p++)
+        for (int i = tid; a.parts[p].map && i < 256; i += n_threads) maps[p][i] = a.parts[p].map[i];
+
+    /* What a thread fetches of a stage: at most a chunk of codes, and the absmax of a row. */
+    int code_row = tid >> 3, row = first + code_row;
+    const struct part4 &code_part = a.parts[few4_part_of(a, row)];
+    const uint8_t *codes =
+        code_part.codes + (int64_t)(row - code_part.first_row) * (a.k / 2) + (tid & 7) * 16;
+    bool has_codes = code_row < block_rows, codes_there = row < a.n;
+    const struct part4 &part = a.parts[few4_part_of(a, first + tid)];
+    const char *absmax_from = part.absmax;
+    const float *absmax2_from = part.absmax2;
+    int64_t absmax_block = (int64_t)(first + tid - part.first_row) * (a.k / QUANT_BLOCK),
+            tensor_block = part.first_block + absmax_block;
+    bool has_absmax = tid < block_rows && first + tid < a.n;
+    auto fetch_w = [&](int stage) {
+        uint32_t to = room + (uint32_t)(stage % DEEP_STAGES) * stage_bytes;
+        if (stage >= n_stages) return;
+        if (has_codes)
+            copy_async(few4_at(to, code_row, CODE_BYTES, tid & 7),
+                       codes_there ? codes + (int64_t)stage * CODE_BYTES : (const uint8_t *)a.x, codes_there);
+        if (!has_absmax) return;
+        uint32_t absmax = to + absmax_at + (uint32_t)(tid * ABSMAX_BYTES);
+        int64_t block = stage * FEW4_BLOCKS;
+        if (!absmax2_from) {
+            copy_async(absmax, absmax_from + 4 * (absmax_block + block), true);
+        } else {
+            copy_word(absmax, absmax_from + absmax_block + block);
+            copy_word(absmax + 4, absmax2_from + (tensor_block + block) / QUANT_NESTED_BLOCK);
+        }
+    };
+    auto fetch_x = [&](int stage) {
+        uint32_t to = room + (uint32_t)(stage % DEEP_STAGES) * stage_bytes + x_at;
+        if (stage >= n_stages) return;
+        for (int i = tid; i < a.m * (X_BYTES / 16); i += n_fetchers) {
+            int x_row = i / (X_BYTES / 16), chunk = i % (X_BYTES / 16);
+            copy_async(few4_at(to, x_row, X_BYTES, chunk),
+                       a.x + (int64_t)x_row * a.k + stage * FEW4_COLUMNS + chunk * 8, true);
+        }
+    };
+
+    int p = few4_part_of(a, first + tile * N_TILE);
+    few4_row of = {(uint32_t)__cvta_generic_to_shared(values[p]), (uint32_t)__cvta_generic_to_shared(maps[p]),
+                   a.parts[p].mean, a.parts[p].absmax2 != NULL};
+    auto fragments_of = [&](int stage) {
+        return fragments + (uint32_t)(((stage & 1) * tiles + tile) * FRAGMENTS_BYTES);
+    };
+    auto decode = [&](int stage) {
+        uint32_t from = room + (uint32_t)(stage % DEEP_STAGES) * stage_bytes, to = fragments_of(stage);
+        int w_row = tile * N_TILE + (lane >> 2);
+        for (int b = warp % decoders; b < FEW4_BLOCKS; b += decoders) {
+            uint32_t v[FEW4_STEPS][2];
+            float absmax = few4_absmax(of, from + absmax_at + (uint32_t)(w_row * ABSMAX_BYTES), b);
+            few4_decode<T>(v, of, absmax, from, w_row, b, lane);
+#pragma unroll
+            for (int s = 0; s < FEW4_STEPS; s++)
+                store_pair(to + (uint32_t)(((b * FEW4_STEPS + s) * 32 + lane) * 8), v[s]);
+        }
+    };
+
+    /* Weights do not come from the kernel before: the ring is filled with them while it runs. */
+    for (int s = 0; decodes && s < DEEP_STAGES - 1; s++) fetch_w(s);
+    cuda_follow();
+    for (int s = 0; decodes && s < DEEP_STAGES - 1; s++) {
+        fetch_x(s);
+        copies_commit();
+    }
+    float sums[1][SETS][4] = {};
+    copies_wait<DEEP_STAGES - 2>();
+    __syncthreads();
+    if (decodes) decode(0);
+    for (int s = 0; s < n_stages; s++) {
+        copies_wait<DEEP_STAGES - 3>();
+        __syncthreads(); /* stage s is decoded, s + 1 has arrived, nobody reads s - 1 any more */
+        if (decodes) {
+            fetch_w(s + DEEP_STAGES - 1);
+            fetch_x(s + DEEP_STAGES - 1);
+            copies_commit();
+            if (s + 1 < n_stages) decode(s + 1);
+        } else {
+            deep_multiply<T, TILES>(sums, fragments_of(s),
+                                    room + (uint32_t)(s % DEEP_STAGES) * stage_bytes + x_at, a.m, lane);
+        }
+    }
+    copies_wait<0>();
+    if (decodes) return;
+#pragma unroll
+    for (int q = 0; q < SETS; q++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            int token = 16 * q + (lane >> 2) + 8 * (c >> 1);
+            int column = first + tile * N_TILE + 2 * (lane & 3) + (c & 1);
+            if (column < a.n && token < a.m)
+                a.y[(int64_t)token * a.n + column] = cuda_round<T>(sums[0][q][c]);
+        }
+}
+
 /* ---------------------------------------------------------------- launch */
 
 struct few4_plan {
@@ -351,6 +509,32 @@ static void few4_launch(struct cuda_dev *cuda, const few4_args<T> &a, int warps)
                 (unsigned)warps * 32, few4_bytes(NT, warps, a.m), a);
 }
 
+/* Tiles of 8 rows of w a block, one block a multiprocessor; 0: too many for that. */
+static int deep_tiles_of(const struct cuda_dev *cuda, int64_t n) {
+    int64_t tiles = n / N_TILE, processors = cuda->prop.multiProcessorCount;
+    int64_t a_block = (tiles + processors - 1) / processors;
+    return a_block <= DEEP_TILES ? (int)a_block : 0;
+}
+
+static size_t deep_bytes(int tiles, int64_t m) {
+    return (size_t)(2 * tiles * FRAGMENTS_BYTES) +
+           DEEP_STAGES * (size_t)(tiles * N_TILE * (CODE_BYTES + ABSMAX_BYTES) + m * X_BYTES);
+}
+
+template <typename T, int TILES>
+static void deep_launch(struct cuda_dev *cuda, const few4_args<T> &a, int tiles) {
+    auto kernel = deep_kernel<T, TILES>;
+    static bool prepared;
+    if (!prepared)
+        prepared = cuda_ok(cuda,
+                           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                (int)cuda->prop.sharedMemPerBlockOptin - 6144),
+                           "linear");
+    int decoders = tiles <= 4 ? 4 : 2, rows = tiles * N_TILE;
+    cuda_launch(cuda, "a 4-bit product of few rows", kernel, dim3((unsigned)((a.n + rows - 1) / rows)),
+                (unsigned)(tiles * (decoders + 1) * 32), deep_bytes(tiles, a.m), a, tiles, decoders);
+}
+
 template <typename T> static struct part4 part_of(const struct weight *w, const struct weight_segment *g) {
     int64_t first = g->from_row * w->k;
     struct part4 p = {};
@@ -373,7 +557,12 @@ static void few4(struct cuda_dev *cuda, const struct tensor *y, const struct ten
     few4_args<T> a = {(T *)y->data, (const T *)x->data, m, (int32_t)w->n, (int32_t)w->k, w->n_segments, {}};
     struct few4_plan plan = few4_plan_of(cuda, w->n, m);
     for (int32_t i = 0; i < w->n_segments; i++) a.parts[i] = part_of<T>(w, &w->segments[i]);
-    if (m <= 8)
+    int tiles = deep_tiles_of(cuda, w->n);
+    if (tiles > 0 && deep_bytes(tiles, m) + 6144 <= cuda->prop.sharedMemPerBlockOptin)
+        m <= 8    ? deep_launch<T, 1>(cuda, a, tiles)
+        : m <= 16 ? deep_launch<T, 2>(cuda, a, tiles)
+                  : deep_launch<T, 4>(cuda, a, tiles);
+    else if (m <= 8)
         plan.nt == 1 ? few4_launch<T, 1, 1>(cuda, a, plan.warps) : few4_launch<T, 1, 2>(cuda, a, plan.warps);
     else if (m <= 16)
         plan.nt == 1 ? few4_launch<T, 2, 1>(cuda, a, plan.warps) : few4_launch<T, 2, 2>(cuda, a, plan.warps);

@@ -20,7 +20,7 @@ void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struc
         return;
     }
     cuda_decode_4bit(cuda, numbers, w);
-    settle_kernel<<<1, 1, 0, cuda->stream>>>();
+    if (y->shape[0] <= TMA_ROWS) settle_kernel<<<1, 1, 0, cuda->stream>>>();
     if (is_few && !is_known) algorithms_follow_ours(cuda, &s, numbers); /* for the next time */
     quantized_multiply(cuda, y, x->data, w, numbers, w->k, w->k_pad);
 }
