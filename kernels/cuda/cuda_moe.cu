@@ -5,13 +5,18 @@
  * product of all experts at once (cuda_linear_grouped.cu) reads their numbers there. Then a row
  * adds up what its experts made of it.
  *
+ * Weights of 4 bits become numbers first, one expert's at a time, in front of the product of its
+ * rows.
+ *
  * Where the device or the weights are not made for that, every expert computes every row, and
  * a row takes what it chose: with few rows that costs nothing, for a step waits for the
  * weights; with many it is n_experts / top_k times the work.
  *
  * Either way experts are added in ascending order, each part and each sum rounded, as on the
  * CPU. */
+#include "kernels/cuda/cuda_linear.h"
 #include "kernels/cuda/cuda_linear_grouped.h"
+#include "kernels/cuda/cuda_quantize.h"
 #include "kernels/cuda/cuda_rows.cuh"
 
 /* ---------------------------------------------------------------- the router's choice */
@@ -174,7 +179,8 @@ static struct tensor first_rows(const struct tensor *t, int64_t n) {
 }
 
 /* cuda_glu has a limit to rows that a step keeps, but not its rows times their experts. */
-static void glu_rows(struct cuda_dev *cuda, const struct tensor *active, const struct tensor *up, enum act act) {
+static void glu_rows(struct cuda_dev *cuda, const struct tensor *active, const struct tensor *up,
+                     enum act act) {
     enum { MOST = 1 << 15 };
     for (int64_t r = 0; r < up->shape[0]; r += MOST) {
         int64_t n = up->shape[0] - r < MOST ? up->shape[0] - r : MOST;
@@ -186,10 +192,46 @@ static void glu_rows(struct cuda_dev *cuda, const struct tensor *active, const s
     }
 }
 
+/* Of all experts, as groups; or, where is_decoded, what becomes of one at a time. */
+struct expert_weights {
+    struct weight *const *of;
+    struct group_weights groups;
+    bool is_decoded;
+};
+
+static bool are_groups(struct expert_weights *out, struct cuda_dev *cuda, enum dtype x,
+                       struct weight *const *w, int32_t n_experts) {
+    out->of = w;
+    out->is_decoded = false;
+    return x == w[0]->dtype && cuda_group_weights(&out->groups, cuda, w, n_experts);
+}
+
+/* 4-bit weights whose products have the grouped product's bits whatever their number of rows:
+ * few rows go the other way. */
+static bool are_decoded(struct expert_weights *out, struct cuda_dev *cuda, enum dtype x,
+                        struct weight *const *w, int32_t n_experts) {
+    const struct weight *one = w[0];
+    struct linear_shape s = {one->n, one->k, one->k_pad, one->dtype, one->dtype};
+    for (int32_t e = 0; e < n_experts; e++)
+        if (!quant_is_4bit(w[e]->quant)) return false;
+    *out = {w, {one->dtype, 1, one->n, one->k, one->k_pad, {cuda->quant->weights}}, true};
+    return x == one->dtype && x != DTYPE_F32 && cuda->prop.major >= 8 && one->n % 8 == 0 && one->k % 8 == 0 &&
+           algorithms_know(cuda, &s) && algorithms_follow_ours(cuda, &s, NULL);
+}
+
+static void multiply_experts(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                             const struct expert_weights *w, int32_t n_experts, const int32_t *first) {
+    for (int32_t e = 0; w->is_decoded && e < n_experts; e++) {
+        cuda_decode_4bit(cuda, cuda->quant->weights, w->of[e]);
+        cuda_linear_grouped(cuda, y, x, &w->groups, first + e);
+    }
+    if (!w->is_decoded) cuda_linear_grouped(cuda, y, x, &w->groups, first);
+}
+
 static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const struct tensor *x,
                             const struct moe *moe, const struct moe_room *room,
-                            const struct group_weights *up_weights,
-                            const struct group_weights *down_weights) {
+                            const struct expert_weights *up_weights,
+                            const struct expert_weights *down_weights) {
     int64_t t = x->shape[0], n = t * moe->top_k;
     const int32_t *choice = (const int32_t *)room->choice.data;
     int32_t *place = (int32_t *)room->places.data, *first = (int32_t *)room->first.data;
@@ -199,9 +241,9 @@ static void grouped_experts(struct cuda_dev *cuda, struct tensor *out, const str
                 choice, n);
     cuda_launch(cuda, "moe_experts", spread_kernel, (unsigned)t, 128, 0, (uint4 *)gathered.data,
                 (const uint4 *)x->data, (const int32_t *)place, moe->top_k, x->shape[1] / 8);
-    cuda_linear_grouped(cuda, &up, &gathered, up_weights, first);
+    multiply_experts(cuda, &up, &gathered, up_weights, moe->n_experts, first);
     glu_rows(cuda, &active, &up, moe->act);
-    cuda_linear_grouped(cuda, &down, &active, down_weights, first);
+    multiply_experts(cuda, &down, &active, down_weights, moe->n_experts, first);
     BY_DTYPE(out->dtype, combine_rows, cuda, out, room);
 }
 
@@ -251,10 +293,16 @@ static void all_experts(struct cuda_dev *cuda, struct tensor *out, const struct 
 void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activation *x,
                       const struct product *router, const struct moe *moe, const struct moe_room *room) {
     struct cuda_dev *cuda = cuda_of(dev);
-    struct group_weights up, down;
+    enum dtype dtype = x->x.dtype;
+    struct expert_weights up, down;
+    int32_t n = moe->n_experts;
     BY_DTYPE(router->y.dtype, choose_rows, cuda, router, moe, room);
-    if (x->x.dtype == moe->up[0]->dtype && cuda_group_weights(&up, cuda, moe->up, moe->n_experts) &&
-        cuda_group_weights(&down, cuda, moe->down, moe->n_experts))
+    bool is_grouped =
+        are_groups(&up, cuda, dtype, moe->up, n) && are_groups(&down, cuda, dtype, moe->down, n);
+    if (!is_grouped && x->x.shape[0] > TMA_ROWS)
+        is_grouped =
+            are_decoded(&up, cuda, dtype, moe->up, n) && are_decoded(&down, cuda, dtype, moe->down, n);
+    if (is_grouped)
         grouped_experts(cuda, out, &x->x, moe, room, &up, &down);
     else
         all_experts(cuda, out, x, moe, room);
