@@ -95,6 +95,7 @@ static struct engine_request *make_request(int i, int32_t vocab) {
 struct run {
     const char *dir, *dtype, *load_format; /* load_format NULL: weights from files */
     const char *kv_dtype;                  /* NULL = as dtype */
+    const char *quantization;              /* NULL = none */
     int threads, rows, lookahead, seqs;
     int64_t kv_bytes, max_len;
     enum { ALONE, TOGETHER, SHUFFLED } order;
@@ -109,6 +110,7 @@ static struct engine *open_engine(const struct run *run) {
     o.device = test_device();
     o.dtype = run->dtype;
     o.kv_cache_dtype = run->kv_dtype;
+    if (run->quantization) o.quantization = run->quantization;
     o.threads = run->threads;
     o.max_num_batched_tokens = run->rows;
     o.lookahead = run->lookahead;
@@ -251,6 +253,27 @@ static void bfloat16_is_batch_invariant(void **state) {
 static void an_fp8_cache_is_batch_invariant(void **state) {
     check_dtype("bfloat16", "fp8", true);
     if (is_cuda()) check_dtype("float16", "fp8", true);
+}
+
+/* Both ways that a device may have: the trained model's sizes are not all multiples of 16. */
+static void quantized_weights_are_batch_invariant(void **state) {
+    static const char *const kinds[] = {"int8", "fp8", "nf4", "nf4-dq"};
+    char path[600];
+    const char *dirs[] = {demo, invariance_model(path)};
+    struct outcomes alone, got;
+    for (int i = 0; i < 8; i++) {
+        struct run run = {.dir = dirs[i % 2], .dtype = "bfloat16", .quantization = kinds[i / 2], .rows = 256};
+        if (i % 2 ? run.dir == demo : !is_cuda()) continue; /* the demo model is large for a CPU */
+        run_all(&alone, &run);
+        assert_true(n_distinct(&alone) > count / 2);
+        run.order = SHUFFLED;
+        for (run.rows = 32; run.rows <= 512; run.rows *= 16) {
+            run_all(&got, &run);
+            assert_same(&got, &alone, &run);
+            outcomes_clear(&got);
+        }
+        outcomes_clear(&alone);
+    }
 }
 
 /* Rows that choose other experts are in other products on a GPU, of sizes that it alone knows. */
@@ -862,7 +885,8 @@ int main(int argc, char **argv) {
         cmocka_unit_test(float32_is_batch_invariant),
         cmocka_unit_test(bfloat16_is_batch_invariant),
         cmocka_unit_test(an_fp8_cache_is_batch_invariant),
-        cmocka_unit_test(mixtures_are_batch_invariant),
+        cmocka_unit_test(quantized_weights_are_batch_invariant),
+    cmocka_unit_test(mixtures_are_batch_invariant),
         cmocka_unit_test(large_steps_and_remembered_algorithms),
         cmocka_unit_test(long_prompts_in_a_tiny_pool),
         cmocka_unit_test(longrope_follows_the_length_of_each_request),

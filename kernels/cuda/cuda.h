@@ -56,6 +56,7 @@ struct cuda_dev {
     struct cuda_linear *linear;
     struct cuda_loader *loader; /* NULL before the first weight is loaded */
     bool is_loading;            /* pieces of weights are on their way */
+    int capability;             /* that this build's code is for, 75 or 90 say; the device may have more */
     bool has_bf16;              /* this build and the device compute in it: 8.0 and above */
     bool has_wgmma;             /* this build has the device's own matrix instructions */
     bool is_recording;          /* what is launched becomes a graph */
@@ -212,7 +213,7 @@ static inline void cuda_launch(struct cuda_dev *cuda, const char *what, void (*k
     config.dynamicSmemBytes = shared_bytes;
     config.stream = cuda->stream;
     config.attrs = &overlap;
-    config.numAttrs = cuda->prop.major >= 9 ? 1 : 0;
+    config.numAttrs = cuda->capability >= 90 ? 1 : 0;
     cuda_ok(cuda, cudaLaunchKernelEx(&config, kernel, P(args)...), what);
 }
 

@@ -196,8 +196,8 @@ static const struct backend *cuda_backend(void) {
 /* For which architecture this build's kernels are: what runs may be older code, compiled for
  * the device when it is loaded. */
 static __global__ void probe_kernel(int32_t *has) {
-#if __CUDA_ARCH__ >= 800
-    has[0] = 1;
+#ifdef __CUDA_ARCH__
+    has[0] = __CUDA_ARCH__ / 10;
 #endif
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
     has[1] = 1;
@@ -212,7 +212,8 @@ static bool probe_build(struct cuda_dev *cuda) {
               cuda_ok(cuda, cudaMemcpyAsync(has, flags, sizeof has, cudaMemcpyDeviceToHost, cuda->stream),
                       "a first kernel") &&
               cuda_ok(cuda, cudaStreamSynchronize(cuda->stream), "a first kernel");
-    cuda->has_bf16 = has[0] && cuda->prop.major >= 8;
+    cuda->capability = has[0];
+    cuda->has_bf16 = cuda->capability >= 80;
     cuda->has_wgmma = has[1] && cuda->prop.major == 9;
     return ok;
 }

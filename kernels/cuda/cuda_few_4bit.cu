@@ -571,7 +571,7 @@ static void few4(struct cuda_dev *cuda, const struct tensor *y, const struct ten
 }
 
 bool few_4bit_can(const struct cuda_dev *cuda, const struct tensor *y, const struct weight *w) {
-    if (cuda->prop.major < 8 || y->shape[0] > FEW4_ROWS || y->dtype != w->dtype || w->dtype == DTYPE_F32)
+    if (cuda->capability < 80 || y->shape[0] > FEW4_ROWS || y->dtype != w->dtype || w->dtype == DTYPE_F32)
         return false;
     if (w->k % FEW4_COLUMNS || w->n % N_TILE || w->n_segments > MAX_PARTS) return false;
     for (int32_t i = 0; i < w->n_segments; i++) {

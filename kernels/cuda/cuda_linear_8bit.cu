@@ -14,8 +14,8 @@
 enum { FP8_SLAB = 4096, INT8_SLAB = 2048, THREADS = 256, WARP = 32 };
 
 bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w) {
-    int capability = 10 * cuda->prop.major + cuda->prop.minor;
-    bool is_known = (w->quant == QUANT_FP8 && capability >= 89) || (w->quant == QUANT_INT8 && capability >= 75);
+    bool is_known = (w->quant == QUANT_FP8 && cuda->capability >= 89) ||
+                    (w->quant == QUANT_INT8 && cuda->capability >= 75);
     if (w->k > UINT16_MAX) return false; /* a column's number in a row's list */
     return is_known && w->dtype != DTYPE_F32 && w->n % 16 == 0 && w->k % 16 == 0;
 }

@@ -257,7 +257,7 @@ __global__ void __launch_bounds__(THREADS, 1)
 bool cuda_group_weights(struct group_weights *out, const struct cuda_dev *cuda, struct weight *const *w,
                         int32_t n_groups) {
     struct group_weights g = {w[0]->dtype, n_groups, w[0]->n, w[0]->k, w[0]->k_pad, {}};
-    if (cuda->prop.major < 8 || n_groups > MOST_GROUPS) return false;
+    if (cuda->capability < 80 || n_groups > MOST_GROUPS) return false;
     if ((g.dtype != DTYPE_BF16 && g.dtype != DTYPE_F16) || g.n % 8 || g.k % 8) return false;
     for (int32_t i = 0; i < n_groups; i++) {
         assert(w[i]->n == g.n && w[i]->k == g.k && w[i]->dtype == g.dtype);

@@ -228,6 +228,6 @@ static bool tma_rows(struct cuda_dev *cuda, const struct linear_shape *s, int64_
 bool cuda_linear_tma(struct cuda_dev *cuda, const struct linear_shape *s, int64_t m,
                      const struct linear_operands *o) {
     assert(m >= 1 && m <= TMA_ROWS && s->n % 8 == 0 && s->k % 8 == 0);
-    if (cuda->prop.major < 9) return false;
+    if (cuda->capability < 90) return false;
     return BY_LINEAR_DTYPES(s, tma_rows, cuda, s, m, o);
 }

@@ -215,7 +215,7 @@ static bool are_decoded(struct expert_weights *out, struct cuda_dev *cuda, enum 
     for (int32_t e = 0; e < n_experts; e++)
         if (!quant_is_4bit(w[e]->quant)) return false;
     *out = {w, {one->dtype, 1, one->n, one->k, one->k_pad, {cuda->quant->weights}}, true};
-    return x == one->dtype && x != DTYPE_F32 && cuda->prop.major >= 8 && one->n % 8 == 0 && one->k % 8 == 0 &&
+    return x == one->dtype && x != DTYPE_F32 && cuda->capability >= 80 && one->n % 8 == 0 && one->k % 8 == 0 &&
            algorithms_know(cuda, &s) && algorithms_follow_ours(cuda, &s, NULL);
 }
 
