@@ -23,6 +23,7 @@ struct room { /* under one quantization and KV cache dtype */
 
 struct facts {
     const char *name, *path;
+    bool has_weights; /* else all follows from config.json */
     struct model_info info;
     struct tokenizer *tok; /* NULL: it cannot be read, and why */
     struct err tok_err;
@@ -32,9 +33,10 @@ struct facts {
 
 /* ---------------------------------------------------------------- gathering */
 
-static int plan_room(struct room *out, const char *path, const char *kind, const char *kv_dtype, struct err *err) {
+static int plan_room(struct room *out, const struct facts *f, const char *kind, const char *kv_dtype, struct err *err) {
     struct engine_options o = ENGINE_OPTIONS_DEFAULT;
-    o.model_dir = path;
+    o.model_dir = f->path;
+    if (!f->has_weights) o.load_format = "dummy";
     o.quantization = kind;
     o.kv_cache_dtype = kv_dtype;
     *out = (struct room){.kind = kind, .kv_dtype = kv_dtype};
@@ -48,7 +50,7 @@ static int plan_room(struct room *out, const char *path, const char *kind, const
 static void plan_rooms(struct facts *f) {
     for (int k = 0; k < N_KINDS; k++)
         for (int v = 0; v < N_KVS; v++)
-            if (plan_room(&f->rooms[f->n_rooms], f->path, kinds[k], kv_dtypes[v], NULL) == 0) f->n_rooms++;
+            if (plan_room(&f->rooms[f->n_rooms], f, kinds[k], kv_dtypes[v], NULL) == 0) f->n_rooms++;
 }
 
 static int64_t kv_bytes(const struct facts *f, const char *kv_dtype) {
@@ -110,6 +112,7 @@ static json_t *facts_json(const struct facts *f) {
                           m->sliding_window, "tied_embeddings", m->tied_embeddings, "kv_bytes_per_token",
                           (json_int_t)m->kv_bytes_per_token);
     json_t *rooms = json_array();
+    json_object_set_new(o, "has_weights", json_boolean(f->has_weights));
     for (size_t i = 0; i < f->n_rooms; i++) json_array_append_new(rooms, room_json(&f->rooms[i]));
     json_object_set_new(o, "tokenizer", tokenizer_json(f));
     json_object_set_new(o, "stop_token_ids", stop_ids_json(m));
@@ -125,6 +128,7 @@ static void print_model(const struct facts *f) {
     const struct model_info *m = &f->info;
     char n[32], kv[32], fp8[32];
     printf("%s\n  folder      %s\n", f->name, f->path);
+    if (!f->has_weights) puts("  weights     none here: what follows is what config.json says of them");
     printf("  family      %s, %s, %s parameters\n", m->family, m->dtype, command_count(n, m->n_params));
     printf("  shape       %d layers, hidden %d, %d heads of %d, %d key/value heads\n", m->n_layers, m->hidden, m->n_heads,
            m->head_dim, m->n_kv_heads);
@@ -180,9 +184,10 @@ static void print_rooms(const struct facts *f) {
 }
 
 int model_show(const struct args *args, const char *name, const char *path) {
-    struct facts f = {.name = name, .path = path};
+    struct facts f = {.name = name, .path = path, .has_weights = model_has_weights(path)};
     struct err err = ERR_INIT;
-    if (model_describe(&f.info, path, &err) < 0) return exit_with(ABOUT_MODEL, &err);
+    int r = f.has_weights ? model_describe(&f.info, path, &err) : model_describe_config(&f.info, path, &err);
+    if (r < 0) return exit_with(ABOUT_MODEL, &err);
     if (tokenizer_open(&f.tok, path, &f.tok_err) < 0) f.tok = NULL;
     plan_rooms(&f);
     if (args->json) command_print_json(facts_json(&f));

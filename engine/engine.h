@@ -135,6 +135,12 @@ struct model_info {
 /* Read config.json, generation_config.json and the headers of the weights, load nothing. */
 int model_describe(struct model_info *out, const char *model_dir, struct err *err);
 
+/* The same from config.json and generation_config.json alone; its torch_dtype is the dtype. */
+int model_describe_config(struct model_info *out, const char *model_dir, struct err *err);
+
+/* Is some file of weights in the folder? */
+bool model_has_weights(const char *model_dir);
+
 /* Names of the files of the folder that are read, ascending: config.json, the weights and their
  * index, and of those that may be missing what is there. The weights' headers are checked on the
  * way. The caller frees each name, then the list. */
@@ -240,7 +246,8 @@ struct engine_completion { /* give back with engine_completion_free */
 void engine_completion_free(struct engine_completion *c); /* NULL is fine */
 
 /* What an engine with these options would need on a GPU; nothing but the folder is looked at,
- * and there need not be a GPU. The rule by which engine_open divides memory. */
+ * and there need not be a GPU. With dummy weights config.json alone is read. The rule by which
+ * engine_open divides memory. */
 struct model_plan {
     int64_t weight_bytes;   /* 4-bit kinds: with the room where they are turned back */
     int64_t step_bytes;     /* tensors of a step and room to draw */

@@ -47,12 +47,16 @@ static int64_t sample_bytes(const struct runner_options *r, int64_t vocab) {
     return smaller(r->max_samples, GPU_ROOMS) * ((vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
 }
 
+static bool is_dummy(const struct engine_options *o) {
+    return o->load_format && strcmp(o->load_format, "dummy") == 0;
+}
+
 static int plan_weights(struct model_plan *out, struct model *m, const struct engine_options *o, struct err *err) {
     struct quantization quantization;
     struct weights_plan plan;
     struct checkpoint *c = NULL;
     int r = quantization_parse(&quantization, o->quantization, err);
-    if (r == 0) r = checkpoint_open(&c, o->model_dir, err);
+    if (r == 0 && !is_dummy(o)) r = checkpoint_open(&c, o->model_dir, err);
     if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, err);
     checkpoint_close(c);
     if (r == 0) out->weight_bytes = plan.bytes + plan.scratch_bytes;
@@ -64,7 +68,7 @@ int model_plan(struct model_plan *out, const struct engine_options *o, struct er
     struct model_info info;
     struct model_plan plan = {0};
     int r = config_read(&m.config, o->model_dir, err);
-    if (r == 0) r = model_describe(&info, o->model_dir, err);
+    if (r == 0) r = model_read_info(&info, o->model_dir, is_dummy(o), err);
     if (r < 0) return r;
     m.dtype = dtype_of(o->dtype, &info);
     bool fp8 = o->kv_cache_dtype && strcmp(o->kv_cache_dtype, "fp8") == 0;

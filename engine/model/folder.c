@@ -5,6 +5,7 @@
 #include "engine/engine.h"
 #include "engine/model/safetensors.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -29,6 +30,19 @@ static bool add_if_there(struct names *names, const char *dir, const char *name)
 
 static int by_name(const void *a, const void *b) {
     return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+bool model_has_weights(const char *model_dir) {
+    static const char ending[] = ".safetensors";
+    const size_t n_ending = sizeof ending - 1;
+    bool has = false;
+    DIR *dir = opendir(model_dir);
+    for (const struct dirent *e; dir && !has && (e = readdir(dir));) {
+        size_t n = strlen(e->d_name);
+        has = n > n_ending && strcmp(e->d_name + n - n_ending, ending) == 0;
+    }
+    if (dir) closedir(dir);
+    return has;
 }
 
 int model_list_files(char ***out, size_t *n, const char *model_dir, struct err *err) {

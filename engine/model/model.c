@@ -53,6 +53,10 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
     return model_read_info(out, model_dir, false, err);
 }
 
+int model_describe_config(struct model_info *out, const char *model_dir, struct err *err) {
+    return model_read_info(out, model_dir, true, err);
+}
+
 /* Half the bytes where the checkpoint has them too and the device computes with them. */
 static enum dtype dtype_of_checkpoint(const struct model_info *info, const struct dev *dev) {
     bool is_bf16 = strcmp(info->dtype, "bfloat16") == 0, is_f16 = strcmp(info->dtype, "float16") == 0;

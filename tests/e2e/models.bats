@@ -26,6 +26,14 @@ assert rooms["nf4-dq", "fp8"]["weight_bytes"] < rooms["none", "fp8"]["weight_byt
     run -0 "$BATCHD" --db "$DIR/none.db" models show "$DIR/model" # a folder needs no database
     [ ! -e "$DIR/none.db" ]
     [[ "$output" == *"sampling    greedy"*"141 GB"*"nf4-dq, fp8 KV"* ]]
+    mkdir "$DIR/config" # what would it take, were it downloaded?
+    cp "$DIR/model/config.json" "$DIR/config"
+    run -0 "$BATCHD" models show "$DIR/config" --json
+    python3 -c 'import json, sys
+m = json.loads(sys.argv[1])
+assert not m["has_weights"] and m["parameters"] == 3344640 and len(m["gpus"]) == 12, m' "$output"
+    run -0 "$BATCHD" models show "$DIR/config"
+    [[ "$output" == *"weights     none here"*"nf4-dq, fp8 KV"* ]]
     run -0 "$BATCHD" models check demo
     [[ "$output" == "demo: 5 files as they were added" ]]
     run -0 "$BATCHD" doctor
