@@ -78,10 +78,6 @@ static const char *word_of(const char *given, const char *otherwise) {
     return given ? given : otherwise;
 }
 
-static bool wants_fp8_kv(const struct engine_options *o) {
-    return strcmp(word_of(o->kv_cache_dtype, "auto"), "fp8") == 0;
-}
-
 static int check_range(const char *flag, int64_t value, int64_t max, struct err *err) {
     if (value >= 0 && value <= max) return 0;
     return err_set(err, E_USAGE, "%s: %" PRId64 " is not in 0 .. %" PRId64, flag, value, max);
@@ -123,7 +119,7 @@ static int64_t kv_bytes(const struct engine *e, const struct engine_options *o, 
 static int size_kv_cache(struct engine *e, const struct engine_options *o, enum dtype dtype, struct runner_options *runner,
                          struct err *err) {
     const struct model_info *m = &e->info;
-    if (wants_fp8_kv(o)) dtype = DTYPE_F8_E4M3;
+    if (plan_has_fp8_cache(o)) dtype = DTYPE_F8_E4M3;
     int64_t block = kv_cache_block_bytes(dtype, m->n_layers, m->n_kv_heads, m->head_dim);
     int64_t bytes = kv_bytes(e, o, runner), needed = blocks_for(e->max_model_len);
     int64_t n = o->kv_cache_memory_bytes > 0 ? min64(bytes / block, INT32_MAX)
@@ -159,7 +155,7 @@ static int open_model(struct engine *e, const struct engine_options *o, bool dum
     e->max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : e->info.context;
     struct model_options options = {.dir = o->model_dir,
                                     .dtype = *dtype,
-                                    .fp8_kv_cache = wants_fp8_kv(o),
+                                    .fp8_kv_cache = plan_has_fp8_cache(o),
                                     .cache = {o->cache_dir, o->cache_bytes},
                                     .dummy = dummy,
                                     .max_positions = e->max_model_len};
@@ -176,7 +172,7 @@ static struct runner_options runner_defaults(struct engine *e, const struct engi
 }
 
 static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
-    bool dummy = strcmp(word_of(o->load_format, "auto"), "dummy") == 0;
+    bool dummy = plan_is_dummy(o);
     enum dtype dtype;
     struct dev_options device = {.kind = word_of(o->device, "auto"), .threads = o->threads};
     int r = open_tokenizer(e, o, dummy, err);

@@ -7,6 +7,18 @@
 
 enum { CPU_SEQS = 64, CPU_ROWS = 512, CUDA_SEQS = 2048, CUDA_ROWS = 4096 };
 
+static bool is_word(const char *given, const char *word) {
+    return given && strcmp(given, word) == 0;
+}
+
+bool plan_is_dummy(const struct engine_options *o) {
+    return is_word(o->load_format, "dummy");
+}
+
+bool plan_has_fp8_cache(const struct engine_options *o) {
+    return is_word(o->kv_cache_dtype, "fp8");
+}
+
 struct runner_options plan_runner(const struct engine_options *o, bool is_gpu) {
     int32_t rows = is_gpu ? CUDA_ROWS : CPU_ROWS, slots = is_gpu ? CUDA_SEQS : CPU_SEQS;
     if (o->max_num_batched_tokens > 0) rows = o->max_num_batched_tokens;
@@ -47,16 +59,14 @@ static int64_t sample_bytes(const struct runner_options *r, int64_t vocab) {
     return smaller(r->max_samples, GPU_ROOMS) * ((vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
 }
 
-static bool is_dummy(const struct engine_options *o) {
-    return o->load_format && strcmp(o->load_format, "dummy") == 0;
-}
-
+/* Reads the folder into m and counts its weights. */
 static int plan_weights(struct model_plan *out, struct model *m, const struct engine_options *o, struct err *err) {
     struct quantization quantization;
     struct weights_plan plan;
     struct checkpoint *c = NULL;
-    int r = quantization_parse(&quantization, o->quantization, err);
-    if (r == 0 && !is_dummy(o)) r = checkpoint_open(&c, o->model_dir, err);
+    int r = model_read_folder(&m->config, &c, o->model_dir, plan_is_dummy(o), err);
+    if (r == 0) m->dtype = dtype_of(o->dtype, &m->config.info);
+    if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
     if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, err);
     checkpoint_close(c);
     if (r == 0) out->weight_bytes = plan.bytes + plan.scratch_bytes;
@@ -65,21 +75,17 @@ static int plan_weights(struct model_plan *out, struct model *m, const struct en
 
 int model_plan(struct model_plan *out, const struct engine_options *o, struct err *err) {
     struct model m = {0};
-    struct model_info info;
     struct model_plan plan = {0};
-    int r = config_read(&m.config, o->model_dir, err);
-    if (r == 0) r = model_read_info(&info, o->model_dir, is_dummy(o), err);
+    int r = plan_weights(&plan, &m, o, err);
     if (r < 0) return r;
-    m.dtype = dtype_of(o->dtype, &info);
-    bool fp8 = o->kv_cache_dtype && strcmp(o->kv_cache_dtype, "fp8") == 0;
+    const struct model_info *info = &m.config.info;
+    enum dtype kv_dtype = plan_has_fp8_cache(o) ? DTYPE_F8_E4M3 : m.dtype;
     struct runner_options runner = plan_runner(o, true);
-    r = plan_weights(&plan, &m, o, err);
-    if (r < 0) return r;
-    plan.step_bytes = runner_tensor_bytes(&m, &runner) + sample_bytes(&runner, info.vocab);
-    plan.kv_block_bytes = kv_cache_block_bytes(fp8 ? DTYPE_F8_E4M3 : m.dtype, info.n_layers, info.n_kv_heads, info.head_dim);
+    plan.step_bytes = runner_tensor_bytes(&m, &runner) + sample_bytes(&runner, info->vocab);
+    plan.kv_block_bytes = kv_cache_block_bytes(kv_dtype, info->n_layers, info->n_kv_heads, info->head_dim);
     plan.kv_token_bytes = plan.kv_block_bytes / KV_BLOCK;
     plan.max_num_seqs = runner.n_slots;
-    plan.max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : info.context;
+    plan.max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : info->context;
     *out = plan;
     return 0;
 }

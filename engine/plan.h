@@ -7,6 +7,10 @@
 #include "engine/engine.h"
 #include "engine/model/model.h"
 
+/* What options name by words, NULL being "auto". */
+bool plan_is_dummy(const struct engine_options *o);     /* weights: random numbers */
+bool plan_has_fp8_cache(const struct engine_options *o); /* keys and values */
+
 /* How many rows and sequences a step has on a GPU or on the CPU where no flag says. */
 struct runner_options plan_runner(const struct engine_options *o, bool is_gpu);
 

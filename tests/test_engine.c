@@ -255,41 +255,37 @@ static void an_fp8_cache_is_batch_invariant(void **state) {
     if (is_cuda()) check_dtype("float16", "fp8", true);
 }
 
-/* Both ways that a device may have: the trained model's sizes are not all multiples of 16. */
-static void quantized_weights_are_batch_invariant(void **state) {
-    static const char *const kinds[] = {"int8", "fp8", "nf4", "nf4-dq"};
-    char path[600];
-    const char *dirs[] = {demo, invariance_model(path)};
+/* Requests of a run alone, and shuffled in steps of few rows and of many. */
+static void check_shuffled(struct run run, int fewest, int most, int factor) {
     struct outcomes alone, got;
-    for (int i = 0; i < 8; i++) {
-        struct run run = {.dir = dirs[i % 2], .dtype = "bfloat16", .quantization = kinds[i / 2], .rows = 256};
-        if (i % 2 ? run.dir == demo : !is_cuda()) continue; /* the demo model is large for a CPU */
-        run_all(&alone, &run);
-        assert_true(n_distinct(&alone) > count / 2);
-        run.order = SHUFFLED;
-        for (run.rows = 32; run.rows <= 512; run.rows *= 16) {
-            run_all(&got, &run);
-            assert_same(&got, &alone, &run);
-            outcomes_clear(&got);
-        }
-        outcomes_clear(&alone);
-    }
-}
-
-/* Rows that choose other experts are in other products on a GPU, of sizes that it alone knows. */
-static void mixtures_are_batch_invariant(void **state) {
-    struct outcomes alone, got;
-    struct run run = {.dir = "tests/models/tiny-mixtral", .dtype = "bfloat16", .load_format = "dummy", .rows = 512,
-                      .order = ALONE};
+    run.order = ALONE;
     run_all(&alone, &run);
     assert_true(n_distinct(&alone) > count / 2);
     run.order = SHUFFLED;
-    for (run.rows = 16; run.rows <= 1024; run.rows *= 8) {
+    for (run.rows = fewest; run.rows <= most; run.rows *= factor) {
         run_all(&got, &run);
         assert_same(&got, &alone, &run);
         outcomes_clear(&got);
     }
     outcomes_clear(&alone);
+}
+
+/* Both ways that a device may have: the trained model's sizes are not all multiples of 16. */
+static void quantized_weights_are_batch_invariant(void **state) {
+    static const char *const kinds[] = {"int8", "fp8", "nf4", "nf4-dq"};
+    char path[600];
+    const char *dirs[] = {demo, invariance_model(path)};
+    for (int i = 0; i < 8; i++) {
+        struct run run = {.dir = dirs[i % 2], .dtype = "bfloat16", .quantization = kinds[i / 2], .rows = 256};
+        if (i % 2 ? run.dir == demo : !is_cuda()) continue; /* the demo model is large for a CPU */
+        check_shuffled(run, 32, 512, 16);
+    }
+}
+
+/* Rows that choose other experts are in other products on a GPU, of sizes that it alone knows. */
+static void mixtures_are_batch_invariant(void **state) {
+    struct run run = {.dir = "tests/models/tiny-mixtral", .dtype = "bfloat16", .load_format = "dummy", .rows = 512};
+    check_shuffled(run, 16, 1024, 8);
 }
 
 /* As many bytes as n blocks of KV_BLOCK tokens take in float32. */

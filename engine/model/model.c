@@ -30,9 +30,8 @@ static int complete_info(struct model_config *config, const struct checkpoint *c
     return 0;
 }
 
-/* config.json, and unless the weights are dummies the checkpoint's headers; *c is the caller's to close. */
-static int read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy,
-                       struct err *err) {
+int model_read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy,
+                      struct err *err) {
     *c = NULL;
     int r = config_read(config, dir, err);
     if (r == 0 && !dummy) r = checkpoint_open(c, dir, err);
@@ -43,7 +42,7 @@ static int read_folder(struct model_config *config, struct checkpoint **c, const
 int model_read_info(struct model_info *out, const char *dir, bool dummy, struct err *err) {
     struct model_config config;
     struct checkpoint *c;
-    int r = read_folder(&config, &c, dir, dummy, err);
+    int r = model_read_folder(&config, &c, dir, dummy, err);
     checkpoint_close(c);
     if (r == 0) *out = config.info;
     return r;
@@ -130,7 +129,7 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     m->dev = dev;
     m->dtype = options->dtype;
     m->kv_dtype = options->fp8_kv_cache ? DTYPE_F8_E4M3 : options->dtype;
-    int r = read_folder(&m->config, &c, options->dir, options->dummy, err);
+    int r = model_read_folder(&m->config, &c, options->dir, options->dummy, err);
     if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
         r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
     if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, &options->cache, err);

@@ -36,6 +36,10 @@ struct workspace {
     struct tensor logits;   /* f32 [S, vocab] */
 };
 
+/* The folder's config with all that only the weights tell, and unless they are dummies the
+ * checkpoint, NULL then; it is the caller's to close, after an error too. */
+int model_read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy, struct err *err);
+
 /* Columns of `up`. */
 static inline int64_t up_width(const struct model_config *c) {
     return (c->mlp == MLP_PLAIN ? 1 : 2) * (int64_t)c->info.intermediate;
