@@ -76,26 +76,32 @@ def fp8_forward(layer, codes, scale):
     return forward
 
 
-def make_fp8(name, config, scale_of):
-    """scale_of(weight): its scale, of rows or of all."""
+def make_fp8_checkpoint(name, config, quantize):
+    """quantize(layer, weight name, tensors): the layer's tensors, and what it computes from now on."""
     folder, source = HERE / name, HERE / "tiny-llama3"
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("reference.jsonl", "model.safetensors"))
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
     tensors = load_file(source / "model.safetensors")
     for module, layer in model.model.named_modules():
-        if not isinstance(layer, torch.nn.Linear):
-            continue
-        scale = scale_of(layer.weight.data)
-        codes = e4m3(layer.weight.data, scale.float())
-        tensors[f"model.{module}.weight"], tensors[f"model.{module}.weight_scale"] = codes, scale
-        if scale.numel() == 1:
-            tensors[f"model.{module}.input_scale"] = torch.tensor(0.01)
-        layer.forward = fp8_forward(layer, codes, scale.float())
+        if isinstance(layer, torch.nn.Linear):
+            quantize(layer, f"model.{module}", tensors)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
     write_references(folder, model, False)
+
+
+def make_fp8(name, config, scale_of):
+    """scale_of(weight): its scale, of rows or of all."""
+    def quantize(layer, at, tensors):
+        scale = scale_of(layer.weight.data)
+        codes = e4m3(layer.weight.data, scale.float())
+        tensors[f"{at}.weight"], tensors[f"{at}.weight_scale"] = codes, scale
+        if scale.numel() == 1:
+            tensors[f"{at}.input_scale"] = torch.tensor(0.01)
+        layer.forward = fp8_forward(layer, codes, scale.float())
+    make_fp8_checkpoint(name, config, quantize)
 
 
 BLOCK = 16, 24
@@ -113,23 +119,13 @@ def block_scales(w):
 
 
 def make_fp8_blocks(name, config, suffix, dtype):
-    folder, source = HERE / name, HERE / "tiny-llama3"
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("reference.jsonl", "model.safetensors"))
-    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, attn_implementation="eager").eval()
-    tensors = load_file(source / "model.safetensors")
-    for module, layer in model.model.named_modules():
-        if not isinstance(layer, torch.nn.Linear):
-            continue
+    def quantize(layer, at, tensors):
         scale = block_scales(layer.weight.data).to(dtype)
         whole = of_blocks(scale.float(), layer.weight.shape)
         codes = e4m3(layer.weight.data, whole)
-        tensors[f"model.{module}.weight"], tensors[f"model.{module}.{suffix}"] = codes, scale
+        tensors[f"{at}.weight"], tensors[f"{at}.{suffix}"] = codes, scale
         layer.weight.data = codes.float() * whole
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    settings = json.loads((folder / "config.json").read_text()) | {"quantization_config": config}
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-    write_references(folder, model, False)
+    make_fp8_checkpoint(name, config, quantize)
 
 
 def write_references(folder, model, is_int8):
