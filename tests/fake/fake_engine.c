@@ -276,6 +276,10 @@ int model_describe(struct model_info *out, const char *model_dir, struct err *er
     return 0;
 }
 
+int model_describe_config(struct model_info *out, const char *model_dir, struct err *err) {
+    return model_describe(out, model_dir, err);
+}
+
 int model_plan(struct model_plan *out, const struct engine_options *options, struct err *err) {
     return err_set(err, E_UNSUPPORTED, "the fake engine has no plan");
 }
