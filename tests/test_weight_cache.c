@@ -192,6 +192,30 @@ static void a_damaged_file_is_written_anew(void **state) {
     log_set_level(LOG_INFO);
 }
 
+/* A large file goes to the device while threads check it: what was loaded is thrown away. */
+static void a_large_file_is_checked_while_it_is_loaded(void **state) {
+    char path[400];
+    struct stat st;
+    copy_model("demo");
+    empty_folder();
+    float *want = logits_with(model, "int8", DTYPE_F32, 1 << 30);
+    assert_int_equal(files(path, sizeof path), 1);
+    assert_int_equal(stat(path, &st), 0);
+    assert_true(st.st_size > 2 << 20);
+    log_set_level(LOG_ERROR); /* it warns each time */
+    for (int i = 1; i < 4; i++) {
+        damage(path, st.st_size * i / 4, false);
+        float *got = logits_with(model, "int8", DTYPE_F32, 1 << 30);
+        assert_true(same(want, got));
+        free(got);
+    }
+    log_set_level(LOG_INFO);
+    float *again = logits_with(model, "int8", DTYPE_F32, 1 << 30);
+    assert_true(same(want, again));
+    free(again);
+    free(want);
+}
+
 static void what_was_used_longest_ago_makes_room(void **state) {
     char path[400];
     struct stat st;
@@ -285,6 +309,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_checkpoints_numbers_are_not_needed_again),
     cmocka_unit_test(what_makes_other_weights_makes_another_file),
     cmocka_unit_test(a_damaged_file_is_written_anew),
+    cmocka_unit_test(a_large_file_is_checked_while_it_is_loaded),
     cmocka_unit_test(what_was_used_longest_ago_makes_room),
     cmocka_unit_test(changed_images_do_no_harm),
 };

@@ -6,6 +6,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/log.h"
+#include "base/mapped.h"
 #include "base/mem.h"
 
 #include <dirent.h>
@@ -49,6 +50,12 @@ struct weight_cache {
     const struct file_entry *found;
     uint64_t n_found;
 
+    /* its images are checked by these while they go to the device */
+    pthread_t checkers[MAX_CHECKERS];
+    int n_checkers;
+    atomic_ullong next; /* to be checked */
+    atomic_bool is_damaged;
+
     /* one that is written */
     struct file_entry *entries;
     const struct weight **weights;
@@ -83,30 +90,25 @@ static uint64_t checksum_of(const void *data, size_t n) {
     return sum_end(sums);
 }
 
-struct checking { /* images, by several threads */
-    const struct weight_cache *c;
-    atomic_ullong next;
-    atomic_bool is_damaged;
-};
-
 static void *check_images(void *arg) {
-    struct checking *k = arg;
-    for (uint64_t i; !k->is_damaged && (i = atomic_fetch_add(&k->next, 1)) < k->c->n_found;) {
-        const struct file_entry *e = &k->c->found[i];
-        if (checksum_of(k->c->data + e->offset, e->bytes) != e->checksum) k->is_damaged = true;
+    struct weight_cache *c = arg;
+    for (uint64_t i; !c->is_damaged && (i = atomic_fetch_add(&c->next, 1)) < c->n_found;) {
+        const struct file_entry *e = &c->found[i];
+        if (checksum_of(c->data + e->offset, e->bytes) != e->checksum) c->is_damaged = true;
     }
     return NULL;
 }
 
-static bool images_are_whole(const struct weight_cache *c) {
-    struct checking k = {.c = c};
-    pthread_t threads[MAX_CHECKERS];
-    int n = 0, wanted = (int)sysconf(_SC_NPROCESSORS_ONLN) - 1;
-    if (c->bytes < (1 << 20)) wanted = 0;
-    while (n < wanted && n < MAX_CHECKERS && pthread_create(&threads[n], NULL, check_images, &k) == 0) n++;
-    check_images(&k);
-    for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
-    return !k.is_damaged;
+/* A small file is checked in less time than a thread takes to start. */
+static void begin_checks(struct weight_cache *c) {
+    int wanted = c->bytes < (1 << 20) ? 0 : (int)sysconf(_SC_NPROCESSORS_ONLN) - 1;
+    while (c->n_checkers < wanted && c->n_checkers < MAX_CHECKERS &&
+           pthread_create(&c->checkers[c->n_checkers], NULL, check_images, c) == 0)
+        c->n_checkers++;
+}
+
+static void end_checks(struct weight_cache *c) {
+    while (c->n_checkers > 0) pthread_join(c->checkers[--c->n_checkers], NULL);
 }
 
 /* ---------------------------------------------------------------- read */
@@ -137,13 +139,22 @@ static bool table_is_whole(struct weight_cache *c) {
 }
 
 static void forget_file(struct weight_cache *c) {
+    c->is_damaged = true; /* or it does not matter any more */
+    end_checks(c);
+    mapped_forget(c->data);
     if (c->data) munmap(c->data, c->bytes);
     c->data = NULL;
     c->found = NULL;
     c->n_found = 0;
 }
 
-/* A file that is not there is no matter; one that is damaged is gone afterwards. */
+static void drop_file(struct weight_cache *c) {
+    log_warn("%s is damaged; the weights are quantized anew", c->path);
+    forget_file(c);
+    unlink(c->path);
+}
+
+/* A file that is not there is no matter; one that cannot be is gone afterwards. */
 static void find_file(struct weight_cache *c) {
     struct stat st;
     int fd = open(c->path, O_RDONLY | O_CLOEXEC);
@@ -153,14 +164,22 @@ static void find_file(struct weight_cache *c) {
         c->data = mmap(NULL, c->bytes, PROT_READ, MAP_PRIVATE, fd, 0);
         if (c->data == MAP_FAILED) c->data = NULL;
     }
-    if (c->data && table_is_whole(c) && images_are_whole(c)) {
-        futimens(fd, NULL); /* used now: see make_room */
-    } else {
-        log_warn("%s is damaged; the weights are quantized anew", c->path);
-        forget_file(c);
-        unlink(c->path);
-    }
     close(fd);
+    if (c->data) mapped_note(c->data, c->bytes, c->path);
+    if (c->data && table_is_whole(c)) begin_checks(c);
+    else drop_file(c);
+}
+
+bool weight_cache_is_whole(struct weight_cache *c) {
+    if (!c || !c->data) return true;
+    check_images(c);
+    end_checks(c);
+    if (c->is_damaged) {
+        drop_file(c);
+        return false;
+    }
+    utimensat(AT_FDCWD, c->path, NULL, 0); /* used now: see make_room */
+    return true;
 }
 
 static void key_of(char key[SHA256_HEX], const struct checkpoint *checkpoint, enum dtype dtype,

@@ -29,8 +29,13 @@ struct weight_cache *weight_cache_open(const struct weight_cache_options *option
                                        enum dtype dtype, const struct quantization *quantization);
 
 /* From the file into a new weight; the file's bytes are read until dev_sync. False: it is not
- * there. c NULL is fine. */
+ * there. c NULL is fine. The file is checked meanwhile: see weight_cache_is_whole. */
 bool weight_cache_load(struct weight_cache *c, struct dev *dev, struct weight *w, const char *name);
+
+/* After dev_sync: was every byte of the file what was written? If not, nothing that was loaded may
+ * be used: the file is gone, and the weights are to be loaded once more, as if it had not been
+ * there. True also where there was none. c NULL is fine. */
+bool weight_cache_is_whole(struct weight_cache *c);
 
 /* A weight that was quantized just now and stays until weight_cache_close. */
 void weight_cache_keep(struct weight_cache *c, const struct weight *w, const char *name);

@@ -466,10 +466,28 @@ static int refuse_size(const struct loader *l, int64_t available) {
                    l->plan.bytes >> 20, dtype_name(l->dtype), available >> 20, remedy);
 }
 
+/* Everything into *w, which is empty; after an error it is so again. The cache stays. */
+static int load_weights(struct loader *l, struct weight_cache *cache) {
+    struct weights *w = l->w;
+    *w = (struct weights){.n_layers = l->c->info.n_layers, .n_experts = l->c->n_experts, .cache = cache};
+    w->layers = mem_zalloc((size_t)w->n_layers, sizeof *w->layers);
+    int r = load_all(l);
+    int synced = dev_sync(l->dev, r == 0 ? l->err : NULL); /* after an error too: pieces may be under way */
+    if (r == 0) r = synced;
+    if (r == E_PARSE && weight_load_finds_nan(l->dev)) {
+        l->is_search = true;
+        int found = plan(l);
+        if (found < 0) r = found;
+    }
+    w->cache = NULL;
+    if (r < 0) weights_clear(l->dev, w);
+    return r;
+}
+
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
-                 const struct weight_cache_options *cache, struct err *err) {
-    struct weights w = {.n_layers = c->info.n_layers, .n_experts = c->n_experts};
+                 const struct weight_cache_options *cache_options, struct err *err) {
+    struct weights w;
     struct loader l = {.dev = dev,
                        .c = c,
                        .checkpoint = checkpoint,
@@ -483,20 +501,18 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     if (l.plan.bytes > available) return refuse_size(&l, available);
     if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
         log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
-    w.layers = mem_zalloc((size_t)w.n_layers, sizeof *w.layers);
-    w.cache = weight_cache_open(cache, checkpoint, dtype, quantization);
-    r = load_all(&l);
-    if (r == 0) r = dev_sync(dev, err);
-    if (r == E_PARSE && weight_load_finds_nan(dev)) {
-        l.is_search = true;
-        int found = plan(&l);
-        if (found < 0) r = found;
+    struct weight_cache *cache = weight_cache_open(cache_options, checkpoint, dtype, quantization);
+    r = load_weights(&l, cache);
+    if (r == 0 && !weight_cache_is_whole(cache)) {
+        weights_clear(dev, &w);
+        r = load_weights(&l, cache);
     }
     if (r < 0) {
-        weights_clear(dev, &w);
+        weight_cache_close(cache);
         return r;
     }
-    weight_cache_begin(w.cache, dev);
+    weight_cache_begin(cache, dev);
+    w.cache = cache;
     *out = w;
     return 0;
 }
