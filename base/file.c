@@ -1,11 +1,15 @@
 /* file.c - see file.h. */
 #include "base/file.h"
 #include "base/buf.h"
+#include "base/clock.h"
+#include "base/hash.h"
 #include "base/mem.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <libgen.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -60,18 +64,28 @@ static int create_error(struct err *err, const char *path) {
     return err_set(err, code, "cannot create %s: %s", path, strerror(errno));
 }
 
+/* A new file beside `path`, with a name that nobody has. Not mkstemp, whose files are their
+ * owner's alone: this one shall have the rights that the umask leaves. */
+static int create_beside(struct buf *temp, const char *path) {
+    static atomic_uint count;
+    for (int i = 0; i < 100; i++) {
+        uint64_t key[] = {(uint64_t)getpid(), (uint64_t)clock_wall_us(), count++};
+        buf_reset(temp);
+        buf_printf(temp, "%s.tmp-%016" PRIx64, path, hash64(key, sizeof key, 0));
+        int fd = open(temp->data, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+        if (fd >= 0 || errno != EEXIST) return fd;
+    }
+    return -1;
+}
+
 int file_new_open(struct file_new **out, const char *path, struct err *err) {
     struct buf temp = BUF_INIT(0);
-    buf_printf(&temp, "%s.tmp-XXXXXX", path);
-    int fd = mkostemp(temp.data, O_CLOEXEC);
+    int fd = create_beside(&temp, path);
     if (fd < 0) {
         int r = create_error(err, path);
         buf_clear(&temp);
         return r;
     }
-    mode_t mask = umask(0);
-    umask(mask);
-    fchmod(fd, 0666 & ~mask);
     struct file_new *f = mem_zalloc(1, sizeof *f);
     f->path = mem_strdup(path);
     f->temp = buf_take(&temp);

@@ -2,6 +2,7 @@
 #include "base/log.h"
 #include "base/buf.h"
 #include "base/clock.h"
+#include "base/utf8.h"
 
 #include <inttypes.h>
 #include <pthread.h>
@@ -9,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <string.h>
 #include <unistd.h>
 
 static atomic_int max_level = LOG_INFO;
@@ -36,20 +38,30 @@ void log_set_before(void (*fn)(void *arg), void *arg) {
     pthread_mutex_unlock(&lock);
 }
 
+/* Names of foreign files get into messages: bytes that are no characters become U+FFFD. */
+static void json_text(struct buf *out, const char *text) {
+    size_t n = strlen(text), length;
+    for (size_t i = 0; i < n; i += length) {
+        int32_t cp = utf8_decode(text + i, n - i, &length);
+        if (cp < 0) buf_puts(out, "\\ufffd");
+        else if (cp == '"' || cp == '\\') buf_printf(out, "\\%c", (char)cp);
+        else if (cp < 0x20) buf_printf(out, "\\u%04x", (unsigned)cp);
+        else buf_append(out, text + i, length);
+    }
+}
+
 static void line_json(struct buf *out, const char *level, const char *text) {
     buf_printf(out, "{\"time_us\":%" PRId64 ",\"level\":\"%s\",\"message\":\"", clock_wall_us(), level);
-    for (const char *s = text; *s; s++) {
-        if (*s == '"' || *s == '\\') buf_printf(out, "\\%c", *s);
-        else if ((unsigned char)*s < 0x20) buf_printf(out, "\\u%04x", *s);
-        else buf_putc(out, *s);
-    }
+    json_text(out, text);
     buf_puts(out, "\"}\n");
 }
 
+/* A control character must not reach a terminal. */
 static void line_text(struct buf *out, enum log_level level, const char *name, const char *text) {
     buf_puts(out, "batchd: ");
     if (level != LOG_INFO) buf_printf(out, "%s: ", name);
-    buf_printf(out, "%s\n", text);
+    for (; *text; text++) buf_putc(out, (unsigned char)*text < 0x20 || *text == 0x7f ? ' ' : *text);
+    buf_putc(out, '\n');
 }
 
 static void emit(enum log_level level, const char *fmt, va_list ap) {

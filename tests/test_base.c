@@ -5,13 +5,16 @@
 #include "base/clock.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/log.h"
 #include "base/mailbox.h"
 #include "base/mapped.h"
 #include "base/mem.h"
 #include "base/suggest.h"
 #include "base/utf8.h"
 
+#include <jansson.h>
 #include <pthread.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void err_wrap_puts_context_before(void **state) {
@@ -154,6 +157,60 @@ static void mailbox_waits_no_longer_than_told(void **state) {
     mailbox_free(m);
 }
 
+/* What log_warn puts on stderr; the caller's. */
+static char *logged(const char *message, bool json) {
+    char path[] = "/tmp/batchd-log-XXXXXX", *text;
+    size_t n;
+    struct err err = ERR_INIT;
+    int old = dup(STDERR_FILENO), fd = mkstemp(path);
+    assert_true(dup2(fd, STDERR_FILENO) >= 0);
+    log_set_json(json);
+    log_warn("%s", message);
+    log_set_json(false);
+    assert_true(dup2(old, STDERR_FILENO) >= 0);
+    close(old);
+    close(fd);
+    assert_ok(file_read(path, 10000, &text, &n, &err), &err);
+    unlink(path);
+    return text;
+}
+
+static void a_message_is_one_harmless_line(void **state) {
+    const char *message = "a\x1b[31m\"b\\\n\x7f \xc3\xa9 \xff \xe2\x82";
+    char *text = logged(message, false);
+    assert_string_equal(text, "batchd: warning: a [31m\"b\\   \xc3\xa9 \xff \xe2\x82\n");
+    free(text);
+    text = logged(message, true);
+    json_error_t e;
+    json_t *line = json_loads(text, 0, &e);
+    if (!line) fail_msg("%s: %s", e.text, text);
+    assert_string_equal(json_string_value(json_object_get(line, "level")), "warning");
+    assert_string_equal(json_string_value(json_object_get(line, "message")),
+                        "a\x1b[31m\"b\\\n\x7f \xc3\xa9 \xef\xbf\xbd \xef\xbf\xbd\xef\xbf\xbd");
+    json_decref(line);
+    free(text);
+}
+
+static void a_new_file_has_the_rights_that_the_umask_leaves(void **state) {
+    char dir[] = "/tmp/batchd-test-XXXXXX";
+    struct err err = ERR_INIT;
+    struct file_new *f, *g;
+    struct stat st;
+    assert_non_null(mkdtemp(dir));
+    char *path = path_join(dir, "out");
+    mode_t old = umask(027);
+    assert_ok(file_new_open(&f, path, &err), &err);
+    assert_ok(file_new_open(&g, path, &err), &err); /* two at a time have two names */
+    umask(old);
+    assert_ok(file_new_commit(f, &err), &err);
+    file_new_abort(g);
+    assert_int_equal(stat(path, &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0640);
+    unlink(path);
+    rmdir(dir);
+    free(path);
+}
+
 static void file_replaces_whole_or_not_at_all(void **state) {
     char dir[] = "/tmp/batchd-test-XXXXXX";
     assert_non_null(mkdtemp(dir));
@@ -193,5 +250,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(mailbox_keeps_order_and_ends),
     cmocka_unit_test(mailbox_waits_no_longer_than_told),
     cmocka_unit_test(file_replaces_whole_or_not_at_all),
+    cmocka_unit_test(a_new_file_has_the_rights_that_the_umask_leaves),
+    cmocka_unit_test(a_message_is_one_harmless_line),
 };
 UNIT_MAIN(tests)
