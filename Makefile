@@ -79,7 +79,7 @@ NVCC_ARCH := $(foreach a,$(ARCHES),$(call gencode,$(a)))
 NVCC_FLAGS := -std=c++17 -O3 -I. -MMD -MP $(NVCC_ARCH) -Xcompiler=-fPIC,-Wall$(if $(CI),$(comma)-Werror)
 CUDA_LIBS = -L$(dir $(NVCC))../lib64 -L$(dir $(NVCC))../targets/x86_64-linux/lib -lcublasLt -lcudart
 
-LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lmd -lm -lpthread -ldl
+LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpthread -ldl
 
 # ---------------------------------------------------------------- what is built
 

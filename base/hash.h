@@ -1,7 +1,7 @@
 /* hash.h - fingerprints.
  *
  * hash64 is for hash tables, seeds and block chains: fast, well mixed, the same
- * on every machine, no defence against an adversary. sha256 (libmd) names the
+ * on every machine, no defence against an adversary. sha256 (libcrypto) names the
  * content of files, jobs and families. */
 #ifndef BATCHD_BASE_HASH_H
 #define BATCHD_BASE_HASH_H
