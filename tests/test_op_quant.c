@@ -659,7 +659,7 @@ static void check_fp8_cache(struct bed *b, int32_t window) {
 }
 
 static void fp8_cache(struct bed *b) {
-    if (strcmp(dev_kind(b->dev), "cpu") != 0) return; /* a GPU scales scores and weights: test_ops.c */
+    if (strcmp(dev_kind(b->dev), "cpu") != 0) return; /* a GPU scales scores and weights: test_op_attention.c */
     check_fp8_cache(b, 0);
     check_fp8_cache(b, 70);
 }
