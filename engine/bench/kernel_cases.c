@@ -156,28 +156,50 @@ struct attention {
 
 static void run_attention(struct kernel_bench *b, void *arg, int32_t i) {
     struct attention *a = arg;
-    op_attention(b->dev, &a->out, &a->q, b->kv, 0, &a->shape, a->step);
+    op_attention(b->dev, &a->out, &a->q, b->kv, i % b->kv->n_layers, &a->shape, a->step);
 }
 
-/* n_seqs sequences of `rows` rows each behind `first` positions, in a cache of one layer. */
+/* What a runner of such steps takes before the first. */
+static void reserve_step(struct kernel_bench *b, const struct step *s, enum dtype kv_dtype) {
+    step_reserve(b->dev, &(struct step_limits){.n_rows = s->n_rows,
+                                               .n_slots = s->n_sequences,
+                                               .n_blocks = s->block_table_stride,
+                                               .kv_dtype = kv_dtype,
+                                               .head_dim = b->shape->head_dim});
+}
+
+/* n_seqs sequences of `rows` rows each behind `first` positions, in each layer of a cache. */
 static void one_attention(struct kernel_bench *b, enum dtype kv_dtype, const char *kernel, const char *what,
                           int32_t n_seqs, int32_t first, int32_t rows, double bytes, double flop) {
     int64_t width = (int64_t)b->shape->n_heads * b->shape->head_dim;
+    int32_t n_layers = bytes > 0 ? bench_sets(b, bytes) : 1;
     struct bench_step s;
     struct attention a = {.shape = attention_of(b->shape)};
     bench_step_init(&s, n_seqs, first, rows, false);
-    bench_kv(b, kv_dtype, 1, s.n_blocks);
+    bench_kv(b, kv_dtype, n_layers, s.n_blocks);
     a.q = bench_tensor(b, b->dtype, s.step.n_rows, width);
     a.out.x = bench_tensor(b, b->dtype, s.step.n_rows, width);
-    if (b->error == 0) a.step = step_upload(b->dev, &s.step);
-    bench_time(b, kernel, what, bytes, flop, run_attention, &a, 1);
+    if (b->error == 0) {
+        reserve_step(b, &s.step, kv_dtype);
+        a.step = step_upload(b->dev, &s.step);
+    }
+    bench_time(b, kernel, what, bytes, flop, run_attention, &a, n_layers);
     bench_case_end(b);
     bench_step_clear(&s);
 }
 
-/* One row a sequence, with as many sequences as fill the device: 4 GB of keys and values in a
- * layer, as an engine has with most of an H200's memory, and no more than it runs at once. */
-static void decode(struct kernel_bench *b, enum dtype kv_dtype, int32_t context) {
+/* One row of each of n sequences. */
+static void decode(struct kernel_bench *b, enum dtype kv_dtype, int32_t context, int32_t n) {
+    double position = (double)kv_cache_block_bytes(kv_dtype, 1, b->shape->n_kv_heads, b->shape->head_dim) / KV_BLOCK;
+    char what[48];
+    snprintf(what, sizeof what, "context %d, %d sequence%s", context, n, n == 1 ? "" : "s");
+    one_attention(b, kv_dtype, kv_dtype == b->dtype ? "attention decode" : "attention decode fp8", what, n, context - 1,
+                  1, position * n * context, 0);
+}
+
+/* As many sequences as fill the device: 4 GB of keys and values in a layer, as an engine has with
+ * most of an H200's memory, and no more than it runs at once. */
+static void crowded_decode(struct kernel_bench *b, enum dtype kv_dtype, int32_t context) {
     const struct kernel_shape *s = b->shape;
     double position = (double)kv_cache_block_bytes(kv_dtype, 1, s->n_kv_heads, s->head_dim) / KV_BLOCK;
     double all = b->is_cpu ? 4e6 : 4e9;
@@ -185,10 +207,13 @@ static void decode(struct kernel_bench *b, enum dtype kv_dtype, int32_t context)
     if (all > available) all = available;
     int32_t n = (int32_t)(all / position / context), most = b->is_cpu ? 16 : 2048;
     if (n > most) n = most;
-    if (n < 1) n = 1;
-    char what[48];
-    snprintf(what, sizeof what, "context %d, %d sequences", context, n);
-    one_attention(b, kv_dtype, kv_dtype == b->dtype ? "attention decode" : "attention decode fp8", what, n, context - 1, 1, position * n * context, 0);
+    decode(b, kv_dtype, context, n < 1 ? 1 : n);
+}
+
+/* Few long ones: the tail of a job. */
+static void lonely_decode(struct kernel_bench *b, enum dtype kv_dtype) {
+    static const int32_t cases[][2] = {{2048, 1}, {8192, 1}, {8192, 8}, {32768, 1}}; /* the CPU: the first */
+    for (int i = 0; i < (b->is_cpu ? 1 : 4); i++) decode(b, kv_dtype, cases[i][0], cases[i][1]);
 }
 
 /* Whole prompts, 8,192 rows together; the causal half counts. */
@@ -206,7 +231,8 @@ void bench_attention(struct kernel_bench *b) {
     static const int32_t contexts[] = {128, 512, 1024, 2048}, lengths[] = {512, 2048, 8192};
     const enum dtype caches[] = {b->dtype, DTYPE_F8_E4M3};
     for (int c = 0; c < 2; c++) {
-        for (int i = 0; i < (b->is_cpu ? 2 : 4); i++) decode(b, caches[c], contexts[i]);
+        for (int i = 0; i < (b->is_cpu ? 2 : 4); i++) crowded_decode(b, caches[c], contexts[i]);
+        lonely_decode(b, caches[c]);
         if (b->is_cpu) prefill(b, caches[c], 128);
         for (int i = 0; i < 3 && !b->is_cpu; i++) prefill(b, caches[c], lengths[i]);
     }

@@ -298,8 +298,9 @@ for m in (1, 8, 64):
     chosen = experts * (1 - (1 - top / experts) ** m)
     want["experts", f"M {m}, {top} of {experts} experts"] = chosen * 3 * ffn * hidden * 2, 2 * m * top * 3 * ffn * hidden
 key = {"": 2 * size, " fp8": size + 4}  # bytes: codes with a scale
-for name, n, context in (("", 16, 128), ("", 15, 512), (" fp8", 16, 128), (" fp8", 16, 512)):
-    want["attention decode" + name, f"context {context}, {n} sequences"] = n * context * 2 * kv * key[name], 0
+for name, n, context in (("", 16, 128), ("", 15, 512), ("", 1, 2048), (" fp8", 16, 128), (" fp8", 16, 512), (" fp8", 1, 2048)):
+    sequences = f"{n} sequence" + "s" * (n > 1)
+    want["attention decode" + name, f"context {context}, {sequences}"] = n * context * 2 * kv * key[name], 0
 for name in key:
     want["attention prefill" + name, "2 prompts of 128"] = 0, 2 * 4 * heads * size * sum(range(1, 129))
     want["qkv_finish" + name, "64 rows of 512"] = 64 * ((2 * heads + 2 * kv) * size * 2 + 2 * kv * key[name]), 0
