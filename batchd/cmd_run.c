@@ -24,12 +24,14 @@ static int set_model(struct job_flags *f, struct store *s, const struct args *ar
     return model_arg_default(&f->settings.model, &err) < 0 ? exit_with(ABOUT_MODEL, &err) : EXIT_DONE;
 }
 
-/* Standard input is read once, so its job has no key unless one is given. */
+/* The job of a pipe has no key unless one is given. */
 static int set_key(struct job_flags *f, const struct args *args, char key[128]) {
     struct err err = ERR_INIT;
     char hex[65];
-    if (args->key || strcmp(f->options.path, "-") == 0) return EXIT_DONE;
-    if (submit_content_key(&f->options, hex, &err) < 0) return exit_with(ABOUT_INPUT, &err);
+    if (args->key) return EXIT_DONE;
+    int r = submit_content_key(&f->options, hex, &err);
+    if (r < 0) return exit_with(ABOUT_INPUT, &err);
+    if (r == 1) return EXIT_DONE;
     if (args->fresh) snprintf(key, 128, "run:%s:%" PRId64, hex, clock_wall_us());
     else snprintf(key, 128, "run:%s", hex);
     f->options.key = key;

@@ -676,6 +676,7 @@ static int content_of(const struct submit_options *o, const struct source *sourc
 
 int submit_content_key(const struct submit_options *options, char hex[65], struct err *err) {
     struct source source;
+    if (source_is_read_once(options->path)) return 1;
     int r = source_open(&source, options->path, err);
     if (r < 0) return r;
     content_of(options, &source, hex);

@@ -168,8 +168,9 @@ struct submit_report {
 int job_submit(struct store *s, const struct submit_options *options, struct submit_report *report,
                struct err *err);
 
-/* The key `run` uses: sha256 of the input's bytes and of all that settings and
- * options say about the result. */
+/* The key `run` uses: sha256 of the input's bytes and of all that settings and options say
+ * about the result. 1: there is none, for the input is standard input or a pipe, which is
+ * read once. */
 int submit_content_key(const struct submit_options *options, char hex[65], struct err *err);
 
 /* ------------------------------------------------------------------ worker */

@@ -47,7 +47,8 @@ enum input_format row_format(const struct source *source, enum input_format aske
     if (has_extension(source->name, ".jsonl") || has_extension(source->name, ".ndjson")) return INPUT_JSONL;
     if (has_extension(source->name, ".txt")) return INPUT_LINES;
     for (size_t i = 0; i < source->size; i++)
-        if (!strchr(" \t\r\n\xef\xbb\xbf", source->data[i])) return source->data[i] == '{' ? INPUT_JSONL : INPUT_CSV;
+        if (!strchr(" \t\r\n\xef\xbb\xbf", source->data[i]))
+            return source->data[i] == '{' || source->data[i] == '[' ? INPUT_JSONL : INPUT_CSV;
     return INPUT_CSV;
 }
 
@@ -275,6 +276,12 @@ static bool too_deep(const char *s, size_t n) {
     return false;
 }
 
+/* Does a list begin here, or an object that goes on in the next line? */
+static bool begins_document(const char *s, size_t n) {
+    while (n > 1 && strchr(" \t", s[n - 1])) n--;
+    return s[0] == '[' || (s[0] == '{' && n == 1);
+}
+
 static enum read_result json_row(struct row_reader *r, const char *s, size_t n, int64_t line, int64_t byte,
                                  struct input_row *row, struct reject *reject) {
     json_error_t why;
@@ -282,6 +289,11 @@ static enum read_result json_row(struct row_reader *r, const char *s, size_t n, 
     r->json = NULL;
     if (too_deep(s, n)) return refuse(reject, line, byte, "json", "nested more than %d deep", MAX_JSON_DEPTH);
     r->json = json_loadb(s, n, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &why);
+    r->lost = !r->json && line == 1 && begins_document(s, n);
+    if (r->lost)
+        return refuse(reject, line, byte, "json",
+                      "a JSON document over several lines; JSONL is one object a line, as `jq -c .` (of a list: `jq -c '.[]'`)"
+                      " writes it");
     if (!r->json) return refuse(reject, line, byte, "json", "not JSON: %s (column %d)", why.text, why.column);
     if (!json_is_object(r->json) && !json_is_string(r->json))
         return refuse(reject, line, byte, "json", "neither an object nor a string");

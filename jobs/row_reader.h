@@ -39,7 +39,7 @@ enum read_result row_reader_next(struct row_reader *r, struct input_row *row, st
 /* Which format a file has, by its extension, else by its first character. */
 enum input_format row_format(const struct source *source, enum input_format asked);
 
-/* After a reject: is it unknown where the next row begins? */
+/* After a reject: is it unknown where the next row begins, or is there none? */
 bool row_reader_is_lost(const struct row_reader *r);
 
 int64_t row_reader_byte(const struct row_reader *r); /* how far it has read */

@@ -6,6 +6,7 @@
 
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 
 struct source {      /* give back with source_close */
@@ -16,8 +17,13 @@ struct source {      /* give back with source_close */
     size_t mapped;    /* bytes of map */
 };
 
-/* path "-" = standard input. E_NOT_FOUND, E_IO (a folder, no permission). */
+/* path "-" = standard input. E_NOT_FOUND, E_IO (a folder, no permission), E_PARSE (compressed, or
+ * UTF-16), E_INTERRUPTED (a signal that the program handles came while it waited for a pipe). */
 int source_open(struct source *out, const char *path, struct err *err);
+
+/* Is it gone once it is read: standard input, a pipe? */
+bool source_is_read_once(const char *path);
+
 void source_close(struct source *s);
 
 #endif

@@ -166,7 +166,7 @@ static void files_without_rows_are_refused(void **state) {
     struct submit_report report;
     assert_err(submit_text(s, "x.jsonl", "", (struct submit_options){0}, &report, &err), E_PARSE, "x.jsonl is empty; it needs rows", &err);
     assert_err(submit_text(s, "x.jsonl", "\n \n\r\n", (struct submit_options){0}, &report, &err), E_PARSE, "x.jsonl has no rows; add some", &err);
-    assert_err(submit_text(s, "x.jsonl", "{\n7\n", (struct submit_options){.skip_rejects = true}, &report, &err), E_PARSE,
+    assert_err(submit_text(s, "x.jsonl", "{x\n7\n", (struct submit_options){.skip_rejects = true}, &report, &err), E_PARSE,
                "x.jsonl: all 2 lines are bad", &err);
     assert_int_equal(look_int(store_path(s), "SELECT (SELECT count(*) FROM job) + (SELECT count(*) FROM request) + (SELECT count(*) FROM reject)"), 0);
     store_close(s);
@@ -238,6 +238,20 @@ static void a_bare_string_fills_a_template_too(void **state) {
     store_close(s);
 }
 
+static void a_document_over_several_lines_is_named_as_such(void **state) {
+    static const char *const texts[] = {"[{\"prompt\": \"a\"},\n{\"prompt\": \"b\"}]\n", "[\n{\"prompt\": \"a\"}\n]\n",
+                                        "{\n \"prompt\": \"a\"\n}\n"};
+    struct err err = ERR_INIT;
+    struct store *s = fresh("document.db");
+    struct submit_report report;
+    for (int i = 0; i < 6; i++)
+        assert_err(submit_text(s, "x.json", texts[i / 2], (struct submit_options){.skip_rejects = i % 2}, &report, &err), E_PARSE,
+                   "x.json:1: a JSON document over several lines; JSONL is one object a line", &err);
+    assert_ok(submit_text(s, "x.jsonl", "[1]\n{\"prompt\": \"b\"}\n", (struct submit_options){.skip_rejects = true}, &report, &err), &err);
+    assert_int_equal(report.n_rows, 1);
+    store_close(s);
+}
+
 /* ---------------------------------------------------------------- plain lines, formats */
 
 static void plain_lines_are_prompts(void **state) {
@@ -261,6 +275,7 @@ static void formats_are_told_by_name_then_by_content(void **state) {
         {"a.ndjson", "a,b", INPUT_AUTO, INPUT_JSONL},  {"a.txt", "{}", INPUT_AUTO, INPUT_LINES},
         {"a", " \n{\"a\":1}", INPUT_AUTO, INPUT_JSONL}, {"a", "\xef\xbb\xbf{}", INPUT_AUTO, INPUT_JSONL},
         {"a", "a,b\n", INPUT_AUTO, INPUT_CSV},         {"a.csv", "", INPUT_LINES, INPUT_LINES},
+        {"a.json", "[\n{}]", INPUT_AUTO, INPUT_JSONL},
         {".csv", "{}", INPUT_AUTO, INPUT_JSONL},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -272,6 +287,7 @@ static void formats_are_told_by_name_then_by_content(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(rows_are_those_of_python),
     cmocka_unit_test(bad_lines_are_refused_by_name),
+    cmocka_unit_test(a_document_over_several_lines_is_named_as_such),
     cmocka_unit_test(a_nul_byte_and_a_huge_line_are_refused),
     cmocka_unit_test(ids_are_unique_and_of_two_kinds),
     cmocka_unit_test(files_without_rows_are_refused),

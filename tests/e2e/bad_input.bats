@@ -51,6 +51,17 @@ kept() {
     refused 65 blank.jsonl -- "$DIR/blank.jsonl"
 }
 
+@test "compressed files, archives, UTF-16: what it is and what to do, not where a byte is bad" {
+    write in.csv 'prompt\nx\n'
+    gzip -k "$DIR/in.csv"
+    refused 65 in.csv.gz gzip zcat -- "$DIR/in.csv.gz"
+    refused 65 "standard input" zcat -- - <"$DIR/in.csv.gz"
+    write zip.csv 'PK\003\004xx\n'
+    refused 65 zip.csv workbook CSV -- "$DIR/zip.csv"
+    iconv -t UTF-16 "$DIR/in.csv" >"$DIR/wide.csv"
+    refused 65 wide.csv UTF-16 iconv -- "$DIR/wide.csv"
+}
+
 @test "columns that are not there: with a suggestion" {
     write in.csv 'id,question,prompt\na,b,c\n'
     refused 2 '"qestion"' question -- "$DIR/in.csv" --template 'Say: {qestion}'

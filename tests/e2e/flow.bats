@@ -153,6 +153,30 @@ X
     [[ "$output" == *'"completion":"19"'* ]]
 }
 
+@test "run: a pipe is read once; its job is found again by its key" {
+    rows() { printf 'prompt\none\ntwo\n'; }
+    run -0 "$FAKE" run <(rows) -o "$DIR/out.jsonl"
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 2 ]
+    run -0 bash -c "printf 'prompt\none\n' | timeout 20 '$FAKE' run /dev/stdin"
+    mkfifo "$DIR/pipe"
+    rows >"$DIR/pipe" &
+    run -0 timeout 20 "$FAKE" run "$DIR/pipe" --key k
+    rows >"$DIR/pipe" &
+    run -0 timeout 20 "$FAKE" run "$DIR/pipe" --key k
+    [[ "$output" == *"nothing was loaded"* ]]
+}
+
+@test "submit: Ctrl-C or SIGTERM while it waits for a pipe" {
+    mkfifo "$DIR/pipe" "$DIR/other"
+    for how in "INT - 130" "TERM - 143" "INT $DIR/pipe 130"; do
+        read -r signal input code <<<"$how"
+        status=0 # opened for both, a pipe never ends
+        timeout --preserve-status --signal="$signal" 0.5 "$FAKE" submit "$input" 2>"$DIR/log" <>"$DIR/other" || status=$?
+        [ "$status" -eq "$code" ]
+        grep "stopped; nothing was stored" "$DIR/log"
+    done
+}
+
 @test "run: goes through a daemon that serves the database" {
     "$FAKE" -q serve 3>&- &
     pid=$!
