@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 
+#include <libgen.h>
 #include <limits.h>
 #include <pwd.h>
 #include <stdlib.h>
@@ -23,14 +24,32 @@ static const char *home_folder(void) {
     return entry && is_set(entry->pw_dir) ? entry->pw_dir : NULL;
 }
 
+/* The one name of a file, links resolved: locks lie beside the database, and two names of it
+ * would have two locks. A file that is not there yet is named by its folder; takes `path`. */
+static char *real_name(char *path) {
+    char *real = realpath(path, NULL);
+    if (!real) {
+        char *copy = mem_strdup(path), *folder = realpath(dirname(copy), NULL);
+        const char *slash = strrchr(path, '/');
+        if (folder) real = path_join(folder, slash ? slash + 1 : path);
+        free(folder);
+        free(copy);
+    }
+    if (!real) return path;
+    free(path);
+    return real;
+}
+
 int paths_database(char **out, const char *flag, struct err *err) {
     const char *env = getenv("BATCHD_DB"), *data = getenv("XDG_DATA_HOME"), *home = home_folder();
-    if (is_set(flag)) return *out = mem_strdup(flag), 0;
-    if (is_set(env)) return *out = mem_strdup(env), 0;
+    char *path;
+    if (is_set(flag)) path = mem_strdup(flag);
+    else if (is_set(env)) path = mem_strdup(env);
     /* The XDG specification says to ignore a relative folder. */
-    if (is_set(data) && *data == '/') return *out = path_join(data, "batchd/batchd.db"), 0;
-    if (!home) return err_set(err, E_CONFIG, "no home folder to keep a database in; name one with --db");
-    *out = path_join(home, ".local/share/batchd/batchd.db");
+    else if (is_set(data) && *data == '/') path = path_join(data, "batchd/batchd.db");
+    else if (home) path = path_join(home, ".local/share/batchd/batchd.db");
+    else return err_set(err, E_CONFIG, "no home folder to keep a database in; name one with --db");
+    *out = real_name(path);
     return 0;
 }
 

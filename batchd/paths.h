@@ -8,7 +8,8 @@
 #include <stdbool.h>
 
 /* --db, else BATCHD_DB, else $XDG_DATA_HOME/batchd/batchd.db (XDG_DATA_HOME itself
- * falls back to ~/.local/share). The caller's to free. E_CONFIG: no home. */
+ * falls back to ~/.local/share); absolute, with links resolved, where its folder is there. The
+ * caller's to free. E_CONFIG: no home. */
 int paths_database(char **out, const char *flag, struct err *err);
 
 /* --cache-dir, else $XDG_CACHE_HOME/batchd, else ~/.cache/batchd. The caller's to free; NULL: no home. */

@@ -38,6 +38,10 @@ int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct a
     int code;
     for (;;) {
         int64_t now = store_data_version(s);
+        if (store_check_place(s, &err) < 0) {
+            code = exit_with(ABOUT_DATABASE, &err);
+            break;
+        }
         if (now != version) {
             version = now;
             job_info_clear(&job);

@@ -38,6 +38,9 @@ const char *store_path(const struct store *s);
 /* SQLite's quick_check. E_IO: the file is damaged, with its first complaint. */
 int store_check(struct store *s, struct err *err);
 
+/* E_IO: the file was deleted, or another is in its place: what is written now is lost. */
+int store_check_place(struct store *s, struct err *err);
+
 /* Changes whenever another connection commits; cheap to poll. */
 int64_t store_data_version(struct store *s);
 
@@ -177,7 +180,7 @@ int submit_content_key(const struct submit_options *options, char hex[65], struc
 
 /* The right to serve a database: the lock file beside it and an epoch in it. Every
  * write of a worker checks the epoch in its own transaction; E_FENCED means that
- * another daemon took over and nothing was written. */
+ * another daemon took over and nothing was written. E_IO also when the file itself is gone. */
 struct worker;
 
 struct worker_options {

@@ -262,6 +262,7 @@ static int set_up(struct store *s, struct err *err) {
 /* The folder of the database, as private as the database. */
 static int make_folder(const char *path, struct err *err) {
     char *copy = mem_strdup(path), *dir = dirname(copy);
+    struct stat st;
     int r = 0;
     for (char *at = dir + 1; r == 0 && *at; at++) {
         if (*at != '/') continue;
@@ -273,6 +274,8 @@ static int make_folder(const char *path, struct err *err) {
     if (r == 0 && mkdir(dir, 0700) < 0 && errno != EEXIST)
         r = err_set(err, errno == EACCES || errno == EROFS ? E_PERMISSION : E_IO, "cannot make folder %s: %s", dir,
                     strerror(errno));
+    if (r == 0 && (stat(dir, &st) < 0 || !S_ISDIR(st.st_mode)))
+        r = err_set(err, E_IO, "no database %s: %s is not a folder", path, dir);
     free(copy);
     return r;
 }
@@ -334,6 +337,12 @@ int store_check(struct store *s, struct err *err) {
     if (text && strcmp(text, "ok") != 0) r = err_set(err, E_IO, "%s is damaged: %s", s->path, text);
     sqlite3_reset(st);
     return r < 0 ? r : 0;
+}
+
+int store_check_place(struct store *s, struct err *err) {
+    int moved = 0;
+    if (sqlite3_file_control(s->db, "main", SQLITE_FCNTL_HAS_MOVED, &moved) != SQLITE_OK || !moved) return 0;
+    return err_set(err, E_IO, "%s was deleted or replaced while it was in use; put it back, or submit once more", s->path);
 }
 
 int64_t store_data_version(struct store *s) {

@@ -18,7 +18,8 @@
 /* ---------------------------------------------------------------- epoch */
 
 int worker_begin(struct worker *w, struct err *err) {
-    int r = sql_exec(w->s, "BEGIN IMMEDIATE", err);
+    int r = store_check_place(w->s, err);
+    if (r == 0) r = sql_exec(w->s, "BEGIN IMMEDIATE", err);
     if (r < 0) return r;
     sqlite3_stmt *st = sql_prepare(w->s, "SELECT epoch FROM daemon WHERE id = 1", err);
     r = st ? sql_step(w->s, st, err) : sql_error(w->s, err);

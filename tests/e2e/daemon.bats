@@ -111,6 +111,47 @@ X
     [ "$(n_results)" -eq 400 ]
 }
 
+@test "a database that is deleted or replaced under a daemon: exit 74, and wait ends too" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_TOKENS_PER_S=2000 "$FAKE" serve 2>"$DIR/log" 3>&- &
+    pid=$!
+    wait_for_results
+    "$FAKE" wait 1 2>"$DIR/wait" 3>&- &
+    waits=$!
+    sleep 0.3
+    rm "$BATCHD_DB" "$BATCHD_DB"-wal "$BATCHD_DB"-shm
+    "$FAKE" -q submit "$DIR/rows.csv" || true # another file at its place
+    status=0; wait $waits || status=$?
+    [ "$status" -eq 74 ]
+    status=0; wait $pid || status=$?
+    [ "$status" -eq 74 ]
+    grep "t.db was deleted or replaced" "$DIR/log"
+    run -0 "$FAKE" -q serve --once
+    [ "$(n_results)" -eq 400 ]
+}
+
+@test "a database by two names is one: links are followed, colons and dashes are letters" {
+    mkdir "$DIR/real"
+    ln -s real/t.db "$DIR/link.db"
+    cd "$DIR"
+    "$FAKE" -q --db real/t.db submit rows.csv
+    "$FAKE" -q --db link.db serve 3>&- &
+    pid=$!
+    BATCHD_DB=$DIR/real/t.db wait_for_daemon
+    run -75 "$FAKE" --db real/t.db serve --once
+    [[ "$output" == *"pid $pid"* ]]
+    run -0 "$FAKE" --db real/t.db status --json
+    [[ "$output" == *'"pid":'$pid* ]]
+    kill -TERM $pid
+    wait $pid
+    for name in :memory: 'file:x?mode=memory' -x.db "it's \"quoted\".db"; do
+        run -0 "$FAKE" -q --db "$name" submit rows.csv
+        [ -f "$DIR/$name" ]
+        run -0 --separate-stderr "$FAKE" --db "$name" sql 'SELECT n_rows FROM jobs'
+        [ "$output" = 400 ]
+    done
+}
+
 @test "the device fails: exit 70, finished rows are saved, the next daemon goes on" {
     "$FAKE" -q submit "$DIR/rows.csv"
     FAKE_FAIL_AT=150 run -70 "$FAKE" serve --once
