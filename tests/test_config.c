@@ -218,6 +218,7 @@ static void flags_are_read(void **state) {
     struct model_config c = taken("{\"attention_bias\":true,\"mlp_bias\":true,\"tie_word_embeddings\":true}");
     assert_true(c.biases == (BIAS_QKV | BIAS_O | BIAS_MLP) && c.info.tied_embeddings);
     assert_string_equal(taken("{\"torch_dtype\":\"-\",\"dtype\":\"float16\"}").torch_dtype, "float16");
+    assert_string_equal(taken("{\"dtype\":\"float32\"}").torch_dtype, "float32"); /* of both, the newer */
 }
 
 static void rope_in_both_spellings(void **state) {
@@ -230,6 +231,27 @@ static void rope_in_both_spellings(void **state) {
     c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_"
               "factor\":4}}");
     assert_int_equal(c.positions.original_context, 256); /* max_position_embeddings */
+}
+
+/* Phi-3 has a key of its own beside max_position_embeddings, and what stands among the
+ * parameters of longrope is not heard. */
+static void phi3_has_its_original_context_outside(void **state) {
+    static const char keys[] = "{\"model_type\":\"phi3\",\"max_position_embeddings\":8192%s,\"rope_parameters\":{"
+                               "\"rope_type\":\"longrope\",\"original_max_position_embeddings\":256,"
+                               "\"short_factor\":[1,1,1,1,1,1,1,1],\"long_factor\":[2,2,2,2,2,2,2,2]}}";
+    char text[400];
+    snprintf(text, sizeof text, keys, "");
+    assert_int_equal(taken(text).info.rope_switch, 4096);
+    snprintf(text, sizeof text, keys, ",\"original_max_position_embeddings\":512");
+    assert_int_equal(taken(text).info.rope_switch, 512);
+}
+
+/* The official files of Gemma 1 say "gelu" and mean its tanh form; Gemma 2 means what it says. */
+static void gelu_of_both_gemmas(void **state) {
+    struct model_config c = taken("{\"model_type\":\"gemma\",\"hidden_act\":\"gelu\"}");
+    assert_int_equal(c.act, ACT_GELU_TANH);
+    c = taken("{\"model_type\":\"gemma2\",\"hidden_activation\":\"gelu\"}");
+    assert_true(c.act == ACT_GELU && c.embed_scale == 8.0f);
 }
 
 /* tests/data/rope/inv_freq.jsonl: {"config": ..., "inv_freq": [...], ...} a line. */
@@ -354,8 +376,11 @@ static void unsupported_values_are_refused_by_name(void **state) {
     refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED,
             "rope_scaling.rope_type \"dynamic\"");
     refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
-    refused("{\"partial_rotary_factor\":0.2}", E_UNSUPPORTED, "partial_rotary_factor: 0.2 of head_dim 16 is not supported");
-    refused("{\"partial_rotary_factor\":0}", E_UNSUPPORTED, "partial_rotary_factor: 0 of head_dim 16");
+    refused("{\"model_type\":\"phi\",\"partial_rotary_factor\":0.2}", E_UNSUPPORTED,
+            "partial_rotary_factor: 0.2 of head_dim 16 is not supported");
+    refused("{\"model_type\":\"phi\",\"partial_rotary_factor\":0}", E_UNSUPPORTED, "partial_rotary_factor: 0 of head_dim 16");
+    refused("{\"partial_rotary_factor\":0.5}", E_UNSUPPORTED,
+            "config.json: partial_rotary_factor: 0.5 is not supported in this family");
     refused("{\"rope_parameters\":{\"rope_theta\":\"x\",\"partial_rotary_factor\":0.45}}", E_PARSE,
             "config.json: rope_parameters.rope_theta: \"x\" is not a number");
     refused("{\"rope_scaling\":{\"original_max_position_embeddings\":0},\"original_max_position_embeddings\":-1}", E_RANGE,
@@ -567,6 +592,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(head_dim_may_differ_from_hidden_over_heads),
     cmocka_unit_test(flags_are_read),
     cmocka_unit_test(rope_in_both_spellings),
+    cmocka_unit_test(phi3_has_its_original_context_outside),
+    cmocka_unit_test(gelu_of_both_gemmas),
     cmocka_unit_test(inv_freq_equals_transformers),
     cmocka_unit_test(generation_config_overrides_stop_ids),
     cmocka_unit_test(sampling_defaults_need_do_sample),

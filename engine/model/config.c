@@ -168,7 +168,7 @@ static void read_positions(struct reader *rd, struct model_config *c) {
 }
 
 static void read_dtype(struct reader *rd, struct model_config *c) {
-    const char *dtype = reader_text(rd, reader_get(rd, "torch_dtype") ? "torch_dtype" : "dtype");
+    const char *dtype = reader_text(rd, reader_get(rd, "dtype") ? "dtype" : "torch_dtype");
     if (dtype) snprintf(c->torch_dtype, sizeof c->torch_dtype, "%s", dtype);
 }
 

@@ -133,11 +133,15 @@ static const struct tensor_names phi3_names = {
 
 /* ---------------------------------------------------------------- Gemma */
 
-static void gemma_specials(struct model_config *c, struct reader *rd) {
+static void every_gemma(struct model_config *c, struct reader *rd) {
     refuse_true(rd, "use_bidirectional_attention");
     if (reader_bool(rd, "attention_bias", false)) c->biases |= BIAS_QKV | BIAS_O;
-    if (c->act == ACT_GELU) c->act = ACT_GELU_TANH; /* what the official files mean by "gelu" */
     c->embed_scale = sqrtf((float)c->info.hidden);
+}
+
+static void gemma_specials(struct model_config *c, struct reader *rd) {
+    every_gemma(c, rd);
+    if (c->act == ACT_GELU) c->act = ACT_GELU_TANH; /* what the official files of Gemma 1 mean by "gelu" */
 }
 
 static const struct key_names gemma2_keys = {
@@ -175,7 +179,7 @@ static float read_cap(struct reader *rd, const char *key, double by_default) {
 }
 
 static void gemma2_specials(struct model_config *c, struct reader *rd) {
-    gemma_specials(c, rd);
+    every_gemma(c, rd);
     c->attention_scale = 1.0f / sqrtf((float)reader_number(rd, "query_pre_attn_scalar", 256, 1e-6, 1e9));
     c->attention_softcap = read_cap(rd, "attn_logit_softcapping", 50);
     c->logit_softcap = read_cap(rd, "final_logit_softcapping", 30);
@@ -304,7 +308,6 @@ static const struct family families[] = {
         .context_default = 2048,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .keys = &common_keys,
         .names = &llama_names,
         .specials = llama_specials,
@@ -322,7 +325,6 @@ static const struct family families[] = {
         .n_kv_heads_default = 8,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .keys = &common_keys,
         .names = &llama_names,
         .specials = no_biases,
@@ -339,7 +341,6 @@ static const struct family families[] = {
         .n_kv_heads_default = 8,
         .eps_default = 1e-5,
         .theta_default = 1e6,
-        .partial_default = 1,
         .keys = &common_keys,
         .names = &mixtral_names,
         .specials = mixtral_specials,
@@ -358,7 +359,6 @@ static const struct family families[] = {
         .n_kv_heads_default = 32,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .keys = &common_keys,
         .names = &llama_names,
     },
@@ -376,7 +376,6 @@ static const struct family families[] = {
         .head_dim_default = 128,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .keys = &common_keys,
         .names = &qwen3_names,
         .specials = qwen3_specials,
@@ -428,7 +427,6 @@ static const struct family families[] = {
         .head_dim_default = 256,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .tied_default = true,
         .keys = &common_keys,
         .names = &llama_names,
@@ -448,7 +446,6 @@ static const struct family families[] = {
         .head_dim_default = 256,
         .eps_default = 1e-6,
         .theta_default = 1e4,
-        .partial_default = 1,
         .tied_default = true,
         .keys = &gemma2_keys,
         .names = &gemma2_names,
@@ -467,7 +464,6 @@ static const struct family families[] = {
         .mlp_ratio_default = 4,
         .eps_default = 1e-5,
         .theta_default = 1e4,
-        .partial_default = 1,
         .tied_default = true,
         .aliases = falcon_aliases,
         .keys = &falcon_keys,

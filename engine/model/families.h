@@ -76,8 +76,9 @@ struct family {
     int32_t window_default;       /* where `sliding_window` is absent; 0 = none */
     int32_t context_default, n_kv_heads_default, head_dim_default; /* 0: n_heads; hidden / n_heads */
     int32_t mlp_ratio_default;    /* intermediate / hidden where its key is absent; 0 = it must be there */
-    double eps_default, theta_default, partial_default;            /* theta 0: no rotary embedding */
-    int32_t original_context_default; /* of longrope; 0 = the context */
+    double eps_default, theta_default; /* theta 0: no rotary embedding */
+    double partial_default;           /* share of a head's dimensions that turn; 0 = all, and the file has no say */
+    int32_t original_context_default; /* of longrope, and only the file's outermost key is heard; 0 = the context */
     bool tied_default;
     const struct alias *aliases;      /* up to one without a key; NULL = none */
     const struct key_names *keys;

@@ -79,7 +79,11 @@ static void read_scaling(struct positions *p, struct reader *rd, int32_t context
     else reader_refuse(rd, "rope_type", type, supported);
 }
 
-static void set_rotated(struct positions *p, struct reader *rd, int32_t head_dim, double partial) {
+static void set_rotated(struct positions *p, struct reader *rd, const struct family *f, int32_t head_dim,
+                        double partial) {
+    if (rd->r == 0 && f->partial_default <= 0 && partial < 1)
+        rd->r = err_set(rd->err, E_UNSUPPORTED, "%spartial_rotary_factor: %g is not supported in this family", rd->where,
+                        partial);
     p->n_rotated = (int32_t)((double)head_dim * partial);
     if (rd->r == 0 && (p->n_rotated < 2 || p->n_rotated % 2 != 0))
         rd->r = err_set(rd->err, E_UNSUPPORTED, "%spartial_rotary_factor: %g of head_dim %d is not supported (an even "
@@ -96,16 +100,17 @@ void positions_read_rope(struct positions *p, struct reader *rd, const struct fa
                             rd->err, rd->r};
     p->attention_factor = 1.0f;
     double theta = reader_number(rd, "rope_theta", f->theta_default, 1.0, 1e12);
-    double partial = reader_number(rd, "partial_rotary_factor", f->partial_default, 0.0, 1.0);
-    int32_t original = f->original_context_default ? f->original_context_default : context;
-    p->original_context = (int32_t)reader_int(&nested, "original_max_position_embeddings", original, 1, 1 << 28);
+    double partial = f->partial_default > 0 ? f->partial_default : 1.0;
+    partial = reader_number(rd, "partial_rotary_factor", partial, 0.0, 1.0);
+    p->original_context = (int32_t)reader_int(&nested, "original_max_position_embeddings", context, 1, 1 << 28);
+    if (f->original_context_default) p->original_context = f->original_context_default;
     if (nested.r < 0) rd->r = nested.r; /* the first complaint is the one that is told */
     p->original_context =
         (int32_t)reader_int(rd, "original_max_position_embeddings", p->original_context, 1, 1 << 28);
     nested.r = rd->r;
     p->theta = (float)reader_number(&nested, "rope_theta", theta, 1.0, 1e12);
     partial = reader_number(&nested, "partial_rotary_factor", partial, 0.0, 1.0);
-    if (nested.r == 0) set_rotated(p, rd, head_dim, partial);
+    if (nested.r == 0) set_rotated(p, rd, f, head_dim, partial);
     if (object && nested.r == 0 && rd->r == 0) read_scaling(p, &nested, context);
     if (nested.r < 0) rd->r = nested.r;
 }

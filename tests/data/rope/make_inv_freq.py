@@ -2,13 +2,14 @@
 
     python make_inv_freq.py >inv_freq.jsonl        # needs torch, transformers; 5.23.0 was used
 
-A line is {"config": keys of a Llama's config.json, "inv_freq": [...]}, with "attention_factor"
+A line is {"config": keys of a config.json (a Llama's, or a Phi's), "inv_freq": [...]}, with "attention_factor"
 where that is not 1, and "n_positions" where the frequencies depend on the longest sequence."""
 import json
 
-from transformers import LlamaConfig
+from transformers import LlamaConfig, PhiConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}
@@ -26,7 +27,8 @@ CASES = [
     {"head_dim": 64, "rope_theta": 5e5, "max_position_embeddings": 131072, "rope_scaling": LLAMA3 | {"factor": 32.0}},
     {"head_dim": 16, "max_position_embeddings": 256,
      "rope_scaling": LLAMA3 | {"original_max_position_embeddings": 64, "low_freq_factor": 1.5, "high_freq_factor": 9.0}},
-    {"head_dim": 80, "partial_rotary_factor": 0.4},
+    {"model_type": "phi", "hidden_size": 320, "partial_rotary_factor": 0.4},
+    {"model_type": "phi", "hidden_size": 256, "rope_scaling": {"rope_type": "linear", "factor": 4.0}},
     {"head_dim": 128, "rope_theta": 1e6, "max_position_embeddings": 32768,
      "rope_scaling": YARN | {"original_max_position_embeddings": 32768}},
     {"head_dim": 64, "max_position_embeddings": 8192, "rope_scaling": YARN | {"beta_fast": 16, "beta_slow": 2}},
@@ -40,12 +42,14 @@ CASES = [
 ]
 
 for case in CASES:
-    config = LlamaConfig(hidden_size=64, num_attention_heads=4, **json.loads(json.dumps(case)))
+    is_phi = case.get("model_type") == "phi"
+    keys = {"hidden_size": 64, "num_attention_heads": 4} | json.loads(json.dumps(case))
+    keys.pop("model_type", None)
+    config = (PhiConfig if is_phi else LlamaConfig)(**keys)
     kind = config.rope_parameters["rope_type"]
-    compute = ROPE_INIT_FUNCTIONS.get(kind, LlamaRotaryEmbedding.compute_default_rope_parameters)
+    embedding = PhiRotaryEmbedding if is_phi else LlamaRotaryEmbedding
+    compute = ROPE_INIT_FUNCTIONS.get(kind, embedding.compute_default_rope_parameters)
     for n_positions in (256, 257) if kind == "longrope" else (None,):
-        if kind == "default":
-            config.head_dim = int(config.head_dim * config.rope_parameters.get("partial_rotary_factor", 1))
         inv_freq, scaling = compute(config) if n_positions is None else compute(config, seq_len=n_positions)
         line = {"config": case, "inv_freq": inv_freq.tolist()}
         if scaling != 1.0:
