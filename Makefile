@@ -210,10 +210,11 @@ test-gpu:
 test-gpu-sanitize:
 	@$(TEST_ENV) scripts/gpu-sanitize $(BUILD) $(or $(LIMIT),240)
 
-# 100,000 texts a family against the Python package `tokenizers`, where it is installed.
+# RUNS texts a family, SEED says which, against the Python package `tokenizers`, where it is installed.
 PYTHON ?= python3
 tokenizer-vectors: all
-	@$(PYTHON) tests/data/tokenizer/golden.py compare $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) $(BUILD)/batchd
+	@$(PYTHON) tests/data/tokenizer/golden.py compare $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) $(BUILD)/batchd \
+	  $(or $(RUNS),100000) $(or $(SEED),1)
 
 # Chat templates: mutated ones, and, where Python has transformers and jinja2, generated ones
 # against jinja2. RUNS and SEED say how many and which.
@@ -281,7 +282,7 @@ help:
 	@echo 'make test-gpu-sanitize  bad accesses and races there; LIMIT=240 seconds'
 	@echo 'make bench        speed of the engine on this machine'
 	@echo 'make fuzz-tokenizer  mutated files under ASan; fuzz-config, fuzz-safetensors; RUNS=200000 SEED=2'
-	@echo 'make tokenizer-vectors  100,000 texts a tokenizer against the Python package tokenizers'
+	@echo 'make tokenizer-vectors  texts through each tokenizer and the Python package tokenizers; RUNS=100000 SEED=1'
 	@echo 'make fuzz-chat    chat templates: mutated, and against jinja2; RUNS=100000 SEED=1'
 	@echo 'make layers       check which folder includes which'
 	@echo 'make man          build/batchd.1, the manual page'

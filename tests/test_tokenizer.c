@@ -289,6 +289,39 @@ static void text_round_trips(void **state) {
     }
 }
 
+static void write_folder(char *dir, const char *json) {
+    strcpy(dir, "/tmp/batchd-test-XXXXXX");
+    assert_non_null(mkdtemp(dir));
+    char *path = path_join(dir, "tokenizer.json");
+    FILE *f = fopen(path, "w");
+    fputs(json, f);
+    fclose(f);
+    free(path);
+}
+
+static void remove_folder(const char *dir) {
+    char *path = path_join(dir, "tokenizer.json");
+    unlink(path);
+    rmdir(dir);
+    free(path);
+}
+
+/* U+B1B0 and the final consonant U+11A8 are U+B1B1; the vowel U+11A7 just before it joins nothing. */
+static void a_vowel_is_no_empty_final_consonant(void **state) {
+    static const char json[] = "{\"normalizer\":{\"type\":\"NFC\"},\"model\":{\"type\":\"BPE\",\"merges\":[],\"vocab\":"
+                               "{\"\ub1b0\":0,\"\u11a7\":1,\"\ub1b1\":2,\"a\":3}}}";
+    static const char text[] = "\ub1b0\u11a7a\ub1b0\u11a8\ub1b0\u11a7";
+    static const int32_t want[] = {0, 1, 3, 2, 0, 1};
+    char dir[32];
+    write_folder(dir, json);
+    struct tokenizer *tok;
+    struct err err = ERR_INIT;
+    assert_ok(tokenizer_open(&tok, dir, &err), &err);
+    check_ids(tok, text, sizeof text - 1, want, sizeof want / sizeof *want, false);
+    tokenizer_close(tok);
+    remove_folder(dir);
+}
+
 static void plain_text_never_becomes_a_control_token(void **state) {
     if (!test_data()) skip();
     struct tokenizer *tok = open_family("tokenizers/llama-3");
@@ -306,23 +339,6 @@ static void plain_text_never_becomes_a_control_token(void **state) {
         token_list_clear(&ids);
     }
     tokenizer_close(tok);
-}
-
-static void write_folder(char *dir, const char *json) {
-    strcpy(dir, "/tmp/batchd-test-XXXXXX");
-    assert_non_null(mkdtemp(dir));
-    char *path = path_join(dir, "tokenizer.json");
-    FILE *f = fopen(path, "w");
-    fputs(json, f);
-    fclose(f);
-    free(path);
-}
-
-static void remove_folder(const char *dir) {
-    char *path = path_join(dir, "tokenizer.json");
-    unlink(path);
-    rmdir(dir);
-    free(path);
 }
 
 /* A special token that is looked for in normalized text must be found in raw text where
@@ -531,6 +547,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(hostile_texts_take_no_time),
     cmocka_unit_test(a_token_of_white_space_takes_no_time),
     cmocka_unit_test(text_round_trips),
+    cmocka_unit_test(a_vowel_is_no_empty_final_consonant),
     cmocka_unit_test(plain_text_never_becomes_a_control_token),
     cmocka_unit_test(plain_text_never_helps_to_write_a_control_token),
     cmocka_unit_test(bytes_that_are_not_utf8_are_refused),

@@ -2,9 +2,10 @@
 """Texts that are hard to tokenize, with what the `tokenizers` package makes of them.
 
   golden.py write DATA                     texts.zst and one FAMILY.bin per tokenizer
-  golden.py compare DATA BATCHD [N [FAMILY ...]]
-                                           N texts per family (default 100000) through
-                                           `BATCHD tokenize`, every id and character compared
+  golden.py compare DATA BATCHD [N [SEED [FAMILY ...]]]
+                                           N texts per family (default 100000; others with each SEED,
+                                           default 1) through `BATCHD tokenize`, every id and character
+                                           compared
   golden.py vectors DATA                   phi-2.json, mistral-v1.json: ids and text of the library for
                                            the texts of DATA's generated vectors of those two
   golden.py parts                          parts.json and parts.bin: small tokenizers with every
@@ -424,7 +425,7 @@ def compare_texts(name, t, batchd, folder, texts):
     return bad
 
 
-def compare(data, batchd, n, names):
+def compare(data, batchd, n, seed, names):
     tokenizers = families(data)
     total = 0
     for family in names or tokenizers:
@@ -432,7 +433,7 @@ def compare(data, batchd, n, names):
         special = added_contents([t])
         bad = 0
         for start in range(0, n, 20000):
-            texts = [text_number(family, i, special) for i in range(start, min(n, start + 20000))]
+            texts = [text_number("%s %s" % (family, seed), i, special) for i in range(start, min(n, start + 20000))]
             bad += compare_texts(family, t, batchd, os.path.join(data, "tokenizers", family), texts)
         print("%s: %d texts, %d differ" % (family, n, bad), flush=True)
         total += bad
@@ -447,7 +448,7 @@ def main(args):
     elif args == ["parts"]:
         parts()
     elif args[:1] == ["compare"] and len(args) >= 3:
-        compare(args[1], args[2], int(args[3]) if len(args) > 3 else 100000, args[4:])
+        compare(args[1], args[2], int(args[3]) if len(args) > 3 else 100000, args[4] if len(args) > 4 else "1", args[5:])
     else:
         sys.exit(__doc__)
 
