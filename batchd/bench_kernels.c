@@ -70,6 +70,7 @@ static const char *foreign_flag(const struct args *a) {
     if (a->cache_dir) return "--cache-dir";
     if (a->cache_size >= 0) return "--cache-size";
     if (a->quantization_skip) return "--quantization-skip";
+    if (a->int8_outliers) return "--int8-outliers";
     if (a->gpu_memory_limit) return "--gpu-memory-limit";
     if (a->gpu_memory_utilization > 0) return "--gpu-memory-utilization";
     return NULL;

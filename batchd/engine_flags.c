@@ -33,14 +33,21 @@ static int open_step_log(struct engine_options *o) {
 
 int engine_flags_quantization(char **out, const struct args *args) {
     const char *kind = args->quantization, *skip = args->quantization_skip;
+    bool by_batch = args->int8_outliers && strcmp(args->int8_outliers, "batch") == 0;
     if (kind && strcmp(kind, "none") == 0) kind = NULL;
     *out = NULL;
     if (skip && !kind) {
         log_error("--quantization-skip needs --quantization");
         return EXIT_USAGE;
     }
-    if (skip && asprintf(out, "%s except %s", kind, skip) < 0) abort();
-    if (!skip) *out = mem_strdup(kind);
+    if (by_batch && kind && strcmp(kind, "int8") != 0) {
+        log_error("--int8-outliers batch is for --quantization int8, not %s", kind);
+        return EXIT_USAGE;
+    }
+    if (!kind && !by_batch) return EXIT_DONE;
+    if (asprintf(out, "%s%s%s%s", kind ? kind : "none", by_batch ? " outliers batch" : "", skip ? " except " : "",
+                 skip ? skip : "") < 0)
+        abort();
     return EXIT_DONE;
 }
 

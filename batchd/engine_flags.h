@@ -11,8 +11,8 @@ struct engine_flags { /* give back with engine_flags_clear, after the engine is 
     char *quantization, *cache_dir; /* the options' */
 };
 
-/* --quantization and --quantization-skip as one text, which engine.h and jobs.h take; NULL =
- * none. The caller's. Returns an exit code; the error has been shown. */
+/* --quantization, --int8-outliers and --quantization-skip as one text, which engine.h and jobs.h
+ * take; NULL = none. The caller's. Returns an exit code; the error has been shown. */
 int engine_flags_quantization(char **out, const struct args *args);
 
 /* Returns an exit code; the error has been shown. */

@@ -108,6 +108,10 @@ static const struct option_def options[] = {
      "of keys and values (default auto: as --dtype); fp8 has a scale for each token and head", 0, 0},
     {"quantization-skip", 0, KIND_TEXT, AT(quantization_skip), LOADS | V(BENCH) | V(EVAL), "A,B",
      "modules whose weights stay as they are: down_proj, model.layers.0, ...", 0, 0},
+    {"int8-outliers", 0, KIND_CHOICE, AT(int8_outliers), LOADS | V(BENCH) | V(EVAL), "row|batch",
+     "what int8 multiplies in 16 bits: a row's numbers of 6.0 and above (default), or\n"
+     "as bitsandbytes does all columns where some row of the step has one: then an\n"
+     "answer depends on the rows that it shares steps with", 0, 0},
     {"cache-dir", 0, KIND_TEXT, AT(cache_dir), ENGINE, "DIR",
      "keeps weights that --quantization has made, for the next start\n"
      "(default: $XDG_CACHE_HOME/batchd, else ~/.cache/batchd)", 0, 0},

@@ -35,7 +35,7 @@ struct args {
     const char *template_text, *system_text, *prompt_col, *id_col, *param_cols, *format, *key, *name;
     const char *chat_template, *chat_kwargs;
     bool allow_special_tokens;
-    const char *reject, *chat, *model, *dtype, *quantization, *quantization_skip, *kv_cache_dtype;
+    const char *reject, *chat, *model, *dtype, *quantization, *quantization_skip, *int8_outliers, *kv_cache_dtype;
     int64_t priority, max_model_len, seed;
     struct params params; /* the sampling flags */
     const char **stops;

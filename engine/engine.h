@@ -154,7 +154,10 @@ struct engine_options {
     const char *dtype;              /* "auto" = the checkpoint's, "float32", "bfloat16", "float16" */
     const char *quantization;       /* "none", "int8", "fp4", "nf4", "nf4-dq", "fp8": what float weights of
                                        layers become as they are loaded; NULL = none. "nf4 except A,B":
-                                       the modules that A or B name stay as they are */
+                                       the modules that A or B name stay as they are. "int8 outliers
+                                       batch": columns as bitsandbytes has them (ops.h: op_linear), so that an
+                                       answer depends on what shares its steps; "none outliers batch": of a
+                                       checkpoint that is int8 already */
     const char *cache_dir;          /* keeps weights that were quantized on load for the next start; NULL = none */
     int64_t cache_bytes;            /* that it may take; 0 = no cache */
     const char *kv_cache_dtype;     /* "auto" = dtype, "fp8": a scale for each token and head */

@@ -88,6 +88,7 @@ struct backend {
     /* Scratch that products with a quantized weight will need; may be NULL. */
     void (*weight_reserve)(struct dev *dev, const struct weight *w);
 
+    bool knows_outliers_of_batch; /* INT8_OUTLIERS_BATCH */
     void (*linear)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
     void (*linear_tune)(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w,
                         struct linear_tuning *out); /* NULL: it has one way only */

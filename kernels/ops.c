@@ -89,6 +89,7 @@ static bool op_begins(struct dev *dev, enum op_class c) {
 
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w) {
     assert(x->x.shape[1] == w->k && y->y.shape[0] == x->x.shape[0] && y->y.shape[1] == w->n);
+    assert(op_linear_knows_outliers(dev, w->outliers));
     y->weight = w;
     y->row_scale = NULL;
     if (x->x.shape[0] > 0 && op_begins(dev, CLASS_LINEAR)) dev->backend->linear(dev, y, x, w);
@@ -96,6 +97,10 @@ void op_linear(struct dev *dev, struct product *y, const struct activation *x, c
 
 void op_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows) {
     if (dev->backend->linear_reserve) dev->backend->linear_reserve(dev, w, max_rows);
+}
+
+bool op_linear_knows_outliers(const struct dev *dev, enum int8_outliers rule) {
+    return rule == INT8_OUTLIERS_ROW || dev->backend->knows_outliers_of_batch;
 }
 
 bool op_linear_can_tune(const struct dev *dev) {

@@ -58,6 +58,7 @@ struct weight {
     int64_t n_pad, k_pad; /* as stored */
     enum dtype dtype;     /* F32 or BF16, on a GPU also F16; what quantized numbers are turned into for a product */
     enum quant_kind quant;
+    enum int8_outliers outliers; /* int8: a rule of products, which the codes do not show; ROW when new */
     void *data;
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
     int32_t n_segments;
@@ -157,13 +158,18 @@ enum { FP8_F16_SHIFT = 18 }; /* sums of products of codes reach beyond F16's 655
  *   int8    a row of x is quantized to 127 = its largest size below INT8_OUTLIER; the product
  *           of integers is exact; scales are applied in f32; then the row's numbers of size
  *           INT8_OUTLIER and above, times their weights in the weight's dtype, are added in
- *           ascending k. Which columns these are is a matter of the row alone, not, as in
- *           bitsandbytes, of all rows of the step: so a row's bits do not depend on the others.
+ *           ascending k. Which columns these are is a matter of the row alone (w->outliers): so
+ *           a row's bits do not depend on the others. With INT8_OUTLIERS_BATCH they do: a column
+ *           in which some row of the product has such a number is 0 in all rows' codes and added
+ *           apart in all of them.
  *   fp8     a row of x is quantized to 448 = its largest size; products of e4m3 numbers are
  *           added in f32 (tensor cores keep fewer bits of a sum), the sum is rounded to y's
  *           dtype, as what a fast product leaves, then the scales of row and column are applied. */
 enum { INT8_OUTLIER = 6 };
 void op_linear(struct dev *dev, struct product *y, const struct activation *x, const struct weight *w);
+
+/* Does the device follow this rule of w->outliers? INT8_OUTLIERS_ROW every one does. */
+bool op_linear_knows_outliers(const struct dev *dev, enum int8_outliers rule);
 
 struct linear_tuning { /* what the choice of a way to multiply came to; times are of one product */
     int64_t most_rows;    /* the choice is for more than half as many rows, up to this */

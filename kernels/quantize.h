@@ -27,6 +27,12 @@ enum { N_QUANT_KINDS = QUANT_FP8 + 1 };
 const char *quant_name(enum quant_kind kind);                /* "none", "int8", ... "nf4-dq" */
 bool quant_from_name(enum quant_kind *out, const char *name); /* false: no such name */
 
+/* Whose outliers LLM.int8 takes out of a row's codes: the row's own; or every column in which some
+ * row of the product has one, as bitsandbytes does. */
+enum int8_outliers { INT8_OUTLIERS_ROW, INT8_OUTLIERS_BATCH };
+
+bool int8_outliers_from_name(enum int8_outliers *out, const char *name); /* "row", "batch" */
+
 static inline bool quant_is_4bit(enum quant_kind kind) {
     return kind == QUANT_FP4 || kind == QUANT_NF4 || kind == QUANT_NF4_DQ;
 }
@@ -84,6 +90,12 @@ void quant_int8_back(float *w, const int8_t *q, float scale, int64_t n);
 /* One row of activations. Numbers of size `threshold` and above are outliers: 0 in q, and
  * no part of the scale. x = q * scale / 127. */
 float quant_int8_activation(int8_t *q, const float *x, int64_t n, float threshold);
+
+/* INT8_OUTLIERS_BATCH: is_out[n] |= where x has an outlier; a NaN is one. Then, when all rows have
+ * been seen, those columns of a row's codes become 0. Its scale is what it was: numbers below the
+ * threshold count, in those columns too. */
+void quant_int8_mark(bool *is_out, const float *x, int64_t n, float threshold);
+void quant_int8_take_out(int8_t *q, const bool *is_out, int64_t n);
 
 /* The nearest e4m3 number, ties to even; what is beyond 448 becomes 448, NaN stays NaN. */
 uint8_t fp8_from_f32(float x);

@@ -23,6 +23,13 @@ bool quant_from_name(enum quant_kind *out, const char *name) {
     return false;
 }
 
+bool int8_outliers_from_name(enum int8_outliers *out, const char *name) {
+    bool is_batch = strcmp(name, "batch") == 0;
+    if (!is_batch && strcmp(name, "row") != 0) return false;
+    *out = is_batch ? INT8_OUTLIERS_BATCH : INT8_OUTLIERS_ROW;
+    return true;
+}
+
 /* ---------------------------------------------------------------- int8 */
 
 static float fp16(float x) {
@@ -57,6 +64,14 @@ float quant_int8_activation(int8_t *q, const float *x, int64_t n, float threshol
     }
     for (int64_t i = 0; i < n; i++) q[i] = fabsf(x[i]) < threshold ? (int8_t)rintf(x[i] * scale) : 0;
     return most;
+}
+
+void quant_int8_mark(bool *is_out, const float *x, int64_t n, float threshold) {
+    for (int64_t i = 0; i < n; i++) is_out[i] |= !(fabsf(x[i]) < threshold);
+}
+
+void quant_int8_take_out(int8_t *q, const bool *is_out, int64_t n) {
+    for (int64_t i = 0; i < n; i++) q[i] = is_out[i] ? 0 : q[i];
 }
 
 /* ---------------------------------------------------------------- fp8 */

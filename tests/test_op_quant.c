@@ -1,9 +1,11 @@
 /* test_op_quant.c - products with quantized weights against the rule of ops.h in double
  * precision, from numbers that quantize.h's functions make; and batch invariance. */
+#include "tests/aid_matrix.h"
 #include "tests/aid_ops.h"
 
 #include "base/mem.h"
 
+#include <inttypes.h>
 #include <math.h>
 
 static const enum quant_kind kinds[] = {QUANT_INT8, QUANT_FP4, QUANT_NF4, QUANT_NF4_DQ, QUANT_FP8};
@@ -73,10 +75,18 @@ static struct tensor make_rows(struct bed *b, int64_t m, int64_t k) {
     return bed_tensor(b, b->dtype, m, k, x);
 }
 
+/* Which columns of x[m, k] are out of the codes of row r. */
+static void mark_outliers(bool *is_out, const struct weight *w, const float *x, int r, int m, int64_t k) {
+    bool is_batch = w->outliers == INT8_OUTLIERS_BATCH;
+    for (int64_t i = 0; i < k; i++) is_out[i] = false;
+    for (int64_t at = is_batch ? 0 : r; at < (is_batch ? m : r + 1); at++)
+        for (int64_t i = 0; i < k; i++) is_out[i] |= fabsf(x[at * k + i]) >= INT8_OUTLIER;
+}
+
 /* One number of the product by the rule, and a bound on the error of f32 sums; of fp8 also on
  * that of a GPU's sums, which keep fewer bits, and of a sum's rounding to y's dtype. */
 static double expected(const struct bed *b, const struct reference *ref, const float *x, const float *x_codes,
-                       float x_scale, int64_t column, enum dtype y_dtype, double *slack) {
+                       float x_scale, const bool *is_out, int64_t column, enum dtype y_dtype, double *slack) {
     int64_t k = ref->w->k;
     const float *codes = ref->codes + column * k, *value = ref->value + column * k;
     double sum = 0, size = 0;
@@ -103,7 +113,7 @@ static double expected(const struct bed *b, const struct reference *ref, const f
     sum *= scale;
     size *= 4 * scale; /* roundings of the scales */
     for (int64_t i = 0; ref->w->quant == QUANT_INT8 && i < k; i++) {
-        if (fabsf(x[i]) < INT8_OUTLIER) continue;
+        if (!is_out[i]) continue;
         sum += (double)x[i] * (double)value[i];
         size += (double)k * fabs((double)x[i] * (double)value[i]);
     }
@@ -111,45 +121,197 @@ static double expected(const struct bed *b, const struct reference *ref, const f
     return sum;
 }
 
-static void check_product(struct bed *b, int m, int n, int k, enum quant_kind kind, enum dtype y_dtype) {
+static void check_product(struct bed *b, int m, int n, int k, enum quant_kind kind, enum int8_outliers outliers,
+                          enum dtype y_dtype) {
     struct reference ref = make_weight(b, n, k, kind);
+    ref.w->outliers = outliers;
     struct activation x = {.x = make_rows(b, m, k)};
     struct tensor room = bed_random_tensor(b, y_dtype, m + 1, n, 1);
     float *xs = bed_get(b, &x.x), *before = bed_get(b, &room), *x_codes = bed_floats(b, k);
     struct product y = {.y = rows_from(&room, 0, m)};
     uint8_t *codes = mem_zalloc((size_t)k, 1);
+    bool *is_out = mem_zalloc((size_t)k, sizeof *is_out);
     op_linear(b->dev, &y, &x, ref.w);
     assert_ptr_equal(y.weight, ref.w);
     float *got = bed_get(b, &room);
     for (int r = 0; r < m; r++) {
         float scale = kind == QUANT_FP8 ? quant_fp8(codes, xs + r * k, k)
                                         : quant_int8_activation((int8_t *)codes, xs + r * k, k, INT8_OUTLIER);
-        for (int i = 0; i < k; i++) x_codes[i] = kind == QUANT_FP8 ? fp8_to_f32(codes[i]) : (float)(int8_t)codes[i];
+        mark_outliers(is_out, ref.w, xs, r, m, k);
+        for (int i = 0; i < k; i++)
+            x_codes[i] = kind == QUANT_FP8 ? fp8_to_f32(codes[i]) : is_out[i] ? 0 : (float)(int8_t)codes[i];
         for (int c = 0; c < n; c++) {
-            double slack, want = expected(b, &ref, xs + r * k, x_codes, scale, c, y_dtype, &slack);
+            double slack, want = expected(b, &ref, xs + r * k, x_codes, scale, is_out, c, y_dtype, &slack);
             assert_near(b, got[r * n + c], want, slack, y_dtype, quant_name(kind), r, c);
         }
     }
     for (int c = 0; c < n; c++) assert_true(got[m * n + c] == before[m * n + c]); /* nothing beyond */
     free(codes);
+    free(is_out);
     weight_free(b->dev, ref.w);
 }
 
-static void products(struct bed *b) {
+static void check_products(struct bed *b, enum quant_kind kind, enum int8_outliers outliers) {
     static const int shapes[][3] = {{1, 1, 1}, {2, 17, 33}, {3, 48, 7}, {5, 33, 100}, {7, 100, 64}, {13, 131, 320}};
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        check_product(b, shapes[s][0], shapes[s][1], shapes[s][2], kind, outliers, b->dtype);
+    check_product(b, 2, 40, 1500, kind, outliers, DTYPE_F32);
+    check_product(b, 9, 64, 1536, kind, outliers, b->dtype); /* outliers in most columns, */
+    check_product(b, 4, 48, 512, kind, outliers, b->dtype);  /* in few, */
+    check_product(b, 3, 32, 512, kind, outliers, DTYPE_F32);
+}
+
+static void products(struct bed *b) {
     for (int i = 0; i < N_KINDS; i++) {
-        for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-            check_product(b, shapes[s][0], shapes[s][1], shapes[s][2], kinds[i], b->dtype);
-        check_product(b, 2, 40, 1500, kinds[i], DTYPE_F32);
-        check_product(b, 9, 64, 1536, kinds[i], b->dtype); /* outliers in most columns, */
-        check_product(b, 4, 48, 512, kinds[i], b->dtype);  /* in few, */
-        check_product(b, 3, 32, 512, kinds[i], DTYPE_F32);
-        for (int m = 3; quant_is_4bit(kinds[i]) && m <= 30; m += 9) check_product(b, m, 96, 768, kinds[i], b->dtype);
+        check_products(b, kinds[i], INT8_OUTLIERS_ROW);
+        for (int m = 3; quant_is_4bit(kinds[i]) && m <= 30; m += 9)
+            check_product(b, m, 96, 768, kinds[i], INT8_OUTLIERS_ROW, b->dtype);
     }
+    if (op_linear_knows_outliers(b->dev, INT8_OUTLIERS_BATCH)) check_products(b, QUANT_INT8, INT8_OUTLIERS_BATCH);
 }
 
 static void products_follow_the_rule_of_each_kind(void **state) {
     each_bed(products);
+}
+
+/* ---------------------------------------------------------------- bitsandbytes' rule of outliers */
+
+struct foreign_product { /* of products.txt: a case that bitsandbytes has computed */
+    char dtype[16];
+    int64_t m, n, k, n_outliers, n_columns;
+    uint64_t seed;
+    float *x, *w;
+    float *integers, *whole; /* [m, n] */
+};
+
+/* As rows_with_outliers() in tests/data/quantize/make.py. */
+static float *rows_with_outliers(const struct foreign_product *f) {
+    float *x = random_matrix(f->m, f->k, f->seed);
+    for (int64_t i = 0; i < f->m * f->k; i++) x[i] *= 4;
+    for (int64_t j = 0; j < f->n_outliers; j++)
+        x[j % f->m * f->k + (37 * j + (int64_t)f->seed) % f->k] = (float)((6 + 3 * j) * (j % 2 ? -1 : 1));
+    return x;
+}
+
+/* How many columns of x have an outlier, and that they are those of the file. */
+static void check_columns(const struct foreign_product *f, FILE *file) {
+    int64_t column, n = 0;
+    bool *is_out = mem_zalloc((size_t)f->k, sizeof *is_out);
+    for (int64_t r = 0; r < f->m; r++) quant_int8_mark(is_out, f->x + r * f->k, f->k, INT8_OUTLIER);
+    for (int64_t i = 0; i < f->n_columns; i++) {
+        assert_int_equal(fscanf(file, "%" SCNd64, &column), 1);
+        assert_true(is_out[column]);
+    }
+    for (int64_t i = 0; i < f->k; i++) n += is_out[i];
+    assert_int_equal(n, f->n_columns);
+    free(is_out);
+}
+
+static bool read_foreign(struct bed *b, struct foreign_product *f, FILE *file) {
+    if (fscanf(file, "%15s %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNd64 " %" SCNu64 " %" SCNd64, f->dtype, &f->m, &f->n,
+               &f->k, &f->n_outliers, &f->seed, &f->n_columns) != 7)
+        return false;
+    f->x = rows_with_outliers(f);
+    f->w = random_matrix(f->n, f->k, f->seed + 1);
+    f->integers = bed_floats(b, f->m * f->n);
+    f->whole = bed_floats(b, f->m * f->n);
+    check_columns(f, file);
+    for (int64_t i = 0; i < 2 * f->m * f->n; i++) {
+        float *row = i / f->n % 2 ? f->whole : f->integers;
+        assert_int_equal(fscanf(file, "%f", row + i / f->n / 2 * f->n + i % f->n), 1);
+    }
+    return true;
+}
+
+/* Its codes are those of float16 numbers, whatever the compute dtype is. */
+static struct weight *foreign_weight(struct bed *b, const struct foreign_product *f) {
+    struct weight *w = weight_new_quantized(b->dev, f->n, f->k, b->dtype, QUANT_INT8);
+    int8_t *codes = mem_zalloc((size_t)(f->n * f->k), 1);
+    float *scale = bed_floats(b, f->n);
+    for (int64_t r = 0; r < f->n; r++) scale[r] = quant_int8(codes + r * f->k, f->w + r * f->k, f->k);
+    struct quantized q = {.n_rows = f->n, .codes = codes, .scale = scale};
+    struct err err = ERR_INIT;
+    weight_load_quantized(b->dev, w, &q, &(struct weight_run){0, 0, f->n}, 1);
+    assert_ok(dev_sync(b->dev, &err), &err);
+    free(codes);
+    return w;
+}
+
+/* The largest distance from its product, in units of what may be: 1.9e-5 of the part of the integers, for its
+ * 1 / 127^2 is off by so much; and roundings to the dtype, of both wholes and of its part of the integers. */
+static double distance_from(struct bed *b, const struct foreign_product *f, enum int8_outliers outliers) {
+    double most = 0, eps = b->dtype == DTYPE_F32 ? 0x1p-22 : b->dtype == DTYPE_BF16 ? 0x1p-8 : 0x1p-11;
+    struct weight *w = foreign_weight(b, f);
+    struct activation x = {.x = bed_tensor(b, b->dtype, f->m, f->k, f->x)};
+    struct product y = {.y = bed_tensor(b, b->dtype, f->m, f->n, NULL)};
+    w->outliers = outliers;
+    op_linear(b->dev, &y, &x, w);
+    float *got = bed_get(b, &y.y);
+    for (int64_t i = 0; i < f->m * f->n; i++) {
+        double integers = fabs((double)f->integers[i]), whole = fabs((double)f->whole[i]);
+        double may = integers * (1.9e-5 + eps) + 2 * eps * whole + 0x1p-20;
+        double is = fabs((double)got[i] - (double)f->whole[i]) / may;
+        if (!(is <= most)) most = is;
+    }
+    weight_free(b->dev, w);
+    return most;
+}
+
+/* And the other rule gives something else, wherever a row has company in a column. */
+static void foreign_products(struct bed *b) {
+    FILE *file = fopen("tests/data/quantize/products.txt", "r");
+    struct foreign_product f;
+    int n = 0, n_apart = 0;
+    assert_non_null(file);
+    while (op_linear_knows_outliers(b->dev, INT8_OUTLIERS_BATCH) && read_foreign(b, &f, file)) {
+        n++;
+        if (strcmp(f.dtype, dtype_name(b->dtype)) == 0) {
+            double batch = distance_from(b, &f, INT8_OUTLIERS_BATCH), row = distance_from(b, &f, INT8_OUTLIERS_ROW);
+            if (!(batch <= 1))
+                fail_msg("%s [%" PRId64 ", %" PRId64 "] x %" PRId64 ": off by %.2f of what may be", f.dtype, f.m, f.k,
+                         f.n, batch);
+            n_apart += row > 1;
+        }
+        free(f.x);
+        free(f.w);
+    }
+    if (n > 0) assert_int_equal(n, 21);
+    if (n > 0) assert_true(n_apart >= 2);
+    fclose(file);
+}
+
+static void columns_of_outliers_are_those_of_bitsandbytes(void **state) {
+    each_bed(foreign_products);
+}
+
+/* A row of small numbers alone; beside a row whose outlier takes a column out of it; and beside one with none. */
+static void company(struct bed *b) {
+    enum { N = 48, K = 96, OUTLIER = 17 };
+    if (!op_linear_knows_outliers(b->dev, INT8_OUTLIERS_BATCH)) return;
+    struct reference ref = make_weight(b, N, K, QUANT_INT8);
+    float *numbers = bed_floats(b, 4 * K);
+    for (int i = 0; i < 4 * K; i++) numbers[i] = bed_random(b) * 3;
+    numbers[3 * K + OUTLIER] = 60;
+    struct tensor x = bed_tensor(b, b->dtype, 4, K, numbers), y = bed_tensor(b, b->dtype, 4, N, NULL);
+    for (int rule = INT8_OUTLIERS_ROW; rule <= INT8_OUTLIERS_BATCH; rule++) {
+        float *first[5];
+        ref.w->outliers = (enum int8_outliers)rule;
+        for (int m = 1; m <= 4; m++) {
+            struct activation in = {.x = rows_from(&x, 0, m)};
+            struct product out = {.y = rows_from(&y, 0, m)};
+            op_linear(b->dev, &out, &in, ref.w);
+            first[m] = bed_get(b, &out.y);
+        }
+        size_t row = N * sizeof **first;
+        assert_memory_equal(first[1], first[2], row);
+        assert_memory_equal(first[1], first[3], row);
+        assert_int_equal(memcmp(first[1], first[4], row) != 0, rule == INT8_OUTLIERS_BATCH);
+    }
+    weight_free(b->dev, ref.w);
+}
+
+static void a_row_sees_its_company_under_the_rule_of_the_batch_alone(void **state) {
+    each_bed(company);
 }
 
 /* The longest sum of the largest numbers: 33 million, where f32 has lost the last two bits. */
@@ -250,7 +412,7 @@ static void foreign(struct bed *b) {
     float *got = bed_get(b, &y.y), *xs = bed_get(b, &x.x);
     for (int r = 0; r < 4; r++)
         for (int c = 0; c < N; c++) {
-            double slack, want = expected(b, &ref, xs + r * K, NULL, 0, c, DTYPE_F32, &slack);
+            double slack, want = expected(b, &ref, xs + r * K, NULL, 0, NULL, c, DTYPE_F32, &slack);
             assert_near(b, got[r * N + c], want, slack, b->dtype, "foreign nf4", r, c);
         }
     weight_free(b->dev, ref.w);
@@ -687,6 +849,8 @@ static void weights_take_as_many_bytes_as_planned(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_follow_the_rule_of_each_kind),
+    cmocka_unit_test(columns_of_outliers_are_those_of_bitsandbytes),
+    cmocka_unit_test(a_row_sees_its_company_under_the_rule_of_the_batch_alone),
     cmocka_unit_test(products_of_integers_are_exact),
     cmocka_unit_test(products_do_not_see_other_rows),
     cmocka_unit_test(products_of_few_rows_have_the_bits_of_many),

@@ -5,6 +5,8 @@
 
 #include "base/file.h"
 #include "base/mem.h"
+#include "engine/model/model_private.h"
+#include "kernels/backend.h"
 
 #include <jansson.h>
 #include <math.h>
@@ -215,6 +217,24 @@ static void unknown_kinds_are_refused(void **state) {
     assert_err(quantization_parse(&q, "nf4nf4nf4nf4nf4nf4nf4", &err), E_USAGE, "no quantization", &err);
 }
 
+static void rules_of_outliers_are_int8s(void **state) {
+    struct quantization q;
+    struct err err = ERR_INIT;
+    assert_ok(quantization_parse(&q, "int8", &err), &err);
+    assert_int_equal(q.outliers, INT8_OUTLIERS_ROW);
+    assert_ok(quantization_parse(&q, "int8 outliers batch", &err), &err);
+    assert_true(q.kind == QUANT_INT8 && q.outliers == INT8_OUTLIERS_BATCH && !q.skip);
+    assert_ok(quantization_parse(&q, "int8 outliers row except a outliers batch", &err), &err);
+    assert_true(q.kind == QUANT_INT8 && q.outliers == INT8_OUTLIERS_ROW);
+    assert_string_equal(q.skip, "a outliers batch");
+    assert_ok(quantization_parse(&q, "none outliers batch except a", &err), &err);
+    assert_true(q.kind == QUANT_NONE && q.outliers == INT8_OUTLIERS_BATCH);
+    assert_string_equal(q.skip, "a");
+    assert_err(quantization_parse(&q, "int8 outliers column", &err), E_USAGE, "no rule of outliers \"column\"", &err);
+    assert_err(quantization_parse(&q, "nf4 outliers batch", &err), E_USAGE, "nf4 has no outliers", &err);
+    assert_err(quantization_parse(&q, "int8 outliers batch nf4nf4nf4nf4nf4nf4nf4nf4nf4", &err), E_USAGE, "no rule", &err);
+}
+
 /* ---------------------------------------------------------------- bad input */
 
 /* `from`/name into dir, the first `old` replaced by as many other bytes; NULL: as it is. */
@@ -291,6 +311,41 @@ static void a_checkpoint_is_not_quantized_twice(void **state) {
     refused("fp8", E_UNSUPPORTED, "q_proj.weight is quantized to nf4 already, which cannot become fp8");
 }
 
+static void outliers_of_a_batch_need_int8_and_a_device_that_knows_them(void **state) {
+    copy_file(source, "config.json", NULL, NULL, 0, 0);
+    copy_file(source, "model.safetensors", NULL, NULL, 0, 0);
+    struct dev *dev;
+    struct model *m = NULL;
+    struct err err = ERR_INIT;
+    struct model_options options = {.dir = dir, .quantization = {.kind = QUANT_INT8, .outliers = INT8_OUTLIERS_BATCH}};
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = test_device(), .threads = 1}, &err), &err);
+    const struct backend *backend = dev->backend;
+    struct backend lacks = *backend;
+    lacks.kind = "one";
+    lacks.knows_outliers_of_batch = false;
+    dev->backend = &lacks;
+    assert_err(model_open(&m, dev, &options, &err), E_UNSUPPORTED,
+               "--int8-outliers batch does not run on one; row does, and so does --device cpu", &err);
+    assert_null(m);
+    options.quantization.outliers = INT8_OUTLIERS_ROW;
+    assert_ok(model_open(&m, dev, &options, &err), &err);
+    model_close(m);
+    dev->backend = backend;
+    bool is_known = op_linear_knows_outliers(dev, INT8_OUTLIERS_BATCH);
+    dev_close(dev);
+    for (int i = 0; i < 2 && is_known; i++) {
+        struct rig r;
+        rig_open_quantized(&r, i ? "tests/models/tiny-int8" : source, &(struct rig_options){DTYPE_F32, 1, false},
+                           i ? "none outliers batch" : "int8 outliers batch");
+        const struct layer_weights *l = &r.model->weights.layers[1];
+        assert_true(l->qkv->outliers == INT8_OUTLIERS_BATCH && l->down->outliers == INT8_OUTLIERS_BATCH);
+        assert_int_equal(r.model->weights.lm_head->outliers, INT8_OUTLIERS_ROW);
+        rig_close(&r);
+    }
+    if (is_known) refused("none outliers batch", E_UNSUPPORTED, "none of the model's weights are int8");
+    if (is_known) refused("int8 outliers batch except model", E_UNSUPPORTED, "none of the model's weights are int8");
+}
+
 static void other_methods_are_refused(void **state) {
     copy_file("tests/models/tiny-nf4", "model.safetensors", NULL, NULL, 0, 0);
     copy_file("tests/models/tiny-nf4", "config.json", "\"bitsandbytes\"", "\"bitsandbutes\"", 0, 14);
@@ -345,8 +400,10 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_family_runs_quantized),
     cmocka_unit_test(skipped_modules_are_named_by_their_parts),
     cmocka_unit_test(unknown_kinds_are_refused),
+    cmocka_unit_test(rules_of_outliers_are_int8s),
     cmocka_unit_test(broken_checkpoints_are_refused_by_tensor),
     cmocka_unit_test(a_checkpoint_is_not_quantized_twice),
+    cmocka_unit_test(outliers_of_a_batch_need_int8_and_a_device_that_knows_them),
     cmocka_unit_test(other_methods_are_refused),
     cmocka_unit_test(numbers_that_are_not_finite_are_refused),
 };

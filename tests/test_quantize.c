@@ -1,5 +1,6 @@
 /* test_quantize.c - quantized formats against bitsandbytes, PyTorch and the formulas in
  * numpy, byte for byte; tests/data/quantize/make.py says how the fixtures came about. */
+#include "tests/aid_matrix.h"
 #include "tests/unit.h"
 
 #include "base/hash.h"
@@ -12,21 +13,6 @@
 
 /* ---------------------------------------------------------------- fixtures */
 
-/* As random_matrix() in make.py. */
-static float *random_matrix(int64_t rows, int64_t cols, uint64_t seed) {
-    float *w = mem_zalloc((size_t)(rows * cols), sizeof *w);
-    for (int64_t i = 0; i < rows * cols; i++) {
-        uint64_t z = ((uint64_t)i + 1 + (seed << 32)) * 0x9E3779B97F4A7C15u;
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
-        z = z ^ (z >> 31);
-        int64_t sum = -2 * 65535;
-        for (int k = 0; k < 4; k++) sum += (int64_t)(z >> (16 * k) & 0xffff);
-        w[i] = ldexpf((float)sum, (int)(-20 + i / cols % 3 + i % cols / 7 % 2));
-    }
-    return w;
-}
-
 static void round_to(float *w, int64_t n, const char *dtype) {
     for (int64_t i = 0; i < n; i++) {
         if (strcmp(dtype, "bfloat16") == 0) w[i] = bf16_to_f32(bf16_from_f32(w[i]));
@@ -38,11 +24,11 @@ struct fixture {
     char kind[24], dtype[16];
     int64_t rows, cols, block;
     uint64_t seed;
-    char hash[5][17]; /* codes, absmax or scales, absmax2, offset, numbers */
+    char hash[5][17]; /* codes, absmax or scales, absmax2 or columns taken out, offset, numbers */
 };
 
 static void same_bytes(const struct fixture *f, int which, const void *data, size_t bytes) {
-    static const char *const what[] = {"codes", "scales", "absmax2", "offset", "dequantized numbers"};
+    static const char *const what[] = {"codes", "scales", "absmax2 (int8: columns)", "offset", "dequantized numbers"};
     char hex[SHA256_HEX];
     struct sha256 *s = sha256_new();
     sha256_add(s, data, bytes);
@@ -87,7 +73,9 @@ static void check_8bit(const struct fixture *f, const float *w) {
     int64_t n = f->rows * f->cols;
     uint8_t *q = mem_zalloc((size_t)n, 1);
     float *scale = mem_zalloc((size_t)f->rows, 4), *back = mem_zalloc((size_t)n, 4);
-    bool is_fp8 = strcmp(f->kind, "fp8") == 0, is_activation = strcmp(f->kind, "int8-activation") == 0;
+    bool is_fp8 = strcmp(f->kind, "fp8") == 0, is_batch = strcmp(f->kind, "int8-batch") == 0;
+    bool is_activation = is_batch || strcmp(f->kind, "int8-activation") == 0;
+    bool *is_out = mem_zalloc((size_t)f->cols, sizeof *is_out);
     for (int64_t r = 0; r < f->rows; r++) {
         int64_t at = r * f->cols;
         if (is_fp8) {
@@ -96,17 +84,21 @@ static void check_8bit(const struct fixture *f, const float *w) {
         } else if (is_activation) {
             for (int64_t i = 0; i < f->cols; i++) back[i] = w[at + i] * 8;
             scale[r] = quant_int8_activation((int8_t *)q + at, back, f->cols, 6.0f);
+            quant_int8_mark(is_out, back, f->cols, 6.0f);
         } else {
             scale[r] = quant_int8((int8_t *)q + at, w + at, f->cols);
             quant_int8_back(back + at, (int8_t *)q + at, scale[r], f->cols);
         }
     }
+    for (int64_t r = 0; is_batch && r < f->rows; r++) quant_int8_take_out((int8_t *)q + r * f->cols, is_out, f->cols);
     same_bytes(f, 0, q, (size_t)n);
     same_bytes(f, 1, scale, (size_t)f->rows * 4);
+    if (is_batch) same_bytes(f, 2, is_out, (size_t)f->cols);
     if (!is_activation) same_bytes(f, 4, back, (size_t)n * 4);
     free(q);
     free(scale);
     free(back);
+    free(is_out);
 }
 
 /* How many lines the file has; each is computed anew. */
@@ -131,7 +123,7 @@ static int check_file(const char *path) {
 }
 
 static void twenty_matrices_are_those_of_bitsandbytes(void **state) {
-    assert_int_equal(check_file("tests/data/quantize/bitsandbytes.txt"), 4 * 20);
+    assert_int_equal(check_file("tests/data/quantize/bitsandbytes.txt"), 5 * 20);
 }
 
 static void odd_sizes_fp4_and_fp8_are_as_the_formulas_say(void **state) {

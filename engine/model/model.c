@@ -132,6 +132,9 @@ int model_open(struct model **out, struct dev *dev, const struct model_options *
     int r = model_read_folder(&m->config, &c, options->dir, options->dummy, err);
     if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
         r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
+    if (r == 0 && !op_linear_knows_outliers(dev, options->quantization.outliers))
+        r = err_set(err, E_UNSUPPORTED, "--int8-outliers batch does not run on %s; row does, and so does --device cpu",
+                    dev_kind(dev));
     if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, &options->cache, err);
     if (r == 0) r = open_ropes(m, options->max_positions, err);
     if (r == 0) r = open_attention(m, err);

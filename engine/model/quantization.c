@@ -11,16 +11,30 @@ enum { MAX_NAME = 256 };
 
 /* ---------------------------------------------------------------- what is asked for */
 
+/* Cuts the text where `word` stands and returns what is behind it, or NULL. */
+static char *cut(char *text, const char *word) {
+    char *at = strstr(text, word);
+    if (!at) return NULL;
+    *at = '\0';
+    return at + strlen(word);
+}
+
 int quantization_parse(struct quantization *out, const char *text, struct err *err) {
     static const char between[] = " except ";
     const char *skip = text ? strstr(text, between) : NULL;
-    char kind[16];
+    char kind[40];
     *out = (struct quantization){0};
     if (!text) return 0;
     snprintf(kind, sizeof kind, "%.*s", (int)(skip ? skip - text : (ptrdiff_t)strlen(text)), text);
     out->skip = skip ? skip + strlen(between) : NULL;
-    if (quant_from_name(&out->kind, kind)) return 0;
-    return err_set(err, E_USAGE, "no quantization \"%s\": none, int8, fp4, nf4, nf4-dq and fp8 are known", text);
+    const char *outliers = cut(kind, " outliers ");
+    if (!quant_from_name(&out->kind, kind))
+        return err_set(err, E_USAGE, "no quantization \"%s\": none, int8, fp4, nf4, nf4-dq and fp8 are known", text);
+    if (!outliers) return 0;
+    if (!int8_outliers_from_name(&out->outliers, outliers))
+        return err_set(err, E_USAGE, "no rule of outliers \"%s\": row and batch are known", outliers);
+    if (out->kind == QUANT_INT8 || out->kind == QUANT_NONE) return 0;
+    return err_set(err, E_USAGE, "%s has no outliers; int8 has", kind);
 }
 
 /* ---------------------------------------------------------------- config.json */

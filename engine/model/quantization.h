@@ -24,9 +24,11 @@
 struct quantization {     /* all zero = weights as the checkpoint has them */
     enum quant_kind kind; /* what float weights of layers become */
     const char *skip;     /* modules that stay as they are, apart by commas; NULL = none */
+    enum int8_outliers outliers; /* of int8 weights, those of a checkpoint too */
 };
 
-/* "nf4", "nf4 except A,B"; NULL is none. Borrows the text. E_USAGE: there is no such kind. */
+/* "nf4", "nf4 except A,B", "int8 outliers batch", "none outliers batch except A"; NULL is none.
+ * Borrows the text. E_USAGE: there is no such kind, or rule of outliers, or the kind has none. */
 int quantization_parse(struct quantization *out, const char *text, struct err *err);
 
 /* config.json's quantization_config, NULL = none. E_UNSUPPORTED names the key, with `where` in

@@ -246,6 +246,11 @@ static int64_t padded(int64_t n) {
     return (n + 15) / 16 * 16;
 }
 
+static void plan_kind(struct loader *l, enum quant_kind kind) {
+    l->plan.is_quantized |= kind != QUANT_NONE;
+    l->plan.has_int8 |= kind == QUANT_INT8;
+}
+
 static void plan_scratch(struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
     int64_t bytes = quant_is_4bit(kind) ? padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) : 0;
     if (bytes > l->plan.scratch_bytes) l->plan.scratch_bytes = bytes;
@@ -259,6 +264,13 @@ static bool is_in_cache(const struct loader *l, struct weight *w, const char *na
     return false;
 }
 
+/* NULL when there is no memory for it. */
+static struct weight *new_weight(const struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
+    struct weight *w = weight_new_quantized(l->dev, n, k, l->dtype, kind);
+    if (w && kind == QUANT_INT8) w->outliers = l->quantization->outliers;
+    return w;
+}
+
 /* Put the parts' rows (and biases) together in one weight of k columns. The prefix is that of a
  * layer, or "" for what is never quantized. */
 static int load_weight(struct loader *l, struct weight **out, int64_t k, bool has_bias, const char *prefix,
@@ -267,12 +279,12 @@ static int load_weight(struct loader *l, struct weight **out, int64_t k, bool ha
     enum quant_kind kind = QUANT_NONE;
     int kind_known = *prefix ? weight_kind(l, &kind, prefix, parts, n_parts) : 0;
     if (kind_known < 0) return kind_known;
-    l->plan.is_quantized |= kind != QUANT_NONE;
+    plan_kind(l, kind);
     for (int i = 0; i < n_parts; i++) n += spread_rows(&parts[i].spread);
     plan_scratch(l, n, k, kind);
     l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts) + (has_bias ? padded(n) * 4 : 0);
     if (l->dev) {
-        *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
+        *out = new_weight(l, n, k, kind);
         if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
     }
     struct weight *w = l->dev ? *out : NULL;
@@ -334,7 +346,7 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     enum quant_kind kind = quantization_skips(l->quantization, name) ? QUANT_NONE : l->quantization->kind;
     l->plan.n_params += n * k;
     l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, 1);
-    l->plan.is_quantized |= kind != QUANT_NONE;
+    plan_kind(l, kind);
     plan_scratch(l, n, k, kind);
     int r = find(l, name, 3, shape, &all);
     if (e > 0) l->n_used--; /* one tensor, however many take their share of it */
@@ -342,7 +354,7 @@ static int load_slice(struct loader *l, struct weight **out, int64_t n, int64_t 
     struct tensor slice = tensor_2d((char *)all.data + (size_t)(e * n * k) * dtype_bytes(all.dtype), all.dtype, n, k);
     if (kind != QUANT_NONE) r = check_finite(l, &slice, name);
     if (r < 0 || !l->dev) return r;
-    *out = weight_new_quantized(l->dev, n, k, l->dtype, kind);
+    *out = new_weight(l, n, k, kind);
     if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s", name);
     snprintf(slice_name, sizeof slice_name, "%s#%d", name, e);
     if (!is_in_cache(l, *out, slice_name)) weight_load(l->dev, *out, 0, &slice);
@@ -439,6 +451,9 @@ static int plan(struct loader *l) {
     free(nothing.layers);
     l->plan = planner.plan;
     l->n_used = planner.n_used;
+    if (r == 0 && l->quantization->outliers != INT8_OUTLIERS_ROW && !l->plan.has_int8)
+        return err_set(l->err, E_UNSUPPORTED, "--int8-outliers batch: none of the model's weights are int8; "
+                                              "--quantization int8 makes them so");
     return r;
 }
 

@@ -41,6 +41,7 @@ struct weights_plan {
     int64_t scratch_bytes; /* on a GPU: where 4-bit weights are turned back, the largest at once */
     int64_t n_params; /* a tied embedding counts once */
     bool is_quantized; /* some weights are, or become so */
+    bool has_int8;    /* to int8 */
     bool tied;        /* config.json says so, or the checkpoint has no lm_head.weight */
 };
 

@@ -151,6 +151,7 @@ static const struct backend cpu_backend = {
     .weight_load = cpu_weight_load,
     .linear_reserve = cpu_linear_reserve,
     .step_reserve = cpu_step_reserve,
+    .knows_outliers_of_batch = true,
     .linear = cpu_linear,
     .embed = cpu_embed,
     .residual_norm = cpu_residual_norm,

@@ -23,6 +23,7 @@ struct quant_linear {
     float *x;                 /* [K / span][m][span], the last piece narrower: what is multiplied */
     float *row_scale;         /* [m], 8-bit kinds */
     int32_t *n_outliers;      /* [m], int8 */
+    bool *is_out;             /* [K], int8 under INT8_OUTLIERS_BATCH: columns that no row has in its codes */
     char *scratch;            /* thread by thread */
     size_t thread_bytes;
 };
@@ -32,6 +33,33 @@ struct quant_linear {
 static float raw_number(const struct tensor *t, int64_t row, int64_t k) {
     int64_t i = row * t->shape[1] + k;
     return t->dtype == DTYPE_BF16 ? bf16_to_f32(((const uint16_t *)t->data)[i]) : ((const float *)t->data)[i];
+}
+
+static bool takes_columns(const struct quant_linear *l) {
+    return l->w->quant == QUANT_INT8 && l->w->outliers == INT8_OUTLIERS_BATCH;
+}
+
+/* Is a row's number x in column k multiplied as a number? */
+static bool is_outlier(const struct quant_linear *l, float x, int64_t k) {
+    return takes_columns(l) ? l->is_out[k] : !(fabsf(x) < INT8_OUTLIER);
+}
+
+enum { MARKED = 64 }; /* columns */
+
+/* Threads share columns, not rows, so that no two write to the same place. */
+static void mark_part(void *arg, int part, int n_parts, int thread) {
+    const struct quant_linear *l = arg;
+    int64_t at, end, k = l->w->k;
+    pool_share((k + MARKED - 1) / MARKED, part, n_parts, &at, &end);
+    memset(l->is_out + at * MARKED, 0, (size_t)((end - at) * MARKED) * sizeof *l->is_out);
+    for (at *= MARKED, end = end * MARKED < k ? end * MARKED : k; at < end; at += MARKED) {
+        int64_t n = end - at < MARKED ? end - at : MARKED;
+        for (int64_t r = 0; r < l->m; r++) {
+            float numbers[MARKED];
+            for (int64_t i = 0; i < n; i++) numbers[i] = raw_number(l->raw, r, at + i);
+            quant_int8_mark(l->is_out + at, numbers, n, INT8_OUTLIER);
+        }
+    }
 }
 
 /* codes: [K], numbers: [K] of scratch. */
@@ -47,8 +75,9 @@ static void quantize_row(struct quant_linear *l, int64_t r, float *numbers, uint
         simd->decode_f8(l->x + r * k, codes, k);
     } else {
         l->row_scale[r] = quant_int8_activation((int8_t *)codes, numbers, k, INT8_OUTLIER);
+        if (takes_columns(l)) quant_int8_take_out((int8_t *)codes, l->is_out, k);
         l->n_outliers[r] = 0;
-        for (int64_t i = 0; i < k; i++) l->n_outliers[r] += !(fabsf(numbers[i]) < INT8_OUTLIER);
+        for (int64_t i = 0; i < k; i++) l->n_outliers[r] += is_outlier(l, numbers[i], i);
         for (int64_t at = 0; at < k; at += l->span) {
             int64_t n = k - at < l->span ? k - at : l->span;
             simd->decode_i8(l->x + at * l->m + r * n, (int8_t *)codes + at, n);
@@ -135,7 +164,7 @@ static void add_outliers(const struct quant_linear *l, float *sums, int64_t row,
                          const float *scale) {
     for (int64_t k = 0; k < l->w->k; k++) {
         float x = raw_number(l->raw, row, k);
-        if (fabsf(x) < INT8_OUTLIER) continue;
+        if (!is_outlier(l, x, k)) continue;
         for (int64_t c = 0; c < n; c++) sums[c] += x * weight_number(l->w, first_column + c, k, scale[c]);
     }
 }
@@ -207,7 +236,7 @@ static size_t scratch_bytes(struct quant_linear *l, size_t *fixed) {
     size_t k = (size_t)l->w->k, x = (size_t)l->m * k, quantizing = k * sizeof(float) + k, multiplying;
     rooms_of(l, 0, &multiplying);
     l->thread_bytes = ((quantizing > multiplying ? quantizing : multiplying) + 63) / 64 * 64;
-    *fixed = (x * 4 + (size_t)l->m * 8 + 63) / 64 * 64;
+    *fixed = (x * 4 + (size_t)l->m * 8 + k + MARKED + 63) / 64 * 64;
     return *fixed + (size_t)pool_n_threads(l->cpu->pool) * l->thread_bytes;
 }
 
@@ -218,6 +247,7 @@ static bool take_scratch(struct quant_linear *l) {
     l->x = (float *)(void *)at;
     l->row_scale = l->x + x;
     l->n_outliers = (int32_t *)(void *)(l->row_scale + l->m);
+    l->is_out = (bool *)(l->n_outliers + l->m);
     l->scratch = at + fixed;
     return at != NULL;
 }
@@ -245,6 +275,8 @@ void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct a
     l.raw = &x->x;
     l.y = &y->y;
     if (!take_scratch(&l)) return;
+    int64_t pieces = (w->k + MARKED - 1) / MARKED;
+    if (takes_columns(&l)) pool_run(cpu->pool, mark_part, &l, pool_parts(cpu->pool, pieces, 1.0 * MARKED * (double)m));
     pool_run(cpu->pool, quantize_part, &l, pool_parts(cpu->pool, m, 2.0 * (double)w->k));
     double panel_ns = (double)w->k * (2.0 + 0.31 * (double)m);
     int64_t n_groups = (n_panels + l.group - 1) / l.group;

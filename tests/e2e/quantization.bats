@@ -44,6 +44,32 @@ X
     [ "$output" = "$(printf 'fp8\n-')" ]
 }
 
+@test "a job keeps its rule of int8's outliers, and is another job under another rule" {
+    printf '{"prompt": "Sort these words: raven, apple, ocean"}\n' >"$DIR/in.jsonl"
+    q() { "$BATCHD" --db "$DIR/a.db" -q run "$DIR/in.jsonl" --max-tokens 9 --device cpu -o "$DIR/$1.jsonl" "${@:2}"; }
+    q row --quantization int8 --int8-outliers row
+    q same --quantization int8
+    q batch --quantization int8 --int8-outliers batch
+    q skip --quantization int8 --int8-outliers batch --quantization-skip o_proj
+    run sqlite3 "$DIR/a.db" "SELECT DISTINCT ifnull(quantization, '-') FROM job ORDER BY job_id"
+    [ "$output" = "$(printf 'int8\nint8 outliers batch\nint8 outliers batch except o_proj')" ]
+    "$BATCHD" --db "$DIR/b.db" -q submit "$DIR/in.jsonl" --quantization int8 --max-tokens 9
+    "$BATCHD" --db "$DIR/b.db" -q submit "$DIR/in.jsonl" --quantization int8 --int8-outliers batch --max-tokens 9
+    "$BATCHD" --db "$DIR/b.db" serve --once --device cpu 2>"$DIR/log"
+    [ "$(grep -c 'loaded on' "$DIR/log")" -eq 2 ]
+}
+
+@test "int8: by row a text's perplexity does not depend on how it is cut into steps, by batch it does" {
+    figures() {
+        for n in 8 64 256; do
+            "$BATCHD" eval perplexity -m ./tests/models/demo --text tests/data/perplexity/text.txt --dtype float32 \
+                --quantization int8 --int8-outliers "$1" --max-num-seqs $n --device cpu | grep nats
+        done | sort -u | wc -l
+    }
+    [ "$(figures row)" -eq 1 ]
+    [ "$(figures batch)" -eq 3 ]
+}
+
 @test "quantized weights are kept for the next start, within a limit" {
     printf '{"prompt": "Sort these words: raven, apple, ocean"}\n' >"$DIR/in.jsonl"
     q() { "$BATCHD" --db "$DIR/$1.db" -q run "$DIR/in.jsonl" --quantization nf4 --max-tokens 40 --temperature 0 -o "$DIR/$1.jsonl" "${@:2}"; }
@@ -71,6 +97,13 @@ X
     run "$BATCHD" --db "$DIR/a.db" run "$DIR/in.jsonl" --quantization-skip o_proj
     [ "$status" -eq 2 ]
     [[ "$output" == *"--quantization-skip needs --quantization"* ]]
+    run -2 "$BATCHD" --db "$DIR/a.db" run "$DIR/in.jsonl" --quantization nf4 --int8-outliers batch
+    [[ "$output" == *"--int8-outliers batch is for --quantization int8, not nf4"* ]]
+    run -2 "$BATCHD" --db "$DIR/a.db" run "$DIR/in.jsonl" --quantization int8 --int8-outliers column
+    [[ "$output" == *"row|batch"* ]]
+    run -2 "$BATCHD" bench kernels --int8-outliers row
+    run -69 "$BATCHD" --db "$DIR/a.db" run "$DIR/in.jsonl" --int8-outliers batch --device cpu
+    [[ "$output" == *"none of the model's weights are int8; --quantization int8 makes them so"* ]]
 }
 
 @test "eval perplexity gives transformers' figures in float32" {

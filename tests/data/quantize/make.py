@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Write bitsandbytes.txt, formulas.txt, tables.txt and means.txt: what test_quantize.c compares with.
+"""Write bitsandbytes.txt, formulas.txt, tables.txt and means.txt, what test_quantize.c compares with,
+and products.txt, which test_op_quant.c does.
 
 Needs torch, numpy and bitsandbytes (made with 0.50.2, torch 2.15, on a CPU with AVX2).
-Matrices are not stored: random_matrix() here and in test_quantize.c make the same numbers
+Matrices are not stored: random_matrix() here and in tests/aid_matrix.c make the same numbers
 from a seed. A line of a fixture is
 
   kind dtype rows cols block seed | hashes
@@ -74,6 +75,10 @@ def package(out):
         each = [F.int8_vectorwise_quant(row[None], threshold=6.0) for row in x]
         q, scale = torch.cat([e[0] for e in each]), torch.cat([e[1] for e in each])
         out.write(line("int8-activation", "float16", rows, cols, 0, seed, q, scale, None, None, None))
+        # All rows at once: a column in which one has an outlier is out of all.
+        q, scale, columns = F.int8_vectorwise_quant(x, threshold=6.0)
+        is_out = torch.zeros(cols, dtype=torch.uint8).index_fill(0, columns, 1)
+        out.write(line("int8-batch", "float16", rows, cols, 0, seed, q, scale, is_out, None, None))
 
 
 # What the formats say, for sizes that leave a part of a block or of a byte, and for fp4,
@@ -147,7 +152,33 @@ def means(out):
         out.write(f"{n} {n} {struct.unpack('<I', struct.pack('<f', x.mean().item()))[0]:08x}\n")
 
 
+def rows_with_outliers(m, k, n_outliers, seed):
+    """Outlier j is in row j % m, column (37 j + seed) % k, and of size 6 + 3 j: the first is 6.0."""
+    x = random_matrix(m, k, seed) * 4
+    for j in range(n_outliers):
+        x[j % m, (37 * j + seed) % k] = (6 + 3 * j) * (-1) ** j
+    return x
+
+
+def products(out):
+    """dtype m n k outliers seed | the columns, ascending | a line for each row of y[m, n]: twice n numbers, of the
+    integers' part alone and of the whole. x is rows_with_outliers, w random_matrix of seed + 1, in int8."""
+    shapes = [(4, 5, 64, 3), (2, 16, 96, 1), (7, 3, 130, 5), (1, 8, 64, 2), (5, 4, 1500, 9), (3, 6, 48, 0), (6, 16, 512, 4)]
+    for seed, (m, n, k, n_outliers) in enumerate(shapes, 200):
+        for dtype in DTYPES:
+            x = torch.from_numpy(rows_with_outliers(m, k, n_outliers, seed)).to(DTYPES[dtype])
+            cb, scb, _ = F.int8_vectorwise_quant(torch.from_numpy(random_matrix(n, k, seed + 1)).to(torch.float16))
+            ca, sca, columns = F.int8_vectorwise_quant(x.clone(), threshold=6.0)
+            whole, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(x, ca, cb, sca, scb, columns)
+            integers = torch.ops.bitsandbytes.int8_scaled_mm(ca, cb, sca, scb, dtype=x.dtype)
+            out.write(f"{dtype} {m} {n} {k} {n_outliers} {seed} {len(columns)}\n")
+            out.write(" ".join(str(c) for c in columns.tolist()) + "\n")
+            for a, b in zip(integers.tolist(), whole.tolist()):
+                out.write(" ".join(f"{v:.9g}" for v in a + b) + "\n")
+
+
 if __name__ == "__main__":
-    for name, write in (("bitsandbytes", package), ("formulas", formulas), ("tables", tables), ("means", means)):
+    for name, write in (("bitsandbytes", package), ("formulas", formulas), ("tables", tables), ("means", means),
+                        ("products", products)):
         with open(f"{__file__.rpartition('/')[0] or '.'}/{name}.txt", "w") as f:
             write(f)
