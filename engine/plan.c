@@ -52,6 +52,9 @@ static enum dtype dtype_of(const char *asked, const struct model_info *m) {
     return strcmp(name, "bfloat16") == 0 ? DTYPE_BF16 : DTYPE_F16;
 }
 
+/* Its products do not know weights in fp8 with scales for blocks. */
+enum { GPU_KEEPS_FP8_BLOCKS = false };
+
 /* Rows that are drawn from with penalties at once: two a multiprocessor. */
 enum { GPU_ROOMS = 2 * 132 };
 
@@ -67,7 +70,7 @@ static int plan_weights(struct model_plan *out, struct model *m, const struct en
     int r = model_read_folder(&m->config, &c, o->model_dir, plan_is_dummy(o), err);
     if (r == 0) m->dtype = dtype_of(o->dtype, &m->config.info);
     if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
-    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, err);
+    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, GPU_KEEPS_FP8_BLOCKS, err);
     checkpoint_close(c);
     if (r == 0) out->weight_bytes = plan.bytes + plan.scratch_bytes;
     return r;

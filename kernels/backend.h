@@ -85,6 +85,8 @@ struct backend {
     void (*weight_quantize)(struct dev *dev, const struct weight *w, struct weight_segment *segments,
                             const struct weight_run *runs, int n_runs, const struct weight_source *from);
 
+    bool keeps_fp8_blocks; /* its products know that kind; they know all others */
+
     /* Scratch that products with a quantized weight will need; may be NULL. */
     void (*weight_reserve)(struct dev *dev, const struct weight *w);
 

@@ -38,12 +38,13 @@ extern "C" {
  * Q|K|V or gate|up rows were put together. Tensors are on the device. */
 struct weight_segment {
     int64_t first_row, n_rows;
-    int64_t from_row;       /* 4-bit kinds: of the tensor, whose numbers are counted from its own row 0 */
+    int64_t from_row;       /* 4-bit kinds, fp8-block: of the tensor, whose blocks begin at its own row 0 */
     bool is_shared;         /* the tensors below belong to a segment before it */
     size_t offset;          /* of the tensor's codes in the weight's data, in bytes */
     int64_t block;          /* 4-bit kinds: numbers that share an absmax */
     float codes[16];        /* 4-bit kinds: what a code is worth; on the host */
-    struct tensor absmax;   /* f32 [blocks], or u8 where they are quantized too: */
+    struct tensor absmax;   /* f32 [blocks], or u8 where they are quantized too; fp8-block: f32 scales of the tensor,
+                               [blocks of rows][blocks of columns] */
     struct tensor absmax2;  /* f32 [blocks / QUANT_NESTED_BLOCK] */
     struct tensor map;      /* f32 [256] */
     float mean;             /* absmax[i] = map[code] * absmax2[i / QUANT_NESTED_BLOCK] + mean */
@@ -51,8 +52,8 @@ struct weight_segment {
 
 /* w[N,K], as `y = x w^T` wants it. Without quantization the device keeps the numbers in an
  * order of its own choosing, with N and K padded by zeros to multiples of 16. Quantized
- * weights are alike on every device: 8-bit rows of k_pad numbers, or each segment's numbers
- * without gaps, two a byte, from its offset on. */
+ * weights are alike on every device: 8-bit rows of k_pad numbers (fp8-block too), or each
+ * segment's numbers without gaps, two a byte, from its offset on. */
 struct weight {
     int64_t n, k;         /* logical sizes */
     int64_t n_pad, k_pad; /* as stored */
@@ -63,6 +64,7 @@ struct weight {
     struct weight_segment *segments; /* ascending first_row, covering [0, n) when loaded */
     int32_t n_segments;
     size_t used;          /* 4-bit kinds: bytes of data taken so far */
+    int64_t block_rows, block_cols; /* fp8-block: numbers of a tensor that share a scale */
     struct tensor scale;  /* 8-bit kinds: f32 [n_pad], of rows; int8: 127 = the scale */
     struct tensor bias;   /* f32 [n_pad] or no tensor */
 };
@@ -73,7 +75,13 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
 void weight_free(struct dev *dev, struct weight *w); /* NULL is fine */
 size_t weight_bytes(const struct weight *w);         /* device memory held */
 
-/* What such a weight of `n_tensors` checkpoint tensors will hold, bias left out. */
+/* fp8-block, of which a new weight has blocks of 128 x 128: does the device multiply with it? */
+enum { WEIGHT_FP8_BLOCK = 128 };
+bool weight_keeps_fp8_blocks(const struct dev *dev);
+struct weight *weight_new_fp8_blocks(struct dev *dev, int64_t n, int64_t k, enum dtype dtype, int64_t block_rows,
+                                     int64_t block_cols);
+
+/* What such a weight of `n_tensors` checkpoint tensors will hold, bias left out; fp8-block: and the scales. */
 size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant, int n_tensors);
 
 /* Copy a checkpoint tensor's rows from host memory (row-major [rows, k], F32,
@@ -95,7 +103,7 @@ void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *ho
 struct quantized { /* a tensor that is quantized already, in host memory; the codes are there until dev_sync */
     int64_t n_rows;
     const void *codes;     /* [n_rows][k], or [(n_rows k + 1) / 2] of two numbers each */
-    const float *scale;    /* int8, fp8: [n_rows] */
+    const float *scale;    /* int8, fp8: [n_rows]; fp8-block: [blocks of rows][blocks of columns] */
     int64_t block;         /* 4-bit kinds */
     const float *values;   /* [16]: what a code is worth */
     const float *absmax;   /* [blocks], or NULL and: */
@@ -154,7 +162,7 @@ enum { FP8_F16_SHIFT = 18 }; /* sums of products of codes reach beyond F16's 655
  * y->row_scale are set.
  *
  * Quantized weights, the rule on every device:
- *   4-bit   numbers are turned back into the weight's dtype, then multiplied as usual.
+ *   4-bit, fp8-block  numbers are turned back into the weight's dtype, then multiplied as usual.
  *   int8    a row of x is quantized to 127 = its largest size below INT8_OUTLIER; the product
  *           of integers is exact; scales are applied in f32; then the row's numbers of size
  *           INT8_OUTLIER and above, times their weights in the weight's dtype, are added in

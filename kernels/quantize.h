@@ -9,7 +9,9 @@
  *              high half
  *   nf4-dq     nf4 whose absmax are quantized too: less their mean, in blocks of 256, to 8 bits
  *   int8       a scale a row, 127 = the row's absmax (LLM.int8)
- *   fp8        e4m3 without infinities, a scale a row, 448 = the row's absmax */
+ *   fp8        e4m3 without infinities, a scale a row, 448 = the row's absmax
+ *   fp8-block  e4m3, a scale for each block of rows and columns: a number is code * scale, rounded
+ *              to the compute dtype. Checkpoints have it; nothing is quantized to it but dummies */
 #ifndef BATCHD_KERNELS_QUANTIZE_H
 #define BATCHD_KERNELS_QUANTIZE_H
 
@@ -21,11 +23,11 @@
 extern "C" {
 #endif
 
-enum quant_kind { QUANT_NONE, QUANT_INT8, QUANT_FP4, QUANT_NF4, QUANT_NF4_DQ, QUANT_FP8 };
-enum { N_QUANT_KINDS = QUANT_FP8 + 1 };
+enum quant_kind { QUANT_NONE, QUANT_INT8, QUANT_FP4, QUANT_NF4, QUANT_NF4_DQ, QUANT_FP8, QUANT_FP8_BLOCK };
+enum { N_QUANT_KINDS = QUANT_FP8 + 1 }; /* that can be asked for: all but the last */
 
 const char *quant_name(enum quant_kind kind);                /* "none", "int8", ... "nf4-dq" */
-bool quant_from_name(enum quant_kind *out, const char *name); /* false: no such name */
+bool quant_from_name(enum quant_kind *out, const char *name); /* false: none that can be asked for */
 
 /* Whose outliers LLM.int8 takes out of a row's codes: the row's own; or every column in which some
  * row of the product has one, as bitsandbytes does. */
@@ -35,6 +37,11 @@ bool int8_outliers_from_name(enum int8_outliers *out, const char *name); /* "row
 
 static inline bool quant_is_4bit(enum quant_kind kind) {
     return kind == QUANT_FP4 || kind == QUANT_NF4 || kind == QUANT_NF4_DQ;
+}
+
+/* Codes become numbers of the compute dtype for a product, and activations stay as they are. */
+static inline bool quant_is_decoded(enum quant_kind kind) {
+    return quant_is_4bit(kind) || kind == QUANT_FP8_BLOCK;
 }
 
 static inline int64_t quant_blocks(int64_t n, int64_t block) { /* how many hold n numbers */

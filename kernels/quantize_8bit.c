@@ -5,9 +5,9 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const names[N_QUANT_KINDS] = {
-    [QUANT_NONE] = "none", [QUANT_INT8] = "int8",     [QUANT_FP4] = "fp4",
-    [QUANT_NF4] = "nf4",   [QUANT_NF4_DQ] = "nf4-dq", [QUANT_FP8] = "fp8",
+static const char *const names[] = {
+    [QUANT_NONE] = "none",     [QUANT_INT8] = "int8", [QUANT_FP4] = "fp4",             [QUANT_NF4] = "nf4",
+    [QUANT_NF4_DQ] = "nf4-dq", [QUANT_FP8] = "fp8",   [QUANT_FP8_BLOCK] = "fp8-block",
 };
 
 const char *quant_name(enum quant_kind kind) {

@@ -34,6 +34,7 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
     w->k_pad = round_up(k, 16);
     w->dtype = dtype;
     w->quant = quant;
+    w->block_rows = w->block_cols = quant == QUANT_FP8_BLOCK ? WEIGHT_FP8_BLOCK : 0;
     w->data = dev_alloc(dev, quant == QUANT_NONE ? dev->backend->weight_bytes(w->n_pad, w->k_pad, dtype)
                                                  : code_bytes(w->n_pad, w->k_pad, quant));
     bool has_scale = quant == QUANT_INT8 || quant == QUANT_FP8;
@@ -43,6 +44,20 @@ struct weight *weight_new_quantized(struct dev *dev, int64_t n, int64_t k, enum 
         return NULL;
     }
     if (quant != QUANT_NONE && dev->backend->weight_reserve) dev->backend->weight_reserve(dev, w);
+    return w;
+}
+
+bool weight_keeps_fp8_blocks(const struct dev *dev) {
+    return dev->backend->keeps_fp8_blocks;
+}
+
+struct weight *weight_new_fp8_blocks(struct dev *dev, int64_t n, int64_t k, enum dtype dtype, int64_t block_rows,
+                                     int64_t block_cols) {
+    assert(block_rows > 0 && block_cols > 0);
+    struct weight *w = weight_new_quantized(dev, n, k, dtype, QUANT_FP8_BLOCK);
+    if (!w) return NULL;
+    w->block_rows = block_rows;
+    w->block_cols = block_cols;
     return w;
 }
 
@@ -80,6 +95,7 @@ size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_k
     int64_t n_pad = round_up(n, 16), k_pad = round_up(k, 16), blocks = quant_blocks(n * k, QUANT_BLOCK) + n_tensors;
     if (quant == QUANT_NONE) return (size_t)n_pad * (size_t)k_pad * dtype_bytes(dtype);
     size_t bytes = code_bytes(n_pad, k_pad, quant);
+    if (quant == QUANT_FP8_BLOCK) return bytes;
     if (!quant_is_4bit(quant)) return bytes + (size_t)n_pad * 4;
     if (quant != QUANT_NF4_DQ) return bytes + (size_t)blocks * 4;
     return bytes + (size_t)blocks + (size_t)(quant_blocks(blocks, QUANT_NESTED_BLOCK) + n_tensors * 257) * 4;
@@ -95,7 +111,7 @@ static void add_segment(struct weight *w, const struct weight_segment *s) {
     w->segments[at] = *s;
 }
 
-/* A run of a tensor of 4 bits. */
+/* A run of a tensor whose scales its runs share. */
 static void add_run(struct weight *w, struct weight_segment s, const struct weight_run *run, bool is_shared) {
     s.first_row = run->to;
     s.n_rows = run->n_rows;
@@ -166,11 +182,27 @@ static void store_4bit(struct dev *dev, struct weight *w, const struct quantized
     for (int i = 0; i < n_runs; i++) add_run(w, s, &runs[i], i > 0);
 }
 
+/* Rows go where they belong; which scales are theirs, their row in the tensor tells. */
+static void store_fp8_blocks(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *runs,
+                             int n_runs) {
+    int64_t blocks = quant_blocks(q->n_rows, w->block_rows) * quant_blocks(w->k, w->block_cols);
+    struct weight_segment s = {0};
+    store(dev, &s.absmax, DTYPE_F32, blocks, q->scale);
+    for (int i = 0; i < n_runs; i++) {
+        s.offset = (size_t)(runs[i].to * w->k_pad);
+        store_rows(dev, (char *)w->data + s.offset, (const char *)q->codes + runs[i].from * w->k, runs[i].n_rows, w->k,
+                   w->k_pad);
+        add_run(w, s, &runs[i], i > 0);
+    }
+}
+
 void weight_load_quantized(struct dev *dev, struct weight *w, const struct quantized *q, const struct weight_run *runs,
                            int n_runs) {
     assert(w->quant != QUANT_NONE);
     if (quant_is_4bit(w->quant)) store_4bit(dev, w, q, runs, n_runs);
-    for (int i = 0; i < n_runs && !quant_is_4bit(w->quant); i++) store_8bit(dev, w, q, &runs[i]);
+    else if (w->quant == QUANT_FP8_BLOCK) store_fp8_blocks(dev, w, q, runs, n_runs);
+    else
+        for (int i = 0; i < n_runs; i++) store_8bit(dev, w, q, &runs[i]);
 }
 
 /* ---------------------------------------------------------------- numbers that the device quantizes */
@@ -320,7 +352,7 @@ static void load_plain(struct dev *dev, struct weight *w, const struct tensor *h
 
 void weight_load_runs(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,
                       int n_runs) {
-    assert(host->shape[1] == w->k);
+    assert(host->shape[1] == w->k && w->quant != QUANT_FP8_BLOCK);
     if (w->quant != QUANT_NONE && dev->backend->weight_quantize) {
         quantize_on_device(dev, w, &(struct weight_source){.host = host, .n_rows = host->shape[0]}, runs, n_runs);
         return;
@@ -364,7 +396,32 @@ static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float
     }
 }
 
+/* One scale for all blocks; what is further from 0 than so many deviations, one number in two
+ * million, is cut. */
+enum { DUMMY_DEVIATIONS = 5 };
+
+static void random_fp8_blocks(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
+                              float deviation) {
+    int64_t k = w->k, blocks = quant_blocks(rows, w->block_rows) * quant_blocks(k, w->block_cols);
+    uint8_t *codes = mem_alloc((size_t)(rows * k));
+    float *numbers = mem_zalloc((size_t)k, sizeof *numbers), *scale = mem_zalloc((size_t)blocks, sizeof *scale);
+    for (int64_t i = 0; i < blocks; i++) scale[i] = deviation * DUMMY_DEVIATIONS / 448;
+    for (int64_t r = 0; r < rows; r++) {
+        random_row(numbers, k, seed, (uint64_t)(first_row + r), 448.0f / DUMMY_DEVIATIONS);
+        for (int64_t i = 0; i < k; i++) codes[r * k + i] = fp8_from_f32(numbers[i]);
+    }
+    struct quantized q = {.n_rows = rows, .codes = codes, .scale = scale};
+    weight_load_quantized(dev, w, &q, &(struct weight_run){0, first_row, rows}, 1);
+    free(codes);
+    free(numbers);
+    free(scale);
+}
+
 void weight_random(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed, float deviation) {
+    if (w->quant == QUANT_FP8_BLOCK) {
+        random_fp8_blocks(dev, w, first_row, rows, seed, deviation);
+        return;
+    }
     if (w->quant == QUANT_NONE && dev->backend->weight_random) {
         add_plain_segment(w, first_row, rows);
         dev->backend->weight_random(dev, w, first_row, rows, seed, deviation);

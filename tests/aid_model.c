@@ -1,23 +1,29 @@
 /* aid_model.c - see aid_model.h. */
 #include "tests/aid_model.h"
 
+#include "kernels/backend.h"
+
 #include <string.h>
 
-static void open_rig(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
-                     const struct weight_cache_options *cache, int32_t max_positions) {
+static void open_device(struct rig *r, const struct rig_options *options) {
     struct err err = ERR_INIT;
-    struct model_options model = {
-        .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
-    struct runner_options runner = {
-        .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
     memset(r, 0, sizeof *r);
-    if (cache) model.cache = *cache;
-    assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(dev_open(&r->dev, &(struct dev_options){.kind = test_device(), .threads = options->threads}, &err), &err);
     if (!dev_computes(r->dev, options->dtype)) { /* a GPU without bfloat16 */
         dev_close(r->dev);
         skip();
     }
+}
+
+static void open_model(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
+                       const struct weight_cache_options *cache, int32_t max_positions) {
+    struct err err = ERR_INIT;
+    struct model_options model = {
+        .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
+    struct runner_options runner = {
+        .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
+    if (cache) model.cache = *cache;
+    assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
     assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
     runner_keep_logits(r->runner, true);
@@ -27,6 +33,12 @@ static void open_rig(struct rig *r, const char *dir, const struct rig_options *o
     for (int32_t s = 0; s < RIG_SLOTS; s++)
         for (int32_t b = 0; b < RIG_BLOCKS; b++)
             r->table[s * RIG_BLOCKS + b] = (RIG_BLOCKS - 1 - b) * RIG_SLOTS + s;
+}
+
+static void open_rig(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
+                     const struct weight_cache_options *cache, int32_t max_positions) {
+    open_device(r, options);
+    open_model(r, dir, options, quantization, cache, max_positions);
 }
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
@@ -44,6 +56,16 @@ void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options
 void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
                      const struct weight_cache_options *cache) {
     open_rig(r, dir, options, quantization, cache, RIG_CONTEXT);
+}
+
+void rig_open_expanded(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
+    open_device(r, options);
+    const struct backend *own = r->dev->backend;
+    struct backend other = *own;
+    other.keeps_fp8_blocks = false;
+    r->dev->backend = &other; /* only loading asks */
+    open_model(r, dir, options, quantization, NULL, RIG_CONTEXT);
+    r->dev->backend = own;
 }
 
 void rig_close(struct rig *r) {

@@ -29,6 +29,8 @@ void rig_open_for(struct rig *r, const char *dir, const struct rig_options *opti
 void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
 void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
                      const struct weight_cache_options *cache);
+/* As on a device that does not multiply with weights in fp8 with scales for blocks. */
+void rig_open_expanded(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
 void rig_close(struct rig *r);
 
 struct batch { /* one step; all zero = empty */

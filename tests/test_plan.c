@@ -90,9 +90,19 @@ static void an_fp8_cache_and_quantized_weights_take_less(void **state) {
     assert_err(model_plan(&none, &gone, &err), E_NOT_FOUND, "config.json", &err);
 }
 
+/* They become numbers there when they are loaded: those of tiny-llama3, of which they were made. */
+static void weights_in_fp8_blocks_take_16_bits_on_a_gpu(void **state) {
+    struct engine_options blocks = of("tests/models/tiny-fp8-block", NULL), plain = of("tests/models/tiny-llama3", NULL);
+    assert_int_equal(plan_of(&blocks).weight_bytes, plan_of(&plain).weight_bytes);
+    blocks.load_format = "dummy";
+    plain.load_format = "dummy";
+    assert_int_equal(plan_of(&blocks).weight_bytes, plan_of(&plain).weight_bytes);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_take_what_was_planned),
     cmocka_unit_test(memory_is_divided_as_documented),
+    cmocka_unit_test(weights_in_fp8_blocks_take_16_bits_on_a_gpu),
     cmocka_unit_test(an_fp8_cache_and_quantized_weights_take_less),
 };
 

@@ -8,6 +8,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <jansson.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -135,6 +136,39 @@ static void the_checkpoints_numbers_are_not_needed_again(void **state) {
     free(first);
     free(fresh);
     free(cached);
+}
+
+/* Codes are worth something else in blocks of another size, of which there are as many. */
+static void other_blocks_make_another_file(void **state) {
+    char path[300];
+    copy_model("tiny-fp8-block");
+    empty_folder();
+    float *first = logits_with(model, "nf4", DTYPE_F32, 1 << 30);
+    snprintf(path, sizeof path, "%s/config.json", model);
+    json_t *config = json_load_file(path, 0, NULL);
+    json_t *block = json_object_get(json_object_get(config, "quantization_config"), "weight_block_size");
+    assert_int_equal(json_array_set_new(block, 1, json_integer(25)), 0);
+    assert_int_equal(json_dump_file(config, path, 0), 0);
+    json_decref(config);
+    float *fresh = logits_with(model, "nf4", DTYPE_F32, 0), *second = logits_with(model, "nf4", DTYPE_F32, 1 << 30);
+    assert_int_equal(files(NULL, 0), 2);
+    assert_true(same(fresh, second));
+    assert_false(same(first, second));
+    free(first);
+    free(fresh);
+    free(second);
+}
+
+/* What the checkpoint has in blocks already is not kept once more. */
+static void weights_in_blocks_are_read_from_the_checkpoint(void **state) {
+    copy_model("tiny-fp8-block");
+    empty_folder();
+    float *first = logits_with(model, "nf4 except o_proj", DTYPE_F32, 1 << 30);
+    float *second = logits_with(model, "nf4 except o_proj", DTYPE_F32, 1 << 30);
+    assert_true(same(first, second));
+    assert_int_equal(files(NULL, 0), 1);
+    free(first);
+    free(second);
 }
 
 static void what_makes_other_weights_makes_another_file(void **state) {
@@ -308,6 +342,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_second_start_computes_the_same),
     cmocka_unit_test(the_checkpoints_numbers_are_not_needed_again),
     cmocka_unit_test(what_makes_other_weights_makes_another_file),
+    cmocka_unit_test(other_blocks_make_another_file),
+    cmocka_unit_test(weights_in_blocks_are_read_from_the_checkpoint),
     cmocka_unit_test(a_damaged_file_is_written_anew),
     cmocka_unit_test(a_large_file_is_checked_while_it_is_loaded),
     cmocka_unit_test(what_was_used_longest_ago_makes_room),

@@ -47,7 +47,7 @@ struct turning {
     const float *values; /* [256]: of codes; NaN where a code is none */
     int64_t rows, k;
     struct fp8_block block;
-    struct tensor to;
+    struct tensor to;       /* no tensor: numbers are looked at, no more */
     atomic_llong next, bad; /* bad: the first number that is not finite that was met, -1 = none */
 };
 
@@ -64,11 +64,21 @@ static bool turn_run(const struct turning *t, int64_t row, int64_t first, int64_
     return is_finite;
 }
 
+/* The scale is finite; that its products are too need hardly ever be tried. */
+static bool run_is_finite(const struct turning *t, int64_t row, int64_t first, int64_t n, float scale) {
+    const uint8_t *codes = t->codes + row * t->k + first;
+    int n_bad = 0;
+    for (int64_t i = 0; i < n; i++) n_bad += (codes[i] & 0x7f) == 0x7f;
+    for (int64_t i = 0; !isfinite(scale * 448) && i < n; i++) n_bad += !isfinite(t->values[codes[i]] * scale);
+    return n_bad == 0;
+}
+
 static void turn_row(struct turning *t, int64_t row) {
     const float *scale = t->scale + row / t->block.rows * n_blocks(t->k, t->block.cols);
+    bool (*one)(const struct turning *, int64_t, int64_t, int64_t, float) = t->to.data ? turn_run : run_is_finite;
     for (int64_t first = 0; first < t->k; first += t->block.cols) {
         int64_t n = t->k - first < t->block.cols ? t->k - first : t->block.cols;
-        if (!turn_run(t, row, first, n, scale[first / t->block.cols])) t->bad = row * t->k + first;
+        if (!one(t, row, first, n, scale[first / t->block.cols])) t->bad = row * t->k + first;
     }
 }
 
@@ -127,28 +137,49 @@ static const float *values_of(float values[256]) {
     return values;
 }
 
+/* The numbers go to t->to, if it has a place for them. */
+static int turn_all(struct turning *t, const char *name, struct err *err) {
+    float values[256];
+    t->values = values_of(values);
+    t->bad = -1;
+    turn(t);
+    if (t->bad < 0) return 0;
+    return err_set(err, E_PARSE, "tensor %s: a number from [%lld, %lld] on is not finite", name,
+                   (long long)t->bad / (long long)t->k, (long long)t->bad % (long long)t->k);
+}
+
+/* Checked, with scales that are the caller's. */
+static int open_tensor(struct turning *out, const struct checkpoint *c, const char *name, int64_t rows, int64_t k,
+                       struct fp8_block block, float **scales, struct err *err) {
+    const struct checkpoint_tensor *t = checkpoint_find(c, name), *scale = scale_of(c, name);
+    int r = check(t, scale, rows, k, block, err);
+    if (r == 0) r = read_scales(scales, scale, err);
+    if (r == 0) *out = (struct turning){.codes = t->data, .scale = *scales, .rows = rows, .k = k, .block = block};
+    return r;
+}
+
+int fp8_blocks_keep(struct fp8_blocks *out, const struct checkpoint *c, const char *name, int64_t rows, int64_t k,
+                    struct fp8_block block, struct err *err) {
+    struct turning work;
+    float *scales = NULL;
+    int r = open_tensor(&work, c, name, rows, k, block, &scales, err);
+    if (r == 0 && out) r = turn_all(&work, name, err);
+    if (r < 0 || !out) free(scales);
+    else *out = (struct fp8_blocks){work.codes, scales};
+    return r;
+}
+
 int fp8_blocks_read(struct tensor *out, const struct checkpoint *c, const char *name, int64_t rows, int64_t k,
                     struct fp8_block block, enum dtype dtype, struct err *err) {
-    const struct checkpoint_tensor *t = checkpoint_find(c, name), *scale = scale_of(c, name);
-    float *scales = NULL, values[256];
-    int r = check(t, scale, rows, k, block, err);
-    if (r == 0) r = read_scales(&scales, scale, err);
-    if (r < 0 || !out) {
-        free(scales);
-        return r;
-    }
+    struct turning work;
+    float *scales = NULL;
+    int r = open_tensor(&work, c, name, rows, k, block, &scales, err);
+    if (r < 0) return r;
     if (dtype != DTYPE_BF16) dtype = DTYPE_F32;
-    struct turning work = {.codes = t->data, .scale = scales, .values = values_of(values), .rows = rows, .k = k,
-                           .block = block, .bad = -1};
     void *numbers = mem_try((size_t)(rows * k) * dtype_bytes(dtype));
     if (!numbers) r = err_set(err, E_NO_MEMORY, "no memory for the numbers of %s", name);
-    else {
-        work.to = tensor_2d(numbers, dtype, rows, k);
-        turn(&work);
-    }
-    if (work.bad >= 0)
-        r = err_set(err, E_PARSE, "tensor %s: a number from [%lld, %lld] on is not finite", name,
-                    (long long)work.bad / (long long)k, (long long)work.bad % (long long)k);
+    work.to = tensor_2d(numbers, dtype, rows, k);
+    if (numbers) r = turn_all(&work, name, err);
     free(scales);
     if (r < 0) free(numbers);
     else *out = work.to;

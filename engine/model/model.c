@@ -20,7 +20,7 @@ static const char *checkpoint_dtype(const struct model_config *config, const str
 static int complete_info(struct model_config *config, const struct checkpoint *c, struct err *err) {
     struct model_info *m = &config->info;
     struct weights_plan plan;
-    int r = weights_plan(&plan, config, c, DTYPE_F32, &(struct quantization){0}, err);
+    int r = weights_plan(&plan, config, c, DTYPE_F32, &(struct quantization){0}, false, err);
     if (r < 0) return r;
     snprintf(m->dtype, sizeof m->dtype, "%s", checkpoint_dtype(config, c));
     int64_t number = strcmp(m->dtype, "float32") == 0 ? 4 : 2;

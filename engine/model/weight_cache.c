@@ -182,10 +182,21 @@ bool weight_cache_is_whole(struct weight_cache *c) {
     return true;
 }
 
-static void key_of(char key[SHA256_HEX], const struct checkpoint *checkpoint, enum dtype dtype,
-                   const struct quantization *quantization) {
+/* What config.json says of tensors: which there are, where their rows go, and what codes of
+ * blocks are worth. */
+static void add_config(struct sha256 *s, const struct model_config *c) {
+    const struct model_info *m = &c->info;
+    int32_t sizes[] = {m->n_layers, m->hidden,    m->intermediate, m->n_heads,         m->n_kv_heads,
+                       m->head_dim, c->n_experts, (int32_t)c->qkv, c->fp8_block.rows, c->fp8_block.cols};
+    sha256_add_text(s, c->family->model_type);
+    sha256_add(s, sizes, sizeof sizes);
+}
+
+static void key_of(char key[SHA256_HEX], const struct checkpoint *checkpoint, const struct model_config *config,
+                   enum dtype dtype, const struct quantization *quantization) {
     struct sha256 *s = sha256_new();
     sha256_add(s, magic, sizeof magic);
+    add_config(s, config);
     sha256_add_text(s, dtype_name(dtype));
     sha256_add_text(s, quant_name(quantization->kind));
     sha256_add_text(s, quantization->skip);
@@ -194,13 +205,14 @@ static void key_of(char key[SHA256_HEX], const struct checkpoint *checkpoint, en
 }
 
 struct weight_cache *weight_cache_open(const struct weight_cache_options *options, const struct checkpoint *checkpoint,
-                                       enum dtype dtype, const struct quantization *quantization) {
+                                       const struct model_config *config, enum dtype dtype,
+                                       const struct quantization *quantization) {
     if (!options->dir || options->limit_bytes <= 0 || !checkpoint || quantization->kind == QUANT_NONE) return NULL;
     struct weight_cache *c = mem_zalloc(1, sizeof *c);
     char name[sizeof prefix + SHA256_HEX + sizeof suffix];
     c->dir = mem_strdup(options->dir);
     c->limit = options->limit_bytes;
-    key_of(c->key, checkpoint, dtype, quantization);
+    key_of(c->key, checkpoint, config, dtype, quantization);
     snprintf(name, sizeof name, "%s%s%s", prefix, c->key, suffix);
     c->path = path_join(c->dir, name);
     find_file(c);

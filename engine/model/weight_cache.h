@@ -3,8 +3,8 @@
  *
  * A file of the folder, "weights-KEY.cache", holds all quantized weights of a model, as
  * weight_image_write has them, each with a checksum. KEY stands for the checkpoint (each file's
- * size, time of change, inode and header), compute dtype, kind of quantization, modules left
- * out, and the format's version. A file that is damaged is as good as none, and is written
+ * size, time of change, inode and header), what config.json says of its tensors, compute dtype,
+ * kind of quantization, modules left out, and the format's version. A file that is damaged is as good as none, and is written
  * anew. Together the files take no more than a limit; those used longest ago make room.
  *
  * Belongs to the thread that loads weights; what is written is written by a thread of its own,
@@ -12,6 +12,7 @@
 #ifndef BATCHD_ENGINE_MODEL_WEIGHT_CACHE_H
 #define BATCHD_ENGINE_MODEL_WEIGHT_CACHE_H
 
+#include "engine/model/config.h"
 #include "engine/model/quantization.h"
 #include "engine/model/safetensors.h"
 #include "kernels/ops.h"
@@ -26,7 +27,8 @@ struct weight_cache;
 /* The file of these weights, or the beginning of one. NULL: no cache is wanted, or nothing is to
  * be quantized; checkpoint NULL: dummy weights. */
 struct weight_cache *weight_cache_open(const struct weight_cache_options *options, const struct checkpoint *checkpoint,
-                                       enum dtype dtype, const struct quantization *quantization);
+                                       const struct model_config *config, enum dtype dtype,
+                                       const struct quantization *quantization);
 
 /* From the file into a new weight; the file's bytes are read until dev_sync. False: it is not
  * there. c NULL is fine. The file is checked meanwhile: see weight_cache_is_whole. */

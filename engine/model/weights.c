@@ -21,6 +21,7 @@ struct loader {
     const struct checkpoint *checkpoint; /* NULL = dummy weights */
     enum dtype dtype;
     const struct quantization *quantization;
+    bool keeps_fp8_blocks; /* the device does; otherwise they are loaded as numbers */
     struct weights *w;
     struct weights_plan plan;
     size_t n_used; /* checkpoint tensors that the model needs */
@@ -100,12 +101,26 @@ static int load_quantized(struct loader *l, struct weight *w, const struct sprea
     return 0;
 }
 
-/* A tensor in fp8 with scales for blocks: numbers again, from here on. */
-static int load_blocks(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
-    struct tensor t = {0};
-    int n_runs, r = fp8_blocks_read(w ? &t : NULL, l->checkpoint, name, spread_rows(s), k, l->c->fp8_block, l->dtype, l->err);
+/* A tensor in fp8 with scales for blocks, as it is. w NULL: in a plan. */
+static int keep_blocks(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
+    struct fp8_blocks t;
+    int64_t rows = spread_rows(s);
+    int n_runs, r = fp8_blocks_keep(w ? &t : NULL, l->checkpoint, name, rows, k, l->c->fp8_block, l->err);
     l->n_used += 2;
     if (r < 0 || !w) return r;
+    struct weight_run *runs = spread_runs(s, &n_runs);
+    weight_load_quantized(l->dev, w, &(struct quantized){.n_rows = rows, .codes = t.codes, .scale = t.scale}, runs, n_runs);
+    free(runs);
+    free(t.scale);
+    return 0;
+}
+
+/* The same as numbers, from here on. */
+static int expand_blocks(struct loader *l, struct weight *w, const struct spread *s, int64_t k, const char *name) {
+    struct tensor t;
+    int n_runs, r = fp8_blocks_read(&t, l->checkpoint, name, spread_rows(s), k, l->c->fp8_block, l->dtype, l->err);
+    l->n_used += 2;
+    if (r < 0) return r;
     struct weight_run *runs = spread_runs(s, &n_runs);
     weight_load_runs(l->dev, w, &t, runs, n_runs);
     r = dev_sync(l->dev, l->err); /* the numbers go now */
@@ -129,7 +144,8 @@ static int load_rows(struct loader *l, struct weight *w, const struct spread *s,
     int n_runs;
     l->plan.n_params += spread_rows(s) * k;
     if (l->checkpoint && quantized_kind(l->checkpoint, name) != QUANT_NONE) return load_quantized(l, w, s, k, name);
-    if (l->checkpoint && fp8_blocks_is(l->checkpoint, name)) return load_blocks(l, w, s, k, name);
+    if (l->checkpoint && fp8_blocks_is(l->checkpoint, name))
+        return w && w->quant != QUANT_FP8_BLOCK ? expand_blocks(l, w, s, k, name) : keep_blocks(l, w, s, k, name);
     int r = l->checkpoint ? find(l, name, 2, (int64_t[]){spread_rows(s), k}, &t) : 0;
     if (r == 0 && quantizes) r = check_finite(l, &t, name);
     if (r < 0 || !w) return r;
@@ -214,13 +230,18 @@ static struct spread plain(int64_t n_rows, int64_t to) {
     return (struct spread){1, 1, {n_rows}, {to}};
 }
 
+/* Dummy weights are in fp8 with scales for blocks where config.json says that the checkpoint's are. */
+static bool has_fp8_blocks(const struct loader *l, const char *name) {
+    return l->checkpoint ? fp8_blocks_is(l->checkpoint, name) : l->c->fp8_block.rows > 0;
+}
+
 /* What the parts of a layer's weight become: what the checkpoint has made of them, or what
  * was asked for. One weight is of one kind. */
 static int weight_kind(struct loader *l, enum quant_kind *out, const char *prefix, const struct part *parts,
                        int n_parts) {
     const struct quantization *q = l->quantization;
     bool is_skipped = false;
-    int n_quantized = 0;
+    int n_quantized = 0, n_in_blocks = 0;
     *out = q->kind;
     for (int i = 0; i < n_parts; i++) {
         char module[MAX_TENSOR_NAME], name[MAX_TENSOR_NAME];
@@ -228,6 +249,7 @@ static int weight_kind(struct loader *l, enum quant_kind *out, const char *prefi
         snprintf(name, sizeof name, "%s%s.weight", prefix, parts[i].name);
         enum quant_kind kind = l->checkpoint ? quantized_kind(l->checkpoint, name) : QUANT_NONE;
         if (quantization_skips(q, module)) is_skipped = true;
+        n_in_blocks += has_fp8_blocks(l, name);
         if (kind == QUANT_NONE) continue;
         if ((n_quantized > 0 || q->kind != QUANT_NONE) && kind != *out)
             return err_set(l->err, E_UNSUPPORTED, "tensor %s is quantized to %s already, which cannot become %s", name,
@@ -239,6 +261,7 @@ static int weight_kind(struct loader *l, enum quant_kind *out, const char *prefi
         return err_set(l->err, E_UNSUPPORTED, "of the tensors from %s%s to %s some are quantized and some are not", prefix,
                        parts[0].name, parts[n_parts - 1].name);
     if (is_skipped && n_quantized == 0) *out = QUANT_NONE;
+    if (*out == QUANT_NONE && n_in_blocks == n_parts && l->keeps_fp8_blocks) *out = QUANT_FP8_BLOCK;
     return 0;
 }
 
@@ -252,13 +275,23 @@ static void plan_kind(struct loader *l, enum quant_kind kind) {
 }
 
 static void plan_scratch(struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
-    int64_t bytes = quant_is_4bit(kind) ? padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) : 0;
+    int64_t bytes = quant_is_decoded(kind) ? padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) : 0;
     if (bytes > l->plan.scratch_bytes) l->plan.scratch_bytes = bytes;
 }
 
-/* From the cache of what was quantized before; else it is to be kept there. */
+static int64_t planned_bytes(const struct loader *l, int64_t n, int64_t k, enum quant_kind kind, const struct part *parts,
+                             int n_parts) {
+    int64_t bytes = (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts);
+    for (int i = 0; kind == QUANT_FP8_BLOCK && i < n_parts; i++)
+        bytes += quant_blocks(spread_rows(&parts[i].spread), l->c->fp8_block.rows) *
+                 quant_blocks(k, l->c->fp8_block.cols) * (int64_t)sizeof(float);
+    return bytes;
+}
+
+/* From the cache of what was quantized before; else it is to be kept there. What the checkpoint
+ * has in the same form is not worth a copy. */
 static bool is_in_cache(const struct loader *l, struct weight *w, const char *name) {
-    if (w->quant == QUANT_NONE) return false;
+    if (w->quant == QUANT_NONE || w->quant == QUANT_FP8_BLOCK) return false;
     if (weight_cache_load(l->w->cache, l->dev, w, name)) return true;
     weight_cache_keep(l->w->cache, w, name);
     return false;
@@ -266,6 +299,8 @@ static bool is_in_cache(const struct loader *l, struct weight *w, const char *na
 
 /* NULL when there is no memory for it. */
 static struct weight *new_weight(const struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
+    const struct fp8_block *block = &l->c->fp8_block;
+    if (kind == QUANT_FP8_BLOCK) return weight_new_fp8_blocks(l->dev, n, k, l->dtype, block->rows, block->cols);
     struct weight *w = weight_new_quantized(l->dev, n, k, l->dtype, kind);
     if (w && kind == QUANT_INT8) w->outliers = l->quantization->outliers;
     return w;
@@ -282,7 +317,7 @@ static int load_weight(struct loader *l, struct weight **out, int64_t k, bool ha
     plan_kind(l, kind);
     for (int i = 0; i < n_parts; i++) n += spread_rows(&parts[i].spread);
     plan_scratch(l, n, k, kind);
-    l->plan.bytes += (int64_t)weight_bytes_planned(n, k, l->dtype, kind, n_parts) + (has_bias ? padded(n) * 4 : 0);
+    l->plan.bytes += planned_bytes(l, n, k, kind, parts, n_parts) + (has_bias ? padded(n) * 4 : 0);
     if (l->dev) {
         *out = new_weight(l, n, k, kind);
         if (!*out) return err_set(l->err, E_NO_MEMORY, "no memory for %s%s", prefix, parts[0].name);
@@ -458,8 +493,9 @@ static int plan(struct loader *l) {
 }
 
 int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
-                 enum dtype dtype, const struct quantization *quantization, struct err *err) {
-    struct loader l = {.c = c, .checkpoint = checkpoint, .dtype = dtype, .quantization = quantization, .err = err};
+                 enum dtype dtype, const struct quantization *quantization, bool keeps_fp8_blocks, struct err *err) {
+    struct loader l = {.c = c, .checkpoint = checkpoint, .dtype = dtype, .quantization = quantization,
+                       .keeps_fp8_blocks = keeps_fp8_blocks, .err = err};
     int r = plan(&l);
     if (r == 0) *out = l.plan;
     return r;
@@ -474,7 +510,7 @@ static int refuse_size(const struct loader *l, int64_t available) {
         struct quantization q;
         struct weights_plan p;
         if (quantization_parse(&q, kinds[i], NULL) < 0) continue;
-        if (weights_plan(&p, l->c, l->checkpoint, l->dtype, &q, NULL) < 0 || p.bytes > available) continue;
+        if (weights_plan(&p, l->c, l->checkpoint, l->dtype, &q, l->keeps_fp8_blocks, NULL) < 0 || p.bytes > available) continue;
         snprintf(remedy, sizeof remedy, "; --quantization %s takes %" PRId64, kinds[i], p.bytes >> 20);
     }
     return err_set(l->err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available%s",
@@ -508,6 +544,7 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
                        .checkpoint = checkpoint,
                        .dtype = dtype,
                        .quantization = quantization,
+                       .keeps_fp8_blocks = weight_keeps_fp8_blocks(dev),
                        .w = &w,
                        .err = err};
     int r = plan(&l);
@@ -516,7 +553,7 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     if (l.plan.bytes > available) return refuse_size(&l, available);
     if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
         log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
-    struct weight_cache *cache = weight_cache_open(cache_options, checkpoint, dtype, quantization);
+    struct weight_cache *cache = weight_cache_open(cache_options, checkpoint, c, dtype, quantization);
     r = load_weights(&l, cache);
     if (r == 0 && !weight_cache_is_whole(cache)) {
         weights_clear(dev, &w);

@@ -38,7 +38,7 @@ static inline bool norm_exists(const struct norm *n) {
 
 struct weights_plan {
     int64_t bytes;    /* on the device, in the dtype and with the quantization asked for */
-    int64_t scratch_bytes; /* on a GPU: where 4-bit weights are turned back, the largest at once */
+    int64_t scratch_bytes; /* on a GPU: where weights are turned back into numbers, the largest at once */
     int64_t n_params; /* a tied embedding counts once */
     bool is_quantized; /* some weights are, or become so */
     bool has_int8;    /* to int8 */
@@ -47,9 +47,10 @@ struct weights_plan {
 
 /* What weights_load would do: every tensor is checked for existence, dtype and
  * shape, and an error names it; nothing is allocated. checkpoint NULL: as config.json alone says.
- * Embedding, norms and lm_head are never quantized. */
+ * Embedding, norms and lm_head are never quantized. keeps_fp8_blocks: of the device, as
+ * weight_keeps_fp8_blocks says. */
 int weights_plan(struct weights_plan *out, const struct model_config *c, const struct checkpoint *checkpoint,
-                 enum dtype dtype, const struct quantization *quantization, struct err *err);
+                 enum dtype dtype, const struct quantization *quantization, bool keeps_fp8_blocks, struct err *err);
 
 /* Plan, then copy the tensors to the device, or what the cache has of them. checkpoint NULL:
  * random weights, N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what

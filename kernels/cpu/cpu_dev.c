@@ -149,6 +149,7 @@ static const struct backend cpu_backend = {
     .stamp_ns = cpu_stamp_ns,
     .weight_bytes = cpu_weight_bytes,
     .weight_load = cpu_weight_load,
+    .keeps_fp8_blocks = true,
     .linear_reserve = cpu_linear_reserve,
     .step_reserve = cpu_step_reserve,
     .knows_outliers_of_batch = true,

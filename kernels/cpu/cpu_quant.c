@@ -68,7 +68,7 @@ static void quantize_row(struct quant_linear *l, int64_t r, float *numbers, uint
     int64_t k = l->w->k;
     if (l->raw->dtype == DTYPE_BF16) simd->widen(numbers, row_of(l->raw, r), k);
     else memcpy(numbers, row_of(l->raw, r), (size_t)k * sizeof *numbers);
-    if (quant_is_4bit(l->w->quant)) {
+    if (quant_is_decoded(l->w->quant)) {
         memcpy(l->x + r * k, numbers, (size_t)k * sizeof *numbers);
     } else if (l->w->quant == QUANT_FP8) {
         l->row_scale[r] = quant_fp8(codes, numbers, k);
@@ -115,12 +115,25 @@ static void decode_4bit(const struct quant_linear *l, float *out, int64_t row, i
     }
 }
 
+static void decode_fp8_blocks(const struct quant_linear *l, float *out, int64_t row, int64_t first, int64_t n) {
+    const struct weight *w = l->w;
+    const struct weight_segment *s = weight_segment_of(w, row);
+    const uint8_t *codes = (const uint8_t *)w->data + row * w->k_pad;
+    int64_t block_row = (row - s->first_row + s->from_row) / w->block_rows, size = w->block_cols, end = first + n;
+    const float *scale = (const float *)s->absmax.data + block_row * quant_blocks(w->k, size);
+    for (int64_t at = first, stop; at < end; out += stop - at, at = stop) {
+        stop = (at / size + 1) * size < end ? (at / size + 1) * size : end;
+        l->cpu->simd->decode_f8_scaled(out, codes + at, stop - at, scale[at / size], w->dtype == DTYPE_BF16);
+    }
+}
+
 static void decode(const struct quant_linear *l, float *out, int64_t row, int64_t first, int64_t n) {
     const struct weight *w = l->w;
     const char *codes = (const char *)w->data + row * w->k_pad + first;
     if (row >= w->n) memset(out, 0, (size_t)n * sizeof *out);
     else if (w->quant == QUANT_INT8) l->cpu->simd->decode_i8(out, (const int8_t *)codes, n);
     else if (w->quant == QUANT_FP8) l->cpu->simd->decode_f8(out, (const uint8_t *)codes, n);
+    else if (w->quant == QUANT_FP8_BLOCK) decode_fp8_blocks(l, out, row, first, n);
     else decode_4bit(l, out, row, first, n);
 }
 
@@ -148,7 +161,7 @@ struct rooms { /* of a thread */
 static struct rooms rooms_of(const struct quant_linear *l, int thread, size_t *bytes) {
     float *at = (float *)(l->scratch + (size_t)thread * l->thread_bytes);
     size_t panels = (size_t)(l->group * l->span * PANEL), sums = (size_t)(l->m * l->group * PANEL);
-    if (quant_is_4bit(l->w->quant)) sums = 0;
+    if (quant_is_decoded(l->w->quant)) sums = 0;
     if (bytes) *bytes = (panels + PANEL * DECODED + 2 * sums) * sizeof *at;
     return (struct rooms){at, at + panels, at + panels + PANEL * DECODED,
                           (int32_t *)(void *)(at + panels + PANEL * DECODED + sums)};
@@ -209,7 +222,7 @@ static void group_product(const struct quant_linear *l, const struct rooms *room
     for (int64_t first = 0; first < w->k; first += l->span) {
         int64_t n = w->k - first < l->span ? w->k - first : l->span;
         decode_panels(l, rooms->panels, rooms->rows, panel, n_panels, first, n);
-        if (quant_is_4bit(w->quant)) {
+        if (quant_is_decoded(w->quant)) {
             char *y = (char *)l->y->data + (size_t)column * dtype_bytes(l->y->dtype);
             multiply(l, y, l->y->shape[1], l->y->dtype == DTYPE_BF16, rooms->panels, n_panels, n_cols, first, n);
             return;

@@ -84,11 +84,12 @@ struct simd {
     void (*attend)(const struct attention_row *row);
 
     /* Quantized weights. decode4: numbers first .. of packed pairs that share an absmax, rounded
-     * where bf16 says so. to_panel: sixteen rows, ld apart, into k rows of a panel. */
+     * where bf16 says so, as with decode_f8_scaled. to_panel: sixteen rows, ld apart, into k rows of a panel. */
     void (*decode4)(float *out, const uint8_t *packed, int64_t first, int64_t n, const float codes[16], float absmax,
                     bool bf16);
     void (*decode_i8)(float *out, const int8_t *codes, int64_t n);
     void (*decode_f8)(float *out, const uint8_t *codes, int64_t n);
+    void (*decode_f8_scaled)(float *out, const uint8_t *codes, int64_t n, float scale, bool bf16);
     void (*to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
 
     /* l = (logits + bias) / temperature; bias may be NULL, l may be logits. */

@@ -7,6 +7,7 @@ void SIMD_NAME(decode4)(float *out, const uint8_t *packed, int64_t first, int64_
                         float absmax, bool bf16);
 void SIMD_NAME(decode_i8)(float *out, const int8_t *codes, int64_t n);
 void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n);
+void SIMD_NAME(decode_f8_scaled)(float *out, const uint8_t *codes, int64_t n, float scale, bool bf16);
 void SIMD_NAME(to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
 
 #if defined __AVX2__
@@ -55,15 +56,33 @@ VEC f8 f8_of_codes(u8 code) {
     return (f8)((u8)size | (code & 0x80) << 24);
 }
 
-void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n) {
+/* Eight bytes; compilers take them one by one where they are not told otherwise. */
+VEC u8 u8_of_bytes(const uint8_t *p) {
+#if defined __AVX2__
+    return (u8)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+#else
     typedef uint8_t b8 __attribute__((vector_size(8)));
     b8 eight;
+    memcpy(&eight, p, sizeof eight);
+    return __builtin_convertvector(eight, u8);
+#endif
+}
+
+void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n) {
     int64_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        memcpy(&eight, codes + i, sizeof eight);
-        f8_store(out + i, f8_of_codes(__builtin_convertvector(eight, u8)));
-    }
+    for (; i + 8 <= n; i += 8) f8_store(out + i, f8_of_codes(u8_of_bytes(codes + i)));
     for (; i < n; i++) out[i] = f8_of_codes((u8){codes[i]})[0];
+}
+
+VEC f8 f8_of_scaled(u8 code, float scale, bool bf16) {
+    f8 x = f8_of_codes(code) * f8_all(scale);
+    return bf16 ? f8_round_bf16(x) : x;
+}
+
+void SIMD_NAME(decode_f8_scaled)(float *out, const uint8_t *codes, int64_t n, float scale, bool bf16) {
+    int64_t i = 0;
+    for (; i + 8 <= n; i += 8) f8_store(out + i, f8_of_scaled(u8_of_bytes(codes + i), scale, bf16));
+    for (; i < n; i++) out[i] = f8_of_scaled((u8){codes[i]}, scale, bf16)[0];
 }
 
 #if defined __AVX2__

@@ -14,6 +14,7 @@ void SIMD_NAME(decode4)(float *out, const uint8_t *packed, int64_t first, int64_
                         float absmax, bool bf16);
 void SIMD_NAME(decode_i8)(float *out, const int8_t *codes, int64_t n);
 void SIMD_NAME(decode_f8)(float *out, const uint8_t *codes, int64_t n);
+void SIMD_NAME(decode_f8_scaled)(float *out, const uint8_t *codes, int64_t n, float scale, bool bf16);
 void SIMD_NAME(to_panel)(float *panel, const float *rows, int64_t ld, int64_t k);
 void SIMD_NAME(softcap)(float *x, int64_t n, float cap);
 void SIMD_NAME(logits)(float *l, const float *logits, const float *bias, float temperature, int64_t n);
@@ -33,6 +34,7 @@ const struct simd SIMD_NAME(simd) = {
     .decode4 = SIMD_NAME(decode4),
     .decode_i8 = SIMD_NAME(decode_i8),
     .decode_f8 = SIMD_NAME(decode_f8),
+    .decode_f8_scaled = SIMD_NAME(decode_f8_scaled),
     .to_panel = SIMD_NAME(to_panel),
     .softcap = SIMD_NAME(softcap),
     .logits = SIMD_NAME(logits),
