@@ -184,13 +184,14 @@ static void *feed_rows(void *arg) {
             hand_back(p, row);
             continue;
         }
-        table_put(p, row);
+        uint64_t tag = tag_of(row);
+        table_put(p, row); /* from here on the finisher may give it back */
         bool taken = false;
         while (!taken && !p->stop && engine_failure(p->engine, NULL) == 0) taken = engine_submit(p->engine, r, 100);
         if (taken) continue;
         engine_request_free(r);
-        row = table_take(p, tag_of(row));
-        if (!row) continue; /* the finisher gave it back already */
+        row = table_take(p, tag);
+        if (!row) continue; /* the finisher did */
         row->dropped = true;
         hand_back(p, row);
     }
@@ -270,11 +271,14 @@ static void drop_all(struct pipeline *p) {
     }
 }
 
+/* Whether the engine has failed is asked first: only when nothing was to be had after that is
+ * there no completion that it had made before. */
 static void *finish_rows(void *arg) {
     struct pipeline *p = arg;
     while (!p->stop) {
+        bool failed = engine_failure(p->engine, NULL) != 0;
         struct engine_completion *c = engine_collect(p->engine, 100);
-        if (!c && engine_failure(p->engine, NULL) != 0) {
+        if (!c && failed) {
             drop_all(p);
             clock_sleep_ms(20);
         }

@@ -163,6 +163,15 @@ X
     [ "$(n_results)" -eq 400 ]
 }
 
+@test "the device fails while the collector gives up a wait: what was finished is saved too" {
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_FAIL_AT=150 FAKE_FAIL_LATE=1 run -70 "$FAKE" serve --once
+    [[ "$output" == *"the engine failed"* ]]
+    [ "$(n_results)" -ge 150 ]
+    run -0 "$FAKE" -q serve --once
+    [ "$(n_results)" -eq 400 ]
+}
+
 @test "a job whose model is gone fails with the reason; the others go on" {
     cp -r tests/models/demo "$DIR/model"
     head -3 "$DIR/rows.csv" >"$DIR/few.csv"

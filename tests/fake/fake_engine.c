@@ -11,6 +11,7 @@
  *   FAKE_TOKENS_PER_S=N  tokens a second of all running requests together
  *   FAKE_LATENCY_MS=N    from a request's start to its first token
  *   FAKE_FAIL_AT=N       after N completions the device has failed: E_DEVICE
+ *   FAKE_FAIL_LATE=1     ... and nobody sees them or the failure before a collector has waited in vain
  *   FAKE_ROW_ERROR=K     requests whose row is a multiple of K fail with `numeric`
  *   FAKE_ABORT_ROW=N     the process aborts (SIGABRT) when row N starts
  *
@@ -54,7 +55,7 @@ struct engine {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct list inbox, running, outbox;
-    bool closing;
+    bool closing, fails_late;
     struct err failure; /* code 0 = none */
     struct engine_stats stats;
     int64_t n_finished;
@@ -187,11 +188,19 @@ static bool advance(struct engine *e, struct task *t) {
 
 /* ---------------------------------------------------------------- the thread */
 
+static bool is_broken(const struct engine *e) {
+    return e->fail_at > 0 && e->n_finished >= e->fail_at;
+}
+
+static void set_failure(struct engine *e) {
+    if (is_broken(e) && e->failure.code == 0)
+        err_set(&e->failure, E_DEVICE, "the fake device fails after %lld completions", (long long)e->fail_at);
+}
+
 static void finish(struct engine *e, struct task *t) {
     list_add(&e->outbox, t);
     e->n_finished++;
-    if (e->fail_at > 0 && e->n_finished >= e->fail_at && e->failure.code == 0)
-        err_set(&e->failure, E_DEVICE, "the fake device fails after %lld completions", (long long)e->fail_at);
+    if (!e->fails_late) set_failure(e);
     pthread_cond_broadcast(&e->changed);
 }
 
@@ -208,7 +217,7 @@ static int32_t round_of_tokens(struct engine *e) {
     int32_t n = 0;
     int64_t now = clock_mono_ns();
     e->stats.n_steps++;
-    for (struct task **at = &e->running.first; *at && e->failure.code == 0;) {
+    for (struct task **at = &e->running.first; *at && !is_broken(e);) {
         struct task *t = *at;
         if (now - t->done->scheduled_ns < e->latency_ns) {
             at = &t->next;
@@ -242,7 +251,7 @@ static void pace(struct engine *e, int32_t n, int64_t now) {
 static void *engine_main(void *arg) {
     struct engine *e = arg;
     pthread_mutex_lock(&e->lock);
-    while (!e->closing && e->failure.code == 0) {
+    while (!e->closing && !is_broken(e)) {
         admit(e);
         int64_t now = clock_mono_ns();
         if (e->running.n == 0) wait_until(e, -1, 0);
@@ -302,6 +311,7 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
     e->tokens_per_s = (double)number_of("FAKE_TOKENS_PER_S");
     e->latency_ns = number_of("FAKE_LATENCY_MS") * 1000000;
     e->fail_at = number_of("FAKE_FAIL_AT");
+    e->fails_late = number_of("FAKE_FAIL_LATE") > 0;
     e->row_error = number_of("FAKE_ROW_ERROR");
     e->abort_row = number_of("FAKE_ABORT_ROW");
     list_init(&e->inbox);
@@ -370,13 +380,19 @@ bool engine_submit(struct engine *e, struct engine_request *r, int64_t timeout_m
     return ok;
 }
 
+static bool holds_back(const struct engine *e) {
+    return e->fails_late && e->failure.code == 0;
+}
+
 struct engine_completion *engine_collect(struct engine *e, int64_t timeout_ms) {
     struct engine_completion *c = NULL;
     int64_t deadline = clock_mono_ns() + timeout_ms * 1000000;
     pthread_mutex_lock(&e->lock);
-    while (!e->outbox.first && e->failure.code == 0)
+    while ((!e->outbox.first || holds_back(e)) && e->failure.code == 0)
         if (!wait_until(e, timeout_ms, deadline)) break;
-    if (e->outbox.first) {
+    if (holds_back(e)) {
+        set_failure(e);
+    } else if (e->outbox.first) {
         struct task *t = list_remove(&e->outbox, &e->outbox.first);
         c = t->done;
         t->done = NULL;
