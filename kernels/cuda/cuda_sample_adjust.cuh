@@ -8,7 +8,7 @@
 #ifndef BATCHD_KERNELS_CUDA_CUDA_SAMPLE_ADJUST_CUH
 #define BATCHD_KERNELS_CUDA_CUDA_SAMPLE_ADJUST_CUH
 
-#include "kernels/cuda/cuda_sample_row.cuh"
+#include "kernels/cuda/cuda_sample_block.cuh"
 
 struct adjusting { /* one row */
     const struct step_sample *sample;

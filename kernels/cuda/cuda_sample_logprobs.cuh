@@ -1,12 +1,12 @@
 /* cuda_sample_logprobs.cuh - log_softmax of a row's logits at one token and at the highest.
  *
  * The row is read twice: for the highest logit and a histogram, then for the sum, in fixed
- * point, while those near the top go into the list of cuda_sample_row.cuh. The highest are
+ * point, while those near the top go into the list of cuda_sample_threshold.cuh. The highest are
  * taken from the list one by one; from the row itself where too many tie for the list. */
 #ifndef BATCHD_KERNELS_CUDA_CUDA_SAMPLE_LOGPROBS_CUH
 #define BATCHD_KERNELS_CUDA_CUDA_SAMPLE_LOGPROBS_CUH
 
-#include "kernels/cuda/cuda_sample_row.cuh"
+#include "kernels/cuda/cuda_sample_threshold.cuh"
 
 /* ranked() of the highest below `below` in the list. */
 __device__ uint64_t next_listed(uint64_t below) {
