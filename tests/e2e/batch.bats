@@ -1,7 +1,7 @@
 #!/usr/bin/env bats
 # What shares the batch does not change a row, seen from outside: 210 rows (40 where it has
 # to be quick), half of them at temperature 0.8, through the command line in many ways; and
-# what `metrics` and the step log say about it. tests/test_engine.c has the full cross product.
+# what `metrics` and the step log say about it. tests/test_invariance.c has the full cross product.
 
 load aid
 
