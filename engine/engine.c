@@ -30,6 +30,8 @@ const struct engine_options ENGINE_OPTIONS_DEFAULT = {
 
 enum { MAX_SEQS = 4096, MAX_ROWS = 65535 }; /* no more blocks of threads in a grid's y */
 
+#define STOPPED "the engine has stopped"
+
 enum message_kind { MESSAGE_REQUEST, MESSAGE_ABORT, MESSAGE_CALL };
 
 struct call { /* for the engine thread, on the caller's stack */
@@ -255,38 +257,58 @@ static int run_steps(struct engine *e, struct err *err) {
     return 0;
 }
 
-/* All requests may be finished while a step that was submitted ahead is still under way. */
-static void answer_call(struct engine *e, struct call *c) {
-    while (c->result == 0 && e->n_under_way > 0) c->result = run_steps(e, &c->err);
-    assert(c->result < 0 || (scheduler_is_idle(e->scheduler) && e->n_under_way == 0));
-    if (c->result == 0) c->result = c->fn(e->model, e->runner, c->arg, &c->err);
-    mailbox_put(c->answered, c, -1);
+/* All requests may be finished while a step that was submitted ahead is still under way. 0, or
+ * the E_* of that step: what fn returns is its caller's alone. */
+static int answer_call(struct engine *e, struct call *c, struct err *err) {
+    int r = 0;
+    while (r == 0 && e->n_under_way > 0) r = run_steps(e, err);
+    assert(r < 0 || (scheduler_is_idle(e->scheduler) && e->n_under_way == 0));
+    c->result = r == 0 ? c->fn(e->model, e->runner, c->arg, &c->err) : err_set(&c->err, r, "%s", err->text);
+    mailbox_put(c->answered, c, -1); /* and c is gone */
+    return r;
 }
 
-static void read_message(struct engine *e, struct message *m) {
+static int read_message(struct engine *e, struct message *m, struct err *err) {
+    int r = 0;
     switch (m->kind) {
     case MESSAGE_REQUEST: scheduler_add(e->scheduler, m->request); break;
     case MESSAGE_ABORT:
         scheduler_abort(e->scheduler, m->first, m->last);
         e->n_aborts--;
         break;
-    case MESSAGE_CALL: answer_call(e, m->call); break;
+    case MESSAGE_CALL: r = answer_call(e, m->call, err); break;
     }
     free(m);
+    return r;
 }
 
 /* As many requests as can be scheduled soon; the rest waits in the inbox, which makes
- * the caller wait. With nothing to do, wait for a message. */
-static void read_inbox(struct engine *e) {
+ * the caller wait. With nothing to do, wait for a message. 0 or E_*. */
+static int read_inbox(struct engine *e, struct err *err) {
     bool idle = scheduler_is_idle(e->scheduler) && e->n_under_way == 0;
     struct message *m;
+    int r = 0;
     if (idle) deliver(e);
     if (idle) runner_rest(e->runner);
-    while (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0) {
+    while (r == 0 && (scheduler_n_waiting(e->scheduler) < e->max_num_seqs || e->n_aborts > 0)) {
         m = mailbox_take(e->inbox, idle ? -1 : 0);
-        if (!m) return;
-        read_message(e, m);
+        if (!m) return 0;
+        r = read_message(e, m, err);
         idle = false;
+    }
+    return r;
+}
+
+/* Of a closed inbox. Who waits for the answer to a call is told. */
+static void drop_messages(struct mailbox *inbox) {
+    struct message *m;
+    while ((m = mailbox_take(inbox, 0))) {
+        if (m->kind == MESSAGE_CALL) {
+            m->call->result = err_set(&m->call->err, E_DEVICE, STOPPED);
+            mailbox_put(m->call->answered, m->call, -1);
+        }
+        engine_request_free(m->request);
+        free(m);
     }
 }
 
@@ -297,6 +319,7 @@ static void fail(struct engine *e, const struct err *err) {
     e->failure = *err;
     pthread_mutex_unlock(&e->lock);
     mailbox_close(e->inbox);
+    drop_messages(e->inbox);
     mailbox_close(e->outbox);
 }
 
@@ -304,8 +327,8 @@ static void *engine_main(void *arg) {
     struct engine *e = arg;
     struct err err = ERR_INIT;
     while (!e->stop) {
-        read_inbox(e);
-        int r = run_steps(e, &err);
+        int r = read_inbox(e, &err);
+        if (r == 0) r = run_steps(e, &err);
         if (r < 0) {
             fail(e, &err);
             break;
@@ -335,14 +358,6 @@ int engine_open(struct engine **out, const struct engine_options *options, struc
     if (r < 0) engine_close(e);
     else *out = e;
     return r;
-}
-
-static void drop_messages(struct mailbox *inbox) {
-    struct message *m;
-    while ((m = mailbox_take(inbox, 0))) {
-        engine_request_free(m->request);
-        free(m);
-    }
 }
 
 static void drop_completions(struct mailbox *outbox) {
@@ -433,7 +448,7 @@ int engine_call(struct engine *e, engine_call_fn *fn, void *arg, struct err *err
     struct call c = {.fn = fn, .arg = arg, .err = ERR_INIT, .answered = mailbox_new(1)};
     if (!send(e, &(struct message){.kind = MESSAGE_CALL, .call = &c}, -1)) {
         mailbox_free(c.answered);
-        return err_set(err, E_DEVICE, "the engine has stopped");
+        return err_set(err, E_DEVICE, STOPPED);
     }
     mailbox_take(c.answered, -1);
     mailbox_free(c.answered);

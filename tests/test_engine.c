@@ -1,12 +1,16 @@
 /* test_engine.c - the whole engine: the model's own texts, stops and limits, failures that
- * belong to one request. */
+ * belong to one request, and one that does not. */
 #include "tests/aid_engine.h"
 #include "tests/aid_jobs.h"
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/engine_call.h"
+#include "engine/model/model_private.h"
+#include "kernels/backend.h"
 
 #include <jansson.h>
+#include <pthread.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -391,6 +395,108 @@ static void dummy_weights_need_no_tokenizer(void **state) {
     engine_close(e);
 }
 
+/* ---------------------------------------------------------------- a device that fails */
+
+struct storm {
+    struct engine *e;
+    struct dev *dev;
+    uint64_t tag; /* struck when this request finishes */
+    pthread_t caller;
+    int result; /* of the caller's call */
+    struct err err;
+};
+
+static int do_nothing(struct model *m, struct runner *r, void *arg, struct err *err) {
+    return 0;
+}
+
+static void *call(void *arg) {
+    struct storm *s = arg;
+    s->result = engine_call(s->e, do_nothing, NULL, &s->err);
+    return NULL;
+}
+
+/* On the engine thread: the device is broken, and a call has come that nobody has answered. */
+static void strike(struct storm *s) {
+    assert_int_equal(pthread_create(&s->caller, NULL, call, s), 0);
+    clock_sleep_ms(200);
+    dev_fail(s->dev, E_DEVICE, "struck by lightning");
+}
+
+/* Before the first step of a request. */
+static int strike_a_request(struct model *m, struct runner *r, void *arg, struct err *err) {
+    struct storm *s = arg;
+    s->dev = m->dev;
+    assert_true(engine_submit(s->e, text_request(s->e, "Sort these words"), 0));
+    strike(s);
+    return 0;
+}
+
+static int find_device(struct model *m, struct runner *r, void *arg, struct err *err) {
+    struct storm *s = arg;
+    s->dev = m->dev;
+    return 0;
+}
+
+/* A line of the step log. */
+static ssize_t strike_at_the_end(void *arg, const char *line, size_t n) {
+    struct storm *s = arg;
+    char finished[60];
+    int length = snprintf(finished, sizeof finished, "\"finished\":[%d]", (int)s->tag);
+    if (memmem(line, n, finished, (size_t)length)) strike(s);
+    return (ssize_t)n;
+}
+
+static void assert_struck(struct storm *s) {
+    struct err err = ERR_INIT;
+    struct timespec soon;
+    assert_null(engine_collect(s->e, 10000));
+    assert_err(engine_failure(s->e, &err), E_DEVICE, "lightning", &err);
+    clock_gettime(CLOCK_REALTIME, &soon);
+    soon.tv_sec += 10;
+    if (pthread_timedjoin_np(s->caller, NULL, &soon) != 0) fail_msg("the call is not answered");
+    assert_int_equal(s->result, E_DEVICE);
+    struct engine_request *late = text_request(s->e, "Sort these words");
+    assert_false(engine_submit(s->e, late, 1000));
+    engine_request_free(late);
+    engine_close(s->e);
+}
+
+static void a_device_that_fails_ends_requests_and_calls(void **state) {
+    struct storm s = {.err = ERR_INIT};
+    struct err err = ERR_INIT;
+    s.e = open_engine(&(struct run){.dir = demo, .dtype = "float32", .seqs = 1}); /* it reads no further than a request */
+    assert_ok(engine_call(s.e, strike_a_request, &s, &err), &err);
+    assert_struck(&s);
+}
+
+/* A stop id is seen when the step behind it is under way, and the call that comes now waits for
+ * that step. */
+static void a_surplus_step_that_fails_ends_the_engine(void **state) {
+    struct storm s = {.tag = 9, .err = ERR_INIT};
+    struct err err = ERR_INIT;
+    FILE *log = fopencookie(&s, "w", (cookie_io_functions_t){.write = strike_at_the_end});
+    assert_non_null(log);
+    setvbuf(log, NULL, _IOLBF, 1 << 16);
+    s.e = open_engine(&(struct run){.dir = demo, .dtype = "float32", .lookahead = 1, .step_log = log});
+    assert_ok(engine_call(s.e, find_device, &s, &err), &err);
+    int32_t stop = 0;
+    for (int i = 0; i < 2; i++) { /* the second stops at the first's second token */
+        struct engine_request *r = text_request(s.e, "Sort these words");
+        r->sampling.max_tokens = 8;
+        r->sampling.ignore_eos = true;
+        if (i == 1) r->tag = s.tag;
+        if (i == 1) r->sampling.stop_token_ids = mem_dup(&stop, sizeof stop), r->sampling.n_stop_token_ids = 1;
+        assert_true(engine_submit(s.e, r, 1000));
+        struct engine_completion *c = collect(s.e);
+        assert_int_equal(c->finish, i == 0 ? FINISH_LENGTH : FINISH_STOP);
+        if (i == 0) stop = c->tokens[1];
+        engine_completion_free(c);
+    }
+    assert_struck(&s);
+    fclose(log);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(demo_model_says_what_transformers_says),
     cmocka_unit_test(trained_model_says_what_transformers_says),
@@ -402,6 +508,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(abort_brings_requests_back),
     cmocka_unit_test(closing_drops_what_runs),
     cmocka_unit_test(a_caller_who_does_not_collect_is_made_to_wait),
+    cmocka_unit_test(a_device_that_fails_ends_requests_and_calls),
+    cmocka_unit_test(a_surplus_step_that_fails_ends_the_engine),
     cmocka_unit_test(time_without_work_is_not_idle),
     cmocka_unit_test(refuses_options_that_make_no_sense),
     cmocka_unit_test(dummy_weights_need_no_tokenizer),
