@@ -3,7 +3,6 @@
 #include "batchd/bench.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
-#include "batchd/model_arg.h"
 #include "batchd/roof.h"
 #include "batchd/verbs.h"
 
@@ -36,17 +35,10 @@ void bench_print_roof(const char *device_name, const struct engine_roof *roof) {
 }
 
 static int with_model(const struct args *args, int (*run)(const struct args *args, const char *folder)) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
     char *folder = NULL;
-    int code = EXIT_DONE;
-    if (args->model && !strchr(args->model, '/')) code = command_open(&s, args, STORE_READ);
-    if (code == EXIT_DONE) {
-        int r = args->model ? model_arg_folder(&folder, s, args->model, &err) : model_arg_default(&folder, &err);
-        code = r < 0 ? exit_with(ABOUT_MODEL, &err) : run(args, folder);
-    }
+    int code = command_model_folder(&folder, args);
+    if (code == EXIT_DONE) code = run(args, folder);
     free(folder);
-    store_close(s);
     return code;
 }
 

@@ -109,6 +109,7 @@ static void check_database(struct report *r, const char *db) {
     if (code == 0) code = store_check(s, &err);
     if (code < 0) say(r, FAIL, "database", "%s", err.text);
     else say(r, OK, "database", "%s: quick_check is ok", db);
+    if (code == 0 && access(db, W_OK) != 0) say(r, WARN, "database", "not writable for you: its results can be read, no more");
     if (code == 0) check_models(r, s);
     store_close(s);
     int pid = 0;

@@ -5,7 +5,6 @@
 #include "batchd/command.h"
 #include "batchd/engine_flags.h"
 #include "batchd/exit.h"
-#include "batchd/model_arg.h"
 #include "batchd/verbs.h"
 
 #include <inttypes.h>
@@ -89,10 +88,7 @@ static int with_folder(const struct args *args, const char *folder) {
 }
 
 int cmd_eval(const struct args *args) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
     char *folder = NULL;
-    int code = EXIT_DONE;
     if (strcmp(args->words[0], "perplexity") != 0) {
         log_error("eval: no \"%s\"; there is perplexity", args->words[0]);
         return EXIT_USAGE;
@@ -101,12 +97,8 @@ int cmd_eval(const struct args *args) {
         log_error("eval perplexity needs --text FILE");
         return EXIT_USAGE;
     }
-    if (args->model && !strchr(args->model, '/')) code = command_open(&s, args, STORE_READ);
-    if (code == EXIT_DONE) {
-        int r = args->model ? model_arg_folder(&folder, s, args->model, &err) : model_arg_default(&folder, &err);
-        code = r < 0 ? exit_with(ABOUT_MODEL, &err) : with_folder(args, folder);
-    }
+    int code = command_model_folder(&folder, args);
+    if (code == EXIT_DONE) code = with_folder(args, folder);
     free(folder);
-    store_close(s);
     return code;
 }

@@ -5,26 +5,18 @@
 #include "batchd/verbs.h"
 
 #include <inttypes.h>
-#include <string.h>
 
 int cmd_export(const struct args *args) {
     struct err err = ERR_INIT;
     struct store *s = NULL;
     struct job_info job = {0};
+    struct export_options o = command_export_options(args);
     int64_t n = 0;
-    /* The database remembers which file was a job's own: try to write, be content to read. */
-    int code = command_open(&s, args, STORE_WRITE);
+    /* The database remembers which file was a job's own, where it can be written. */
+    int code = command_open_or_read(&s, args, STORE_WRITE);
     if (code == EXIT_DONE) code = command_job(&job, s, args, 0);
-    if (code == EXIT_DONE) {
-        struct export_options o = {.path = args->output,
-                                   .format = command_export_format(args->output_format),
-                                   .filter = {.only_ok = args->only_ok},
-                                   .force = args->force,
-                                   .csv_raw = args->csv_raw};
-        if (job_export(s, job.job_id, &o, &n, &err) < 0) code = exit_with(ABOUT_OUTPUT, &err);
-    }
-    if (code == EXIT_DONE && args->output && strcmp(args->output, "-") != 0)
-        log_info("%" PRId64 " rows written to %s", n, args->output);
+    if (code == EXIT_DONE && job_export(s, job.job_id, &o, &n, &err) < 0) code = exit_with(ABOUT_OUTPUT, &err);
+    if (code == EXIT_DONE && !command_output_is_stdout(args)) log_info("%" PRId64 " rows written to %s", n, args->output);
     if (code == EXIT_DONE && !job_is_final(&job))
         log_warn("job %" PRId64 " is %s: these are the rows finished so far", job.job_id, job.state);
     job_info_clear(&job);

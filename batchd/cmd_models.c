@@ -51,11 +51,7 @@ static int add_folder(struct store *s, const struct args *args, const char *fold
 }
 
 static int add(struct store *s, const struct args *args, const char *dir) {
-    char *folder = dir ? realpath(dir, NULL) : NULL;
-    if (!dir || !args->name) {
-        log_error("usage: batchd models add DIR --name NAME");
-        return EXIT_USAGE;
-    }
+    char *folder = realpath(dir, NULL);
     if (!folder) {
         log_error("no model folder %s: %s", dir, strerror(errno));
         return EXIT_MODEL;
@@ -169,12 +165,14 @@ enum what { WHAT_ADD, WHAT_LIST, WHAT_CHECK, WHAT_SHOW, WHAT_REMOVE, N_WHATS };
 static const char *const words[N_WHATS] = {"add", "list", "check", "show", "remove"};
 
 static int find_what(enum what *out, const struct args *args) {
+    static const char *const usages[N_WHATS] = {"add DIR --name NAME", "list", "check [NAME]", "show NAME|DIR", "remove NAME"};
     int w = 0;
     while (w < N_WHATS && strcmp(words[w], args->words[0]) != 0) w++;
     *out = (enum what)w;
+    bool needs_word = w == WHAT_ADD || w == WHAT_SHOW || w == WHAT_REMOVE;
     if (w == N_WHATS) log_error("models: no \"%s\"; there are list, show, add, check and remove", args->words[0]);
-    else if ((w == WHAT_SHOW || w == WHAT_REMOVE) && args->n_words < 2)
-        log_error("usage: batchd models %s NAME", words[w]);
+    else if ((needs_word && args->n_words < 2) || (w == WHAT_LIST && args->n_words > 1) || (w == WHAT_ADD) != (args->name != NULL))
+        log_error("usage: batchd models %s", usages[w]);
     else return EXIT_DONE;
     return EXIT_USAGE;
 }
@@ -185,7 +183,9 @@ int cmd_models(const struct args *args) {
     enum what what;
     int code = find_what(&what, args);
     if (code == EXIT_DONE && what == WHAT_SHOW && strchr(name, '/')) return model_show(args, name, name);
-    if (code == EXIT_DONE) code = command_open(&s, args, STORE_CREATE);
+    if (code == EXIT_DONE)
+        code = what == WHAT_ADD || what == WHAT_REMOVE ? command_open(&s, args, STORE_CREATE)
+                                                       : command_open_or_read(&s, args, STORE_CREATE);
     if (code != EXIT_DONE) return code;
     switch (what) {
     case WHAT_ADD: code = add(s, args, name); break;

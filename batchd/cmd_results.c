@@ -40,7 +40,7 @@ int cmd_results(const struct args *args) {
     struct store *s = NULL;
     struct job_info job = {0};
     struct result_filter filter = {.limit = args->limit, .only_failed = args->failed};
-    if (args->row >= 0) filter = (struct result_filter){.first_row = args->row, .end_row = args->row + 1};
+    if (args->row >= 0) filter = (struct result_filter){.first_row = args->row, .end_row = args->row + 1, .only_failed = args->failed};
     int code = command_open(&s, args, STORE_READ);
     if (code == EXIT_DONE) code = command_job(&job, s, args, 0);
     if (code == EXIT_DONE) {

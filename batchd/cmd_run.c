@@ -38,14 +38,6 @@ static int set_key(struct job_flags *f, const struct args *args, char key[128]) 
     return EXIT_DONE;
 }
 
-static struct export_options export_options_of(const struct args *args) {
-    return (struct export_options){.path = args->output,
-                                   .format = command_export_format(args->output_format),
-                                   .filter = {.only_ok = args->only_ok},
-                                   .force = args->force,
-                                   .csv_raw = args->csv_raw};
-}
-
 static int work(struct store *s, int64_t job_id, const struct args *args) {
     struct engine_flags engine = {.options = ENGINE_OPTIONS_DEFAULT};
     bool busy = worker_is_alive(store_path(s), NULL);
@@ -68,9 +60,10 @@ static int export_job(struct store *s, int64_t job_id, const struct args *args) 
     struct err err = ERR_INIT;
     int64_t n = 0;
     if (!args->output) return EXIT_DONE;
-    struct export_options o = export_options_of(args);
+    struct export_options o = command_export_options(args);
+    if (command_output_is_stdout(args)) command_quiet_pipe();
     if (job_export(s, job_id, &o, &n, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
-    log_info("%" PRId64 " rows written to %s", n, args->output);
+    if (!command_output_is_stdout(args)) log_info("%" PRId64 " rows written to %s", n, args->output);
     return EXIT_DONE;
 }
 
@@ -91,7 +84,7 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
     struct err err = ERR_INIT;
     struct job_info job = {0};
     int code = EXIT_DONE;
-    struct export_options o = export_options_of(args);
+    struct export_options o = command_export_options(args);
     /* A file in the way must show before the work is done. */
     if (args->output && job_export_check(s, job_id, &o, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
     if (job_get(s, job_id, NULL, &job, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
@@ -118,12 +111,23 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
     return code;
 }
 
+/* Flags that would be left without an effect, and say that something else was meant. */
+static int check_flags(const struct args *args) {
+    const char *of_output = args->output_format ? "--output-format" : args->only_ok ? "--only-ok" : args->csv_raw ? "--csv-raw"
+                          : args->force         ? "--force"         : NULL;
+    if (of_output && !args->output) log_error("%s is about the file that -o names; say -o FILE", of_output);
+    else if (args->fresh && args->key) log_error("--fresh goes without --key; a key that is new starts over, too");
+    else return EXIT_DONE;
+    return EXIT_USAGE;
+}
+
 int cmd_run(const struct args *args) {
     struct store *store = NULL;
     struct job_flags flags = {0};
     struct submit_report report;
     char key[128];
-    int code = job_flags_read(&flags, args);
+    int code = check_flags(args);
+    if (code == EXIT_DONE) code = job_flags_read(&flags, args);
     if (code == EXIT_DONE) code = command_open(&store, args, STORE_CREATE);
     if (code == EXIT_DONE) code = set_model(&flags, store, args);
     if (code == EXIT_DONE) code = set_key(&flags, args, key);

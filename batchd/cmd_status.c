@@ -3,6 +3,7 @@
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/signals.h"
+#include "batchd/terminal.h"
 #include "batchd/verbs.h"
 
 #include <inttypes.h>
@@ -21,8 +22,16 @@ static void jobs_clear(struct jobs *jobs) {
     *jobs = (struct jobs){0};
 }
 
+/* While a job is loading, nobody knows how many rows it will have. */
 static int percent_of(const struct job_info *j) {
-    return j->n_rows > 0 ? (int)(100 * (j->n_done + j->n_failed) / j->n_rows) : 100;
+    return j->n_rows > 0 ? (int)(100 * (j->n_done + j->n_failed) / j->n_rows) : 0;
+}
+
+/* Whoever submitted the job chose this text. */
+static void print_text(const char *label, const char *text) {
+    printf("%s", label);
+    terminal_print_line(stdout, text);
+    printf("\n");
 }
 
 static json_t *daemon_json(const struct store *s) {
@@ -48,18 +57,19 @@ static void print_table(const struct store *s, const struct jobs *jobs) {
            "NAME");
     for (size_t i = 0; i < jobs->n; i++) {
         const struct job_info *j = &jobs->list[i];
-        printf("%5" PRId64 "  %-9s  %12s  %3d%%  %8" PRId64 "  %8" PRId64 "  %-19s  %s\n", j->job_id, j->state,
+        printf("%5" PRId64 "  %-9s  %12s  %3d%%  %8" PRId64 "  %8" PRId64 "  %-19s", j->job_id, j->state,
                command_count(rows, j->n_rows), percent_of(j), j->n_failed, j->n_rejected,
-               command_time(time, j->submitted_us), j->name ? j->name : "");
+               command_time(time, j->submitted_us));
+        print_text("  ", j->name ? j->name : "");
     }
 }
 
 static void print_one(const struct store *s, const struct job_info *j) {
     char time[20], a[32], b[32];
     printf("job %" PRId64 "  %s  %d%%\n", j->job_id, j->state, percent_of(j));
-    if (j->name) printf("  name        %s\n", j->name);
-    if (j->key) printf("  key         %s\n", j->key);
-    printf("  model       %s\n", j->model ? j->model : "the daemon's default");
+    if (j->name) print_text("  name        ", j->name);
+    if (j->key) print_text("  key         ", j->key);
+    print_text("  model       ", j->model ? j->model : "the daemon's default");
     if (j->weights) printf("  weights     %.16s\n", j->weights);
     printf("  rows        %s: %s done, %" PRId64 " failed; %" PRId64 " lines rejected\n", command_count(a, j->n_rows),
            command_count(b, j->n_done), j->n_failed, j->n_rejected);
@@ -71,7 +81,7 @@ static void print_one(const struct store *s, const struct job_info *j) {
     if (j->finished_us > j->started_us && j->started_us > 0)
         printf("  speed       %.1f tokens/s\n",
                (double)j->completion_tokens / ((double)(j->finished_us - j->started_us) / 1e6));
-    if (j->error) printf("  error       %s\n", j->error);
+    if (j->error) print_text("  error       ", j->error);
     if (!job_is_final(j)) print_daemon(s);
 }
 
@@ -113,8 +123,7 @@ static int show(struct store *s, const struct args *args, bool *over) {
         if (args->json) print_json(s, &jobs, one);
         else if (one) print_one(s, &jobs.list[0]);
         else print_table(s, &jobs);
-        fflush(stdout);
-        *over = !args->watch || all_final(&jobs);
+        *over = !args->watch || all_final(&jobs) || fflush(stdout) != 0;
     }
     jobs_clear(&jobs);
     return code;
@@ -124,7 +133,10 @@ int cmd_status(const struct args *args) {
     struct store *s = NULL;
     bool over = false;
     int code = command_open(&s, args, STORE_READ);
-    if (args->watch) signals_listen();
+    if (args->watch) {
+        signals_listen();
+        command_quiet_pipe();
+    }
     while (code == EXIT_DONE && !over) {
         code = show(s, args, &over);
         if (code == EXIT_DONE && !over) signals_wait(1000);

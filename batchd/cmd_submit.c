@@ -46,11 +46,19 @@ static int wait_for(struct store *s, const struct args *args, int64_t job_id) {
     return watch_job(s, job_id, args->timeout_s, args, NULL);
 }
 
+static int check_flags(const struct args *args) {
+    if (args->timeout_s >= 0 && !args->wait) log_error("--timeout goes with --wait");
+    else if (args->parsable && args->json) log_error("--parsable or --json, not both");
+    else return EXIT_DONE;
+    return EXIT_USAGE;
+}
+
 int cmd_submit(const struct args *args) {
     struct store *store = NULL;
     struct job_flags flags = {0};
     struct submit_report report;
-    int code = job_flags_read(&flags, args);
+    int code = check_flags(args);
+    if (code == EXIT_DONE) code = job_flags_read(&flags, args);
     if (code == EXIT_DONE) code = command_open(&store, args, STORE_CREATE);
     if (code == EXIT_DONE) code = job_flags_model(&flags.settings.model, store, args);
     if (code == EXIT_DONE) code = check_no_model(store, args);

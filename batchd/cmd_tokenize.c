@@ -3,7 +3,6 @@
 #include "base/mem.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
-#include "batchd/model_arg.h"
 #include "batchd/verbs.h"
 #include "engine/engine.h"
 
@@ -111,18 +110,11 @@ static int each_line(const struct tokenizer *tok, const struct args *args) {
 
 int cmd_tokenize(const struct args *args) {
     struct err err = ERR_INIT;
-    struct store *s = NULL;
     struct tokenizer *tok = NULL;
     char *folder = NULL;
-    int code = EXIT_DONE, r;
-    if (args->model && !strchr(args->model, '/')) code = command_open(&s, args, STORE_READ);
-    if (code == EXIT_DONE) {
-        r = args->model ? model_arg_folder(&folder, s, args->model, &err) : model_arg_default(&folder, &err);
-        if (r == 0) r = tokenizer_open(&tok, folder, &err);
-        code = r < 0 ? exit_with(ABOUT_MODEL, &err) : each_line(tok, args);
-    }
+    int code = command_model_folder(&folder, args);
+    if (code == EXIT_DONE) code = tokenizer_open(&tok, folder, &err) < 0 ? exit_with(ABOUT_MODEL, &err) : each_line(tok, args);
     tokenizer_close(tok);
     free(folder);
-    store_close(s);
     return code;
 }

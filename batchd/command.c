@@ -2,6 +2,7 @@
 #include "batchd/command.h"
 #include "base/log.h"
 #include "batchd/exit.h"
+#include "batchd/model_arg.h"
 #include "batchd/paths.h"
 
 #include <errno.h>
@@ -12,13 +13,22 @@
 #include <time.h>
 #include <unistd.h>
 
-int command_open(struct store **out, const struct args *args, enum store_mode mode) {
+static int open_store(struct store **out, const struct args *args, enum store_mode mode, bool or_read) {
     struct err err = ERR_INIT;
     char *path;
     if (paths_database(&path, args->db, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
     int r = store_open(out, path, mode, &err);
+    if (r == E_PERMISSION && or_read && store_open(out, path, STORE_READ, NULL) == 0) r = 0;
     free(path);
     return r < 0 ? exit_with(ABOUT_DATABASE, &err) : EXIT_DONE;
+}
+
+int command_open(struct store **out, const struct args *args, enum store_mode mode) {
+    return open_store(out, args, mode, false);
+}
+
+int command_open_or_read(struct store **out, const struct args *args, enum store_mode mode) {
+    return open_store(out, args, mode, true);
 }
 
 int command_job(struct job_info *out, struct store *s, const struct args *args, size_t which) {
@@ -73,9 +83,32 @@ json_t *command_job_json(const struct job_info *j) {
                      "finished_at", time_or_null(j->finished_us), "weights", text_or_null(j->weights));
 }
 
-enum export_format command_export_format(const char *name) {
+static enum export_format export_format_of(const char *name) {
     if (!name) return EXPORT_AUTO;
     return strcmp(name, "csv") == 0 ? EXPORT_CSV : EXPORT_JSONL;
+}
+
+struct export_options command_export_options(const struct args *args) {
+    return (struct export_options){.path = args->output,
+                                   .format = export_format_of(args->output_format),
+                                   .filter = {.only_ok = args->only_ok},
+                                   .force = args->force,
+                                   .csv_raw = args->csv_raw};
+}
+
+bool command_output_is_stdout(const struct args *args) {
+    return !args->output || strcmp(args->output, "-") == 0;
+}
+
+int command_model_folder(char **out, const struct args *args) {
+    struct err err = ERR_INIT;
+    struct store *s = NULL;
+    bool is_name = args->model && !strchr(args->model, '/');
+    int code = is_name ? command_open(&s, args, STORE_READ) : EXIT_DONE;
+    if (code != EXIT_DONE) return code;
+    int r = args->model ? model_arg_folder(out, s, args->model, &err) : model_arg_default(out, &err);
+    store_close(s);
+    return r < 0 ? exit_with(ABOUT_MODEL, &err) : EXIT_DONE;
 }
 
 void command_print_json(json_t *value) {

@@ -11,6 +11,9 @@
 /* Commands return exit codes. 0 and *out, or the error has been shown. */
 int command_open(struct store **out, const struct args *args, enum store_mode mode);
 
+/* For writing (`mode`), or for reading where that is all that the file's mode allows. */
+int command_open_or_read(struct store **out, const struct args *args, enum store_mode mode);
+
 /* The job named by args->words[which], or by --key. */
 int command_job(struct job_info *out, struct store *s, const struct args *args, size_t which);
 
@@ -21,8 +24,12 @@ int command_worse(int a, int b); /* of two such codes */
 /* One job as `status --json` and `wait --json` show it; the caller's. */
 json_t *command_job_json(const struct job_info *j);
 
-/* "jsonl", "csv" or NULL as jobs.h takes it. */
-enum export_format command_export_format(const char *name);
+/* What -o and its companions say. */
+struct export_options command_export_options(const struct args *args);
+bool command_output_is_stdout(const struct args *args); /* -o - or no -o */
+
+/* The model folder that -m names, else the demo model; the caller's. */
+int command_model_folder(char **out, const struct args *args);
 
 /* One line on standard output; takes the value. */
 void command_print_json(json_t *value);

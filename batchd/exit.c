@@ -70,8 +70,8 @@ const char *exit_meaning(int code) {
         {EXIT_PERMISSION, "permission denied"},
         {EXIT_CONFIG, "configuration: no model named, one whose files have changed, or a newer database"},
         {EXIT_TIMEOUT, "--timeout is over"},
-        {EXIT_SIGINT, "interrupted (Ctrl-C); finished rows are saved"},
-        {EXIT_SIGTERM, "terminated by a second signal; finished rows are saved"},
+        {EXIT_SIGINT, "interrupted (Ctrl-C; of serve, a second one); finished rows are saved"},
+        {EXIT_SIGTERM, "terminated (SIGTERM; of serve, a second one); finished rows are saved"},
     };
     for (size_t i = 0; i < sizeof table / sizeof *table; i++)
         if (table[i].code == code) return table[i].meaning;

@@ -13,11 +13,13 @@
 #include <stdio.h>
 #include <string.h>
 
-/* A full disk under `batchd export > file` shows only when the last bytes go out. */
+/* A full disk under `batchd results > file` shows only when the last bytes go out. */
 static int flush_stdout(int code) {
-    if (fflush(stdout) == 0 && !ferror(stdout)) return code;
+    bool flushed = fflush(stdout) == 0;
+    if (code != EXIT_DONE || (flushed && !ferror(stdout))) return code;
+    if (flushed) return log_error("cannot write to standard output"), EXIT_IO; /* the reason has gone by */
     log_error("cannot write to standard output: %s", strerror(errno));
-    return code ? code : EXIT_IO;
+    return errno == ENOSPC ? EXIT_TEMPORARY : EXIT_IO;
 }
 
 static int run_verb(const struct args *args) {

@@ -155,7 +155,7 @@ static const struct option_def options[] = {
     {"row", 0, KIND_INT, AT(row), V(RESULTS), "N", "this row only; rows count from 0", 0, UINT32_MAX},
     {"watch", 0, KIND_FLAG, AT(watch), V(STATUS), NULL, "show again every second, until all jobs shown are final", 0, 0},
     {"timeout", 0, KIND_DURATION, AT(timeout_s), V(SUBMIT) | V(WAIT), "TIME",
-     "wait so long at most: 90, 90s, 5m, 6h; then exit 124", 0, 0},
+     "wait so long at most: 90, 90s, 5m, 6h, 1d; then exit 124", 0, 0},
 
     /* sql, tokenize, models, bench */
     {"write", 0, KIND_FLAG, AT(write), V(SQL), NULL, "open the database for writing", 0, 0},
@@ -232,6 +232,15 @@ static int64_t time_unit(const char *unit) {
     return strcmp(unit, "d") == 0 ? 86400 : 0;
 }
 
+/* What a flag takes, for whoever wrote something else. */
+static const char *expects(const struct option_def *o) {
+    switch (o->kind) {
+    case KIND_SIZE: return "bytes, as 268435456, 256M or 1G";
+    case KIND_DURATION: return "a time, as 90, 90s, 5m, 6h or 1d";
+    default: return "a whole number";
+    }
+}
+
 static int set_number(const struct option_def *o, int64_t *out, const char *text, struct err *err) {
     int64_t value = 0, unit = 1;
     const char *rest = "";
@@ -240,7 +249,7 @@ static int set_number(const struct option_def *o, int64_t *out, const char *text
     else if (ok && o->kind == KIND_DURATION) unit = time_unit(rest);
     else if (ok && *rest) ok = false;
     int64_t min = o->kind == KIND_DURATION ? 0 : o->min, max = o->kind == KIND_DURATION ? 1000000000 : o->max;
-    if (!ok || unit == 0) return err_set(err, E_USAGE, "--%s takes %s, not \"%s\"", o->name, o->value, text);
+    if (!ok || unit == 0) return err_set(err, E_USAGE, "--%s takes %s, not \"%s\"", o->name, expects(o), text);
     if (__builtin_mul_overflow(value, unit, &value) || value < min || value > max)
         return err_set(err, E_USAGE, "--%s: %s is not in %" PRId64 " .. %" PRId64, o->name, text, min, max);
     *out = value;
@@ -256,20 +265,27 @@ static int set_real(const struct option_def *o, double *out, const char *text, s
     return 0;
 }
 
+/* Of a row the error begins with "max_tokens: "; here it is the flag and what was written. */
 static int set_param(struct params *p, const char *name, const char *text, struct err *err) {
+    struct err of_row = ERR_INIT;
     char key[32];
     snprintf(key, sizeof key, "%s", name);
     for (char *c = key; *c; c++)
         if (*c == '-') *c = '_';
-    if (params_set_text(p, key, text, err) < 0) err->code = E_USAGE; /* whatever it is in a row */
-    return err->code;
+    if (params_set_text(p, key, text, &of_row) == 0) return 0;
+    size_t n = strlen(key);
+    const char *why = strncmp(of_row.text, key, n) == 0 && strncmp(of_row.text + n, ": ", 2) == 0 ? of_row.text + n + 2 : of_row.text;
+    return err_set(err, E_USAGE, "--%s \"%.100s\": %s", name, text, why);
 }
 
 static int set_option(struct args *args, const struct option_def *o, const char *text, struct err *err) {
     void *at = (char *)args + o->at;
     switch (o->kind) {
     case KIND_FLAG: *(bool *)at = true; return 0;
-    case KIND_TEXT: *(const char **)at = text; return 0;
+    case KIND_TEXT:
+        if (!*text) return err_set(err, E_USAGE, "--%s is empty; is a variable of the shell not set?", o->name);
+        *(const char **)at = text;
+        return 0;
     case KIND_CHOICE:
         if (!is_choice(o->value, text))
             return err_set(err, E_USAGE, "--%s is one of %s, not \"%s\"", o->name, o->value, text);
@@ -298,7 +314,9 @@ static int unknown_flag(enum verb verb, const char *raw, struct err *err) {
     bool elsewhere = false;
     snprintf(name, sizeof name, "%.*s", (int)strcspn(raw + 2, "="), raw + 2);
     for (size_t i = 0; i < N_OPTIONS; i++) {
-        if (is_of(&options[i], verb)) words[n++] = options[i].name;
+        bool is_its = is_of(&options[i], verb);
+        if (is_its && strcmp(options[i].name, name) == 0) return err_set(err, E_USAGE, "--%s takes no value", name);
+        if (is_its) words[n++] = options[i].name;
         else if (strcmp(options[i].name, name) == 0) elsewhere = true;
     }
     const char *of = verb == VERB_NONE ? "batchd" : verbs[verb].name, *near = suggest(name, words, n);
@@ -315,6 +333,8 @@ static int unknown_flag(enum verb verb, const char *raw, struct err *err) {
 static int bad_flag(enum verb verb, const char *raw, int letter, bool lacks_value, struct err *err) {
     if (lacks_value) return err_set(err, E_USAGE, "%s needs a value", raw);
     if (strncmp(raw, "--", 2) == 0) return unknown_flag(verb, raw, err);
+    for (size_t i = 0; verb == VERB_NONE && i < N_OPTIONS; i++)
+        if (options[i].letter == letter) return err_set(err, E_USAGE, "-%c belongs to a command and goes behind it", letter);
     return err_set(err, E_USAGE, "no flag -%c; see `batchd help%s%s`", letter, verb == VERB_NONE ? "" : " ",
                    verb == VERB_NONE ? "" : verbs[verb].name);
 }

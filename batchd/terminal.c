@@ -19,21 +19,26 @@ bool terminal_has_color(int fd, bool no_color) {
 
 /* C0, DEL, C1; embeddings, overrides and isolates of the bidirectional algorithm. */
 static bool steers(int32_t cp) {
-    if (cp == '\n' || cp == '\t') return false;
     return cp < 0x20 || (cp >= 0x7f && cp < 0xa0) || cp == 0x200e || cp == 0x200f || (cp >= 0x202a && cp <= 0x202e) ||
            (cp >= 0x2066 && cp <= 0x2069);
 }
 
-void terminal_print(FILE *out, const char *text, size_t n) {
-    if (!isatty(fileno(out))) {
-        fwrite(text, 1, n, out);
-        return;
-    }
+static void print_visibly(FILE *out, const char *text, size_t n, const char *allowed) {
     size_t len;
     for (size_t i = 0; i < n; i += len) {
         int32_t cp = utf8_decode(text + i, n - i, &len);
+        bool is_allowed = cp > 0 && cp < 0x20 && strchr(allowed, cp);
         if (cp < 0) fprintf(out, "\\x%02x", (unsigned char)text[i]);
-        else if (steers(cp)) fprintf(out, cp < 0x100 ? "\\x%02x" : "\\u%04x", (unsigned)cp);
+        else if (steers(cp) && !is_allowed) fprintf(out, cp < 0x100 ? "\\x%02x" : "\\u%04x", (unsigned)cp);
         else fwrite(text + i, 1, len, out);
     }
+}
+
+void terminal_print(FILE *out, const char *text, size_t n) {
+    if (isatty(fileno(out))) print_visibly(out, text, n, "\n\t");
+    else fwrite(text, 1, n, out);
+}
+
+void terminal_print_line(FILE *out, const char *text) {
+    print_visibly(out, text, strlen(text), "");
 }

@@ -15,4 +15,8 @@ bool terminal_has_color(int fd, bool no_color);
  * characters other than newline and tab, and marks that turn the direction of text. */
 void terminal_print(FILE *out, const char *text, size_t n);
 
+/* Print text that must stay on its line, with newlines and all of the above visible, on a
+ * terminal or not. */
+void terminal_print_line(FILE *out, const char *text);
+
 #endif

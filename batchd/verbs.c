@@ -1,5 +1,5 @@
 /* verbs.c - see verbs.h. The table is the manual: `batchd help VERB` prints it, and
- * docs/man/batchd.1 says the same at more length. */
+ * the manual page (scripts/manual) is made of what it prints. */
 #include "batchd/verbs.h"
 #include "base/suggest.h"
 #include "batchd/exit.h"
@@ -22,7 +22,7 @@ const struct verb_def verbs[N_VERBS] = {
              "batchd submit reviews.csv --template 'Summarise: {text}' --max-tokens 64 -m ./models/qwen\n"
              "batchd submit --key \"night-$(date +%F)\" --wait -q today.jsonl -m ./models/qwen\n"
              "job=$(batchd submit --parsable prompts.jsonl -m ./models/qwen)\n",
-         .exits = {0, 1, 2, 3, 5, 65, 66, 69, 74, 75, 77, 78, 124, 130, -1}, .min_words = 1, .max_words = 1},
+         .exits = {0, 1, 2, 3, 5, 65, 66, 69, 74, 75, 77, 78, 124, 130, 143, -1}, .min_words = 1, .max_words = 1},
     [VERB_RUN] =
         {"run", "FILE|- [-o OUT] [flags]", "submit, work and export in one process", .run = cmd_run,
          .text =
@@ -32,7 +32,7 @@ const struct verb_def verbs[N_VERBS] = {
              "daemon does the work and `run` waits for it.\n",
          .examples = "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl\n"
                      "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl   # again: continues\n",
-         .exits = {0, 1, 2, 3, 5, 65, 66, 69, 70, 73, 74, 75, 77, 78, 130, -1}, .min_words = 1, .max_words = 1},
+         .exits = {0, 1, 2, 3, 5, 65, 66, 69, 70, 73, 74, 75, 77, 78, 130, 143, -1}, .min_words = 1, .max_words = 1},
     [VERB_SERVE] =
         {"serve", "[flags]", "the daemon: work on whatever is submitted", .run = cmd_serve,
          .text =
@@ -44,19 +44,19 @@ const struct verb_def verbs[N_VERBS] = {
          .examples = "batchd serve\n"
                      "batchd serve --once -q                 # for cron: until the queue is empty\n"
                      "batchd serve -m ./models/qwen --max-num-seqs 32 --kv-cache-memory-bytes 2G\n",
-         .exits = {0, 2, 4, 69, 70, 74, 75, 77, 78, 143, -1}, .min_words = 0, .max_words = 0},
+         .exits = {0, 2, 4, 69, 70, 74, 75, 77, 78, 130, 143, -1}, .min_words = 0, .max_words = 0},
     [VERB_STATUS] =
         {"status", "[JOB] [flags]", "jobs and how far they are", .run = cmd_status,
          .text = "Without JOB a table of all jobs, and whether a daemon is alive; with JOB, or --key,\n"
                  "one job in full. States: loading queued running done partial failed cancelled.\n",
          .examples = "batchd status\nbatchd status 7 --watch\nbatchd status --json | jq '.jobs[] | select(.state==\"running\")'\n",
-         .exits = {0, 2, 4, 74, 75, 77, 78, -1}, .min_words = 0, .max_words = 1},
+         .exits = {0, 2, 4, 74, 75, 77, 78, 130, 143, -1}, .min_words = 0, .max_words = 1},
     [VERB_WAIT] =
         {"wait", "JOB... [flags]", "wait until jobs are final", .run = cmd_wait,
          .text = "Ends with the job's exit code: 0 done, 3 some rows failed or were rejected, 1 failed,\n"
                  "5 cancelled; of several jobs the worst one's.\n",
          .examples = "batchd wait 7\nbatchd wait --key night-2026-11-20 --timeout 6h\n",
-         .exits = {0, 1, 2, 3, 4, 5, 74, 75, 77, 78, 124, 130, -1}, .min_words = 1, .max_words = 1000},
+         .exits = {0, 1, 2, 3, 4, 5, 74, 75, 77, 78, 124, 130, 143, -1}, .min_words = 1, .max_words = 1000},
     [VERB_CANCEL] =
         {"cancel", "JOB... [flags]", "stop jobs; finished rows stay", .run = cmd_cancel,
          .text = "Rows that are finished keep their results; no further rows are written. A job that\n"
@@ -78,7 +78,8 @@ const struct verb_def verbs[N_VERBS] = {
     [VERB_SQL] =
         {"sql", "[--write] [ARGUMENTS]", "the sqlite3 shell on the database", .run = cmd_sql,
          .text = "Starts the stock sqlite3 with the extension loaded, so that the view `results` shows\n"
-                 "text. Read-only unless --write is given. What is not a flag of batchd goes to sqlite3.\n"
+                 "text. Read-only unless --write is given. What is not a flag of batchd goes to sqlite3,\n"
+                 "and the exit code is sqlite3's.\n"
                  "Views: jobs metrics failures rejects results.\n",
          .examples = "batchd sql \"SELECT custom_id, completion FROM results WHERE job_id = 7 LIMIT 5\"\n"
                      "batchd sql -csv -header \"SELECT * FROM metrics\"\n",

@@ -10,7 +10,7 @@ struct verb_def {
     const char *summary;          /* one line */
     const char *text;             /* paragraphs */
     const char *examples;         /* lines of shell */
-    int exits[16];                /* codes it ends with, 0 first; -1 ends the list */
+    int exits[20];                /* codes it ends with, 0 first; -1 ends the list */
     size_t min_words, max_words;
     int (*run)(const struct args *args); /* returns the exit code */
 };

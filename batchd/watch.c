@@ -58,6 +58,8 @@ int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct a
             break;
         }
         if (clock_mono_ns() >= deadline) {
+            log_warn("job %" PRId64 " is %s, %" PRId64 " of %" PRId64 " rows are there; the --timeout is over", job_id,
+                     job.state, job.n_done + job.n_failed, job.n_rows);
             code = EXIT_TIMEOUT;
             break;
         }

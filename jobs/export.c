@@ -212,13 +212,21 @@ static void write_csv(struct exporter *e, const struct result_view *v) {
 
 /* ---------------------------------------------------------------- the file */
 
+static bool is_stdout(const struct export_options *o) {
+    return !o->path || strcmp(o->path, "-") == 0;
+}
+
+static int write_error(const struct export_options *o, struct err *err) {
+    return err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write to %s: %s", is_stdout(o) ? "standard output" : o->path,
+                   strerror(errno));
+}
+
 static int write_row(void *arg, const struct result_view *v, struct err *err) {
     struct exporter *e = arg;
     if (e->format == EXPORT_CSV) write_csv(e, v);
     else write_jsonl(e, v);
     e->n++;
-    if (!ferror(e->f)) return 0;
-    return err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write the export: %s", strerror(errno));
+    return ferror(e->f) ? write_error(e->o, err) : 0;
 }
 
 static int load_columns(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
@@ -302,10 +310,6 @@ static void remember_target(struct store *s, int64_t job_id, const char *path, c
     sql_run(s, st, NULL);
 }
 
-static bool is_stdout(const struct export_options *o) {
-    return !o->path || strcmp(o->path, "-") == 0;
-}
-
 /* A device or a pipe is written to where it stands; a rename would replace it. */
 static bool is_special(const char *path) {
     struct stat st;
@@ -370,7 +374,7 @@ static int export_to_stream(struct exporter *e, struct store *s, int64_t job_id,
     if (!e->f) return err_set(err, E_PERMISSION, "cannot open %s: %s", e->o->path, strerror(errno));
     int r = write_all(e, s, job_id, err);
     bool failed = e->f == stdout ? fflush(stdout) != 0 : fclose(e->f) != 0;
-    if (r == 0 && failed) r = err_set(err, errno == ENOSPC ? E_FULL : E_IO, "cannot write: %s", strerror(errno));
+    if (r == 0 && failed) r = write_error(e->o, err);
     return r;
 }
 

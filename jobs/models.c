@@ -55,7 +55,7 @@ int model_get(struct store *s, const char *name, struct model_entry *out, struct
     if (r == 1) read_entry(st, out);
     sqlite3_reset(st);
     if (r == 0)
-        return err_set(err, E_NOT_FOUND, "no model named \"%s\"; register it with `batchd models add PATH --name %s`, or give a folder with a / in it", name, name);
+        return err_set(err, E_NOT_FOUND, "no model named \"%s\"; register it with `batchd models add DIR --name %s`, or give a folder with a / in it", name, name);
     return r < 0 ? r : 0;
 }
 

@@ -58,6 +58,9 @@ static const char *remedy_of(int sqlite) {
 int sql_error(struct store *s, struct err *err) {
     int code = sqlite3_extended_errcode(s->db), why = sqlite3_system_errno(s->db);
     bool full = (code & 0xff) == SQLITE_IOERR && (why == ENOSPC || why == EFBIG || why == EDQUOT);
+    if ((code & 0xff) == SQLITE_READONLY && s->mode == STORE_READ)
+        return err_set(err, E_PERMISSION, "%s cannot be read: its folder must be writable for you, for the -wal and -shm files"
+                       " that SQLite keeps beside it; copy the database to a folder of yours, or ask for an export", s->path);
     return err_set(err, full ? E_FULL : code_of(code), "%s: %s%s", s->path, sqlite3_errmsg(s->db),
                    full ? remedy_of(SQLITE_FULL) : remedy_of(code));
 }

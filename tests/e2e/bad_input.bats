@@ -290,6 +290,43 @@ as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
     [[ "$output" == *in.csv* ]]
 }
 
+@test "a database that may only be read: all that reads works, doctor says so" {
+    [ "$(id -u)" -eq 0 ] || skip "needs root to become somebody else"
+    as_nobody test -x "$FAKE" || skip "nobody cannot reach the program"
+    chmod 755 "$BATS_RUN_TMPDIR" "$BATS_FILE_TMPDIR" "$BATS_TEST_TMPDIR" "$(dirname "$BATS_TEST_TMPDIR")" || true
+    write in.csv 'prompt\nx\n'
+    as_nobody test -r "$DIR/in.csv" || skip "nobody cannot reach $DIR"
+    mkdir -m 777 "$DIR/open"
+    export BATCHD_DB=$DIR/open/t.db
+    "$FAKE" -q run "$DIR/in.csv"
+    chmod 644 "$BATCHD_DB"
+    for what in status "status 1" "wait 1" "results 1" "export 1" "export 1 -o $DIR/open/out.jsonl" "models list" "sql SELECT(1)"; do
+        run -0 as_nobody "$FAKE" $what
+    done
+    [ "$(wc -l <"$DIR/open/out.jsonl")" -eq 1 ]
+    run as_nobody "$FAKE" doctor
+    [[ "$output" == *"WARN  database   not writable for you"* ]]
+    for what in "submit $DIR/in.csv" "serve --once" "cancel 1" "models remove x"; do
+        run -77 as_nobody "$FAKE" $what
+    done
+    mkdir "$DIR/closed"
+    cp "$BATCHD_DB" "$DIR/closed/"
+    chmod 644 "$DIR/closed/t.db"
+    run -77 as_nobody "$FAKE" --db "$DIR/closed/t.db" status
+    [[ "$output" == *"its folder must be writable for you"* ]]
+}
+
+@test "standard output on a full disk: 75, and it says what could not be written" {
+    [ -e /dev/full ] || skip "no /dev/full"
+    write in.csv 'prompt\nx\n'
+    "$FAKE" -q run "$DIR/in.csv"
+    for what in "results 1" "results 1 --json" "export 1" "status" "export 1 -o /dev/full"; do
+        run -75 bash -c "'$FAKE' $what >/dev/full"
+        [ "${#lines[@]}" -eq 1 ]
+        [[ "$output" == *"cannot write to "*": No space left on device" ]]
+    done
+}
+
 @test "a full disk: work waits, the job finishes when there is room" {
     mkdir "$DIR/small"
     mount -t tmpfs -o size=4m none "$DIR/small" 2>/dev/null || skip "cannot mount a small disk here"

@@ -221,6 +221,7 @@ X
     run -69 "$BATCHD" submit --wait "$DIR/in.csv"
     [[ "$output" == *"serve --once"* ]]
     run -124 "$BATCHD" wait 1 --timeout 1
+    [[ "$output" == *"job 1 is queued, 0 of 2 rows are there; the --timeout is over"* ]]
 }
 
 @test "cancel: finished rows stay, wait ends with 5" {
@@ -253,6 +254,8 @@ X
     [ "$(wc -l <"$DIR/out.jsonl")" -eq 30 ]
     run -0 "$FAKE" results 1 --failed
     [[ "$output" == *"error: logits are not finite"* ]]
+    run -0 "$FAKE" results 1 --failed --row 1
+    [ -z "$output" ]
     run -0 "$FAKE" export 1 --only-ok
     [[ "$output" != *'"failed"'* ]]
 }
@@ -393,6 +396,17 @@ for l in lines:
     [[ "$output" == *"/600 rows"*"tok/s"* ]]
     FAKE_TOKENS_PER_S=30000 run -0 "$FAKE" run "$DIR/big.csv" --fresh
     [[ "$output" != *"/600 rows"* ]]
+}
+
+@test "status: names and keys stay on their line and steer no terminal" {
+    "$FAKE" -q submit "$DIR/in.csv" --name $'red \e[31m\nnext' --key $'k\u202e'
+    run -0 "$FAKE" status
+    [ "${#lines[@]}" -eq 3 ]
+    [[ "${lines[2]}" == *'red \x1b[31m\x0anext' ]]
+    run -0 "$FAKE" status 1
+    [[ "$output" == *'key         k\u202e'* ]]
+    run -0 python3 -c 'import json,sys; print(json.loads(sys.argv[1])["name"] == "red \x1b[31m\nnext")' "$("$FAKE" status 1 --json)"
+    [ "$output" = True ]
 }
 
 @test "848 real prompts on a trained model: what fits is answered, the rest says why" {

@@ -54,9 +54,39 @@ verbs() { "$BATCHD" help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'; }
     [[ "$output" == *"needs a value"* ]]
     run -2 "$BATCHD" run
     [[ "$output" == *"usage: batchd run"* ]]
+    run -2 "$BATCHD" run x.csv --max-tokens 1e3x
+    [[ "$output" == *'--max-tokens "1e3x": not a number'* ]]
+    run -2 "$BATCHD" wait 1 --timeout 1.5h
+    [[ "$output" == *"6h or 1d, not \"1.5h\""* ]]
+    run -2 "$BATCHD" serve --cache-size 3Q
+    [[ "$output" == *"256M or 1G"* ]]
+    run -2 "$BATCHD" status --json=1
+    [[ "$output" == *"--json takes no value"* ]]
+    run -2 "$BATCHD" -m x run x.csv
+    [[ "$output" == *"-m belongs to a command and goes behind it"* ]]
     run -2 "$BATCHD" serve --max-tokens 3
     run -2 "$BATCHD"
     run -2 "$BATCHD" help nothing
+}
+
+@test "a variable that is not set, flags that would do nothing: exit 2, nothing is made" {
+    printf 'prompt\nx\n' >"$DIR/in.csv"
+    for flag in --db --key --model --output --template --name; do
+        run -2 "$BATCHD" run "$DIR/in.csv" "$flag" ""
+        [[ "$output" == *"$flag is empty; is a variable of the shell not set?"* ]]
+    done
+    for flag in "--output-format csv" --only-ok --csv-raw --force; do
+        run -2 "$BATCHD" run "$DIR/in.csv" $flag
+        [[ "$output" == *"${flag% *} is about the file that -o names"* ]]
+    done
+    run -2 "$BATCHD" run "$DIR/in.csv" --fresh --key k
+    run -2 "$BATCHD" submit "$DIR/in.csv" --timeout 5
+    [[ "$output" == *"--timeout goes with --wait"* ]]
+    run -2 "$BATCHD" submit "$DIR/in.csv" --parsable --json
+    run -2 "$BATCHD" models list more
+    [[ "$output" == *"usage: batchd models list" ]]
+    run -2 "$BATCHD" models check demo --name demo
+    [ ! -e "$BATCHD_DB" ]
 }
 
 @test "version, help and JSON" {
@@ -70,6 +100,12 @@ verbs() { "$BATCHD" help | sed -n '/^Commands:/,/^$/s/^  \([a-z]*\) .*/\1/p'; }
 @test "a reader that goes away ends the program quietly" {
     run -0 bash -c "set -o pipefail; '$BATCHD' help submit | head -1"
     [ "${#lines[@]}" -eq 1 ]
+    printf 'prompt\nx\n' >"$DIR/in.csv"
+    "$FAKE" -q submit "$DIR/in.csv"
+    run -0 bash -c "set -o pipefail; timeout 20 '$FAKE' status --watch | head -1"
+    [[ "$output" == "daemon: none"* ]]
+    run -0 bash -c "set -o pipefail; '$FAKE' -q run '$DIR/in.csv' -o - | true"
+    [ -z "$output" ]
 }
 
 @test "jobs and databases that are not there: exit 4" {
