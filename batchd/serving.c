@@ -23,11 +23,12 @@ static void show(struct progress *p, struct daemon *d, struct store *reader) {
     job_info_clear(&job);
 }
 
-static int end_code(struct daemon *d, bool model_failed, bool *busy) {
+static int end_code(struct daemon *d, bool model_failed, bool once, bool *busy) {
     struct err err = ERR_INIT;
     int r = daemon_join(d, &err);
     if (busy) *busy = r == E_BUSY;
     if (r == 0 || (busy && r == E_BUSY)) return EXIT_DONE;
+    if (once && r == E_BUSY) return log_info("%s", err.text), EXIT_TEMPORARY; /* cron's next one meets the last one: no news */
     if (model_failed) return exit_with(ABOUT_MODEL, &err);
     log_error("%s", err.text);
     return r == E_DEVICE ? EXIT_ENGINE : exit_code(ABOUT_DATABASE, r);
@@ -55,5 +56,5 @@ int serve_until_end(const struct daemon_options *options, struct store *reader, 
     progress_free(progress);
     daemon_stats(d, &last);
     if (last.rows_published > 0) log_info("%" PRId64 " rows saved", last.rows_published);
-    return end_code(d, last.model_failed, busy);
+    return end_code(d, last.model_failed, o.once, busy);
 }

@@ -40,7 +40,10 @@ const struct verb_def verbs[N_VERBS] = {
              "job names and swaps when another is needed. SIGTERM or Ctrl-C: no new rows, those\n"
              "that run may finish within 10 seconds, everything finished is committed, exit 0; a\n"
              "second signal ends it at once. Killed at any moment it loses only rows in flight,\n"
-             "which the next daemon computes again.\n",
+             "which the next daemon computes again.\n"
+             "\n"
+             "A second one on the same database waits 5 seconds for the first to go, then exits with\n"
+             "75; with --once -q it says nothing then, so that cron may start one every few minutes.\n",
          .examples = "batchd serve\n"
                      "batchd serve --once -q                 # for cron: until the queue is empty\n"
                      "batchd serve -m ./models/qwen --max-num-seqs 32 --kv-cache-memory-bytes 2G\n",

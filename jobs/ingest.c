@@ -116,7 +116,12 @@ static int wanted_column(struct loader *l, const char *name, const char *flag, i
 static int pick_prompt_column(struct loader *l) {
     if (l->o->prompt_col) return wanted_column(l, l->o->prompt_col, "--prompt-col", &l->prompt_column);
     l->prompt_column = find_column(l, "prompt");
-    if (l->prompt_column < 0 && l->n_columns == 1) l->prompt_column = 0;
+    if (l->prompt_column < 0 && l->n_columns == 1) {
+        l->prompt_column = 0;
+        if (strpbrk(l->columns[0], ";\t|"))
+            return err_set(l->err, E_USAGE, "%s: one column, \"%s\"; if it is several, divide them by commas, or by tabs with"
+                           " --format tsv; if not, say --prompt-col", l->source.name, l->columns[0]);
+    }
     if (l->prompt_column >= 0 || l->o->settings->template_text) return 0;
     struct buf all = BUF_INIT(500);
     for (size_t i = 0; i < l->n_columns; i++) buf_printf(&all, "%s%s", i ? ", " : "", l->columns[i]);
@@ -288,7 +293,7 @@ static bool json_id(struct loader *l, const struct input_row *row, struct reques
     static const char *const names[] = {"custom_id", "id"};
     const json_t *id = l->id_name ? json_object_get(row->json, l->id_name) : NULL;
     for (int i = 0; !l->id_name && !id && i < 2; i++) id = json_object_get(row->json, names[i]);
-    if (!id || json_is_null(id)) return true;
+    if (!id || json_is_null(id) || (json_is_string(id) && json_string_length(id) == 0)) return true;
     if (json_is_integer(id)) {
         snprintf(q->id_text, sizeof q->id_text, "%" JSON_INTEGER_FORMAT, json_integer_value(id));
         q->custom_id = q->id_text;
@@ -310,6 +315,8 @@ static bool json_prompt(struct loader *l, const struct input_row *row, struct re
     if (prompt && messages) return bad(reject, row, "bad_value", "both a prompt and messages");
     if (messages) return check_messages(row, messages, reject);
     if (json_is_string(prompt)) return true;
+    if (!prompt && json_is_object(json_object_get(row->json, "body")))
+        return bad(reject, row, "bad_value", "a line of OpenAI's batch files; its body is the row: jq -c '.body + {custom_id}' FILE");
     snprintf(text, sizeof text, prompt ? "%.60s: not a string" : "neither \"%.60s\" nor \"messages\"", l->prompt_name);
     return bad(reject, row, "bad_value", text);
 }

@@ -282,6 +282,17 @@ static bool begins_document(const char *s, size_t n) {
     return s[0] == '[' || (s[0] == '{' && n == 1);
 }
 
+/* In words that do not need jansson's manual. */
+static enum read_result refuse_json(const json_error_t *why, int64_t line, int64_t byte, struct reject *reject) {
+    switch (json_error_code(why)) {
+    case json_error_null_character:
+        return refuse(reject, line, byte, "nul", "the character \\u0000 at column %d; leave it out", why->column);
+    case json_error_numeric_overflow:
+        return refuse(reject, line, byte, "json", "a number at column %d is too large to keep; write it as a string", why->column);
+    default: return refuse(reject, line, byte, "json", "not JSON: %s (column %d)", why->text, why->column);
+    }
+}
+
 static enum read_result json_row(struct row_reader *r, const char *s, size_t n, int64_t line, int64_t byte,
                                  struct input_row *row, struct reject *reject) {
     json_error_t why;
@@ -294,7 +305,7 @@ static enum read_result json_row(struct row_reader *r, const char *s, size_t n, 
         return refuse(reject, line, byte, "json",
                       "a JSON document over several lines; JSONL is one object a line, as `jq -c .` (of a list: `jq -c '.[]'`)"
                       " writes it");
-    if (!r->json) return refuse(reject, line, byte, "json", "not JSON: %s (column %d)", why.text, why.column);
+    if (!r->json) return refuse_json(&why, line, byte, reject);
     if (!json_is_object(r->json) && !json_is_string(r->json))
         return refuse(reject, line, byte, "json", "neither an object nor a string");
     *row = (struct input_row){.line = line, .byte = byte, .json = r->json, .text = s, .text_bytes = n};

@@ -77,6 +77,9 @@ static void bad_lines_are_refused_by_name(void **state) {
         {"{\"prompt\": \"x\"", "json", "not JSON: "},
         {"{\"prompt\": \"a\", \"prompt\": \"b\"}", "json", "duplicate object key"},
         {"[\"prompt\"]", "json", "neither an object nor a string"},
+        {"{\"prompt\": \"a\\u0000b\"}", "nul", "the character \\u0000 at column 21"},
+        {"{\"prompt\": \"x\", \"seed\": 18446744073709551616}", "json", "a number at column "},
+        {"{\"custom_id\": \"a\", \"body\": {\"messages\": []}}", "bad_value", "its body is the row: jq -c '.body + {custom_id}' FILE"},
         {"{\"text\": \"x\"}", "bad_value", "neither \"prompt\" nor \"messages\""},
         {"{\"prompt\": 7}", "bad_value", "prompt: not a string"},
         {"{\"prompt\": null}", "bad_value", "prompt: not a string"},
@@ -151,9 +154,10 @@ static void ids_are_unique_and_of_two_kinds(void **state) {
                E_PARSE, "x.jsonl:3: id \"7\" is on line 1 already", &err);
     assert_string_equal(report.rejects[0].code, "duplicate_id");
     assert_ok(submit_text(s, "x.jsonl",
-                          "{\"prompt\":\"a\",\"id\":-7}\n{\"prompt\":\"b\",\"custom_id\":\"c\",\"id\":-7}\n{\"prompt\":\"d\",\"id\":null}\n\"e\"\n",
+                          "{\"prompt\":\"a\",\"id\":-7}\n{\"prompt\":\"b\",\"custom_id\":\"c\",\"id\":-7}\n{\"prompt\":\"d\",\"id\":null}\n\"e\"\n"
+                          "{\"prompt\":\"f\",\"id\":\"\"}\n{\"prompt\":\"g\",\"id\":\"\"}\n",
                           (struct submit_options){0}, &report, &err), &err);
-    assert_look(s, "SELECT group_concat(coalesce(custom_id, 'none')) FROM (SELECT custom_id FROM request ORDER BY id)", "-7,c,none,none");
+    assert_look(s, "SELECT group_concat(coalesce(custom_id, 'none')) FROM (SELECT custom_id FROM request ORDER BY id)", "-7,c,none,none,none,none");
     assert_ok(submit_text(s, "y.jsonl", "{\"prompt\":\"a\",\"id\":1,\"key\":\"k1\"}\n{\"prompt\":\"b\",\"id\":1}\n",
                           (struct submit_options){.id_col = "key"}, &report, &err), &err);
     assert_look(s, "SELECT group_concat(coalesce(custom_id, 'none')) FROM (SELECT custom_id FROM request WHERE id >> 32 = (SELECT max(job_id) FROM job) ORDER BY id)", "k1,none");

@@ -76,6 +76,12 @@ kept() {
     refused 2 --prompt-col --template -- "$DIR/in.csv"
 }
 
+@test "one column with a semicolon in its name is another dialect, unless it is asked for" {
+    write in.csv 'question;answer\na;b\n'
+    refused 2 in.csv 'one column, "question;answer"' commas "--format tsv" --prompt-col -- "$DIR/in.csv"
+    run -0 "$FAKE" submit "$DIR/in.csv" --prompt-col 'question;answer'
+}
+
 @test "an unterminated quote" {
     write in.csv 'id,prompt\na,"never closed\nb,c\n'
     refused 65 "in.csv" "2" quote -- "$DIR/in.csv"
@@ -363,9 +369,13 @@ as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
     pid=$!
     wait_for_daemon
     run -75 "$FAKE" serve --once
+    [[ "$output" == *"pid $pid"* ]]
+    run -75 "$FAKE" serve -q
+    [[ "$output" == *"error: another batchd (pid $pid) serves"* ]]
+    run -75 "$FAKE" serve --once -q
+    [ -z "$output" ]
     kill -TERM $pid
     wait $pid
-    [[ "$output" == *"pid $pid"* ]]
 }
 
 @test "a key that is used again with other content" {
