@@ -1,5 +1,8 @@
 /* utf8.c - see utf8.h. Table 3-7 of the Unicode Standard, version 14. */
 #include "base/utf8.h"
+#include "base/buf.h"
+
+#include <string.h>
 
 /* Length that the first byte announces and the range of the second byte; 0 = not a first byte. */
 static size_t announced(unsigned char c, unsigned char *lo, unsigned char *hi) {
@@ -55,6 +58,22 @@ size_t utf8_valid_prefix(const char *s, size_t n) {
         i += want;
     }
     return i;
+}
+
+char *utf8_repaired(const char *text) {
+    struct buf out = BUF_INIT(0);
+    size_t left = strlen(text);
+    buf_puts(&out, "");
+    while (left > 0) {
+        size_t n = utf8_valid_prefix(text, left);
+        buf_append(&out, text, n);
+        if (n == left) break;
+        buf_puts(&out, "\xef\xbf\xbd");
+        n += utf8_ill_formed(text + n, left - n);
+        text += n;
+        left -= n;
+    }
+    return buf_take(&out);
 }
 
 bool utf8_is_incomplete(const char *s, size_t n) {

@@ -16,6 +16,9 @@ int32_t utf8_decode(const char *s, size_t n, size_t *len);
 /* 1..4 bytes into out; cp must be a Unicode scalar value. */
 size_t utf8_encode(int32_t cp, char out[4]);
 
+/* The text with U+FFFD in place of what is not valid; the caller's to free. */
+char *utf8_repaired(const char *text);
+
 /* Could these n bytes, not valid as they are, be the beginning of one valid character? */
 bool utf8_is_incomplete(const char *s, size_t n);
 

@@ -36,7 +36,7 @@ __attribute__((format(printf, 4, 5))) static void say(struct report *r, enum ver
     va_end(ap);
     if (v == FAIL) r->failed = true;
     if (r->args->json)
-        json_array_append_new(r->list, json_pack("{s:s, s:s, s:s}", "check", what, "verdict", words[v], "text", text));
+        json_array_append_new(r->list, json_pack("{s:s, s:s, s:o}", "check", what, "verdict", words[v], "text", command_text_json(text)));
     else if (r->color) printf("\033[%sm%-4s\033[0m  %-10s %s\n", colors[v], words[v], what, text);
     else printf("%-4s  %-10s %s\n", words[v], what, text);
 }

@@ -90,7 +90,7 @@ static int check(const struct model_entry *m, const struct args *args, json_t *a
         log_error("%s has changed since it was added; `batchd models add %s --name %s` takes it as it is now", m->name,
                   m->path, m->name);
     }
-    json_array_append_new(all, json_pack("{s:s, s:s, s:b, s:o}", "name", m->name, "path", m->path, "same",
+    json_array_append_new(all, json_pack("{s:s, s:o, s:b, s:o}", "name", m->name, "path", command_text_json(m->path), "same",
                                          code == EXIT_DONE, "differences", d.list));
     model_files_clear(&then);
     model_files_clear(&now);
@@ -139,7 +139,7 @@ static int list(struct store *s, const struct args *args) {
     for (size_t i = 0; i < n; i++) {
         struct model_entry *m = &models[i];
         if (!args->json) printf("%-20s  %s  %s\n", m->name, command_time(time, m->added_us), m->path);
-        json_array_append_new(all, json_pack("{s:s, s:s, s:f, s:o}", "name", m->name, "path", m->path, "added_at",
+        json_array_append_new(all, json_pack("{s:s, s:o, s:f, s:o}", "name", m->name, "path", command_text_json(m->path), "added_at",
                                              (double)m->added_us / 1e6, "files", json_loads(m->files_json, 0, NULL)));
         model_entry_clear(m);
     }

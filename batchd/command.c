@@ -1,6 +1,7 @@
 /* command.c - see command.h. */
 #include "batchd/command.h"
 #include "base/log.h"
+#include "base/utf8.h"
 #include "batchd/exit.h"
 #include "batchd/model_arg.h"
 #include "batchd/paths.h"
@@ -64,8 +65,14 @@ int command_worse(int a, int b) {
     return badness(a) >= badness(b) ? a : b;
 }
 
-static json_t *text_or_null(const char *text) {
-    return text ? json_string(text) : json_null();
+json_t *command_text_json(const char *text) {
+    if (!text) return json_null();
+    json_t *json = json_string(text);
+    if (json) return json;
+    char *repaired = utf8_repaired(text);
+    json = json_string(repaired);
+    free(repaired);
+    return json;
 }
 
 static json_t *time_or_null(int64_t wall_us) {
@@ -74,13 +81,13 @@ static json_t *time_or_null(int64_t wall_us) {
 
 json_t *command_job_json(const struct job_info *j) {
     return json_pack("{s:I, s:o, s:o, s:s, s:o, s:o, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:o, s:o, s:o, s:o}", //
-                     "job_id", (json_int_t)j->job_id, "key", text_or_null(j->key), "name", text_or_null(j->name),
-                     "state", j->state, "model", text_or_null(j->model), "error", text_or_null(j->error), //
+                     "job_id", (json_int_t)j->job_id, "key", command_text_json(j->key), "name", command_text_json(j->name),
+                     "state", j->state, "model", command_text_json(j->model), "error", command_text_json(j->error), //
                      "rows", (json_int_t)j->n_rows, "done", (json_int_t)j->n_done, "failed", (json_int_t)j->n_failed,
                      "rejected", (json_int_t)j->n_rejected, "prompt_tokens", (json_int_t)j->prompt_tokens,
                      "completion_tokens", (json_int_t)j->completion_tokens, "priority", (int)j->priority, //
                      "submitted_at", time_or_null(j->submitted_us), "started_at", time_or_null(j->started_us),
-                     "finished_at", time_or_null(j->finished_us), "weights", text_or_null(j->weights));
+                     "finished_at", time_or_null(j->finished_us), "weights", command_text_json(j->weights));
 }
 
 static enum export_format export_format_of(const char *name) {

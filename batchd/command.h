@@ -31,6 +31,9 @@ bool command_output_is_stdout(const struct args *args); /* -o - or no -o */
 /* The model folder that -m names, else the demo model; the caller's. */
 int command_model_folder(char **out, const struct args *args);
 
+/* A string, null for NULL. Names of files may be any bytes: what is not UTF-8 is U+FFFD. */
+json_t *command_text_json(const char *text);
+
 /* One line on standard output; takes the value. */
 void command_print_json(json_t *value);
 

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "batchd/command.h"
 #include "batchd/engine_flags.h"
 #include "batchd/exit.h"
@@ -22,13 +23,16 @@ enum { MAX_TEXT = 1 << 20 }; /* bytes of a template or system text */
 static int read_text(char **out, const char *flag, const char *value, struct err *err) {
     size_t n;
     if (!value) return 0;
-    if (*value != '@') return *out = mem_strdup(value), 0;
-    if (file_read(value + 1, MAX_TEXT, out, &n, err) < 0) return err_wrap(err, "--%s", flag);
-    if (strlen(*out) != n) {
+    bool is_file = *value == '@';
+    if (!is_file) *out = mem_strndup(value, n = strlen(value));
+    else if (file_read(value + 1, MAX_TEXT, out, &n, err) < 0) return err_wrap(err, "--%s", flag);
+    const char *problem = strlen(*out) != n ? "holds NUL bytes" : utf8_valid_prefix(*out, n) < n ? "is not UTF-8" : NULL;
+    if (problem) {
         free(*out);
         *out = NULL;
-        return err_set(err, E_PARSE, "--%s: %s holds NUL bytes", flag, value + 1);
+        return err_set(err, is_file ? E_PARSE : E_USAGE, "--%s: %s %s", flag, is_file ? value + 1 : "it", problem);
     }
+    if (!is_file) return 0;
     if (n > 0 && (*out)[n - 1] == '\n') (*out)[--n] = '\0';
     if (n > 0 && (*out)[n - 1] == '\r') (*out)[--n] = '\0';
     return 0;

@@ -4,6 +4,7 @@
 #include "batchd/options.h"
 #include "base/mem.h"
 #include "base/suggest.h"
+#include "base/utf8.h"
 #include "batchd/verbs.h"
 
 #include <ctype.h>
@@ -15,7 +16,8 @@
 
 enum option_kind {
     KIND_FLAG,     /* bool */
-    KIND_TEXT,     /* const char * */
+    KIND_TEXT,     /* const char *, UTF-8 and not empty: it goes into the database */
+    KIND_PATH,     /* const char *, not empty, any bytes */
     KIND_CHOICE,   /* const char *, one of `value` cut at | */
     KIND_INT,      /* int64_t in min..max */
     KIND_REAL,     /* double, above min and up to max */
@@ -46,11 +48,11 @@ struct option_def {
 
 static const struct option_def options[] = {
     /* what a job is */
-    {"template", 0, KIND_TEXT, AT(template_text), LOADS, "TEXT|@FILE",
+    {"template", 0, KIND_PATH, AT(template_text), LOADS, "TEXT|@FILE",
      "the prompt, with {column} for a column's cell; {{ and }} are braces;\n"
      "{column|trim}, {column|json} and {column:500} (characters) also work.\n"
      "From a file, one newline at its end is dropped", 0, 0},
-    {"system", 0, KIND_TEXT, AT(system_text), LOADS, "TEXT|@FILE", "a system message in front of every row", 0, 0},
+    {"system", 0, KIND_PATH, AT(system_text), LOADS, "TEXT|@FILE", "a system message in front of every row", 0, 0},
     {"prompt-col", 0, KIND_TEXT, AT(prompt_col), LOADS, "NAME",
      "the column or key that holds the prompt (default: prompt, or the only one)", 0, 0},
     {"id-col", 0, KIND_TEXT, AT(id_col), LOADS, "NAME",
@@ -62,7 +64,7 @@ static const struct option_def options[] = {
     {"chat", 0, KIND_CHOICE, AT(chat), LOADS, "auto|always|never",
      "make each prompt a user message of the model's chat template. auto: rows\n"
      "from CSV, lines or --template, when the model has a template", 0, 0},
-    {"chat-template", 0, KIND_TEXT, AT(chat_template), LOADS, "FILE", "a chat template (Jinja) in place of the model's", 0, 0},
+    {"chat-template", 0, KIND_PATH, AT(chat_template), LOADS, "FILE", "a chat template (Jinja) in place of the model's", 0, 0},
     {"chat-template-kwargs", 0, KIND_TEXT, AT(chat_kwargs), LOADS, "JSON",
      "variables of the chat template: '{\"enable_thinking\": false}'", 0, 0},
     {"allow-special-tokens", 0, KIND_FLAG, AT(allow_special_tokens), LOADS, NULL,
@@ -95,10 +97,10 @@ static const struct option_def options[] = {
     {"ignore-eos", 0, KIND_SWITCH, 0, LOADS, NULL, "the model's end-of-text does not end a completion", 0, 0},
 
     /* the model and the engine */
-    {"model", 'm', KIND_TEXT, AT(model), LOADS, "DIR|NAME",
+    {"model", 'm', KIND_PATH, AT(model), LOADS, "DIR|NAME",
      "a value with a / is a folder, others are names of `batchd models`", 0, 0},
-    {"model", 'm', KIND_TEXT, AT(model), V(SERVE), "DIR|NAME", "for jobs that name no model", 0, 0},
-    {"model", 'm', KIND_TEXT, AT(model), V(TOKENIZE) | V(BENCH) | V(EVAL), "DIR|NAME",
+    {"model", 'm', KIND_PATH, AT(model), V(SERVE), "DIR|NAME", "for jobs that name no model", 0, 0},
+    {"model", 'm', KIND_PATH, AT(model), V(TOKENIZE) | V(BENCH) | V(EVAL), "DIR|NAME",
      "a value with a / is a folder, others are names of `batchd models`", 0, 0},
     {"dtype", 0, KIND_CHOICE, AT(dtype), LOADS | V(BENCH) | V(EVAL), "auto|float32|bfloat16|float16|half",
      "to compute in (default auto: the checkpoint's)", 0, 0},
@@ -112,7 +114,7 @@ static const struct option_def options[] = {
      "what int8 multiplies in 16 bits: a row's numbers of 6.0 and above (default), or\n"
      "as bitsandbytes does all columns where some row of the step has one: then an\n"
      "answer depends on the rows that it shares steps with", 0, 0},
-    {"cache-dir", 0, KIND_TEXT, AT(cache_dir), ENGINE, "DIR",
+    {"cache-dir", 0, KIND_PATH, AT(cache_dir), ENGINE, "DIR",
      "keeps weights that --quantization has made, for the next start\n"
      "(default: $XDG_CACHE_HOME/batchd, else ~/.cache/batchd)", 0, 0},
     {"cache-size", 0, KIND_SIZE, AT(cache_size), ENGINE, "BYTES",
@@ -140,7 +142,7 @@ static const struct option_def options[] = {
     /* submit, run */
     {"parsable", 0, KIND_FLAG, AT(parsable), V(SUBMIT), NULL, "print the job's number and nothing else", 0, 0},
     {"wait", 0, KIND_FLAG, AT(wait), V(SUBMIT), NULL, "wait for the job and end with its exit code, as `batchd wait`", 0, 0},
-    {"output", 'o', KIND_TEXT, AT(output), V(RUN) | V(EXPORT), "FILE", "write the results here; - is standard output", 0, 0},
+    {"output", 'o', KIND_PATH, AT(output), V(RUN) | V(EXPORT), "FILE", "write the results here; - is standard output", 0, 0},
     {"output-format", 0, KIND_CHOICE, AT(output_format), V(RUN), "jsonl|csv", "of -o (default: by extension, else jsonl)", 0, 0},
     {"fresh", 0, KIND_FLAG, AT(fresh), V(RUN), NULL, "start over, although a job of this file and settings is there", 0, 0},
 
@@ -164,7 +166,7 @@ static const struct option_def options[] = {
      "with --decode, lines that come out are objects with \"text\"", 0, 0},
     {"decode", 0, KIND_FLAG, AT(decode), V(TOKENIZE), NULL, "lines are JSON arrays of ids; print their text", 0, 0},
     {"name", 0, KIND_TEXT, AT(name), V(MODELS), "NAME", "to add under: letters, digits, . _ - and 64 of them at most", 0, 0},
-    {"text", 0, KIND_TEXT, AT(text), V(EVAL), "FILE", "the text, in UTF-8", 0, 0},
+    {"text", 0, KIND_PATH, AT(text), V(EVAL), "FILE", "the text, in UTF-8", 0, 0},
     {"window", 0, KIND_INT, AT(window), V(EVAL), "N", "tokens of a window, BOS among them (default 256)", 2, INT32_MAX},
     {"max-chars", 0, KIND_INT, AT(max_chars), V(EVAL), "N", "read so many characters of the text (default 5000)", 1,
      INT64_MAX},
@@ -179,7 +181,7 @@ static const struct option_def options[] = {
      NULL, "print JSON", 0, 0},
 
     /* every verb */
-    {"db", 0, KIND_TEXT, AT(db), ALL, "PATH",
+    {"db", 0, KIND_PATH, AT(db), ALL, "PATH",
      "the database (default: $BATCHD_DB, else ~/.local/share/batchd/batchd.db)", 0, 0},
     {"quiet", 'q', KIND_FLAG, AT(quiet), ALL, NULL, "print nothing but data and errors", 0, 0},
     {"verbose", 'v', KIND_FLAG, AT(verbose), ALL, NULL, "print more about what happens", 0, 0},
@@ -283,6 +285,9 @@ static int set_option(struct args *args, const struct option_def *o, const char 
     switch (o->kind) {
     case KIND_FLAG: *(bool *)at = true; return 0;
     case KIND_TEXT:
+        if (utf8_valid_prefix(text, strlen(text)) < strlen(text)) return err_set(err, E_USAGE, "--%s is not UTF-8", o->name);
+        __attribute__((fallthrough));
+    case KIND_PATH:
         if (!*text) return err_set(err, E_USAGE, "--%s is empty; is a variable of the shell not set?", o->name);
         *(const char **)at = text;
         return 0;

@@ -500,9 +500,9 @@ static int insert_job(struct loader *l, const char *content) {
         l->err);
     if (!st) return sql_error(l->s, l->err);
     char *params = params_to_json(&set->params), *columns = columns_json(l), *chat = chat_settings_to_json(set);
-    const char *base = strrchr(l->source.name, '/');
+    char *source = utf8_repaired(l->source.name), *base = strrchr(source, '/');
     sql_bind_text(st, 1, l->o->key);
-    sql_bind_text(st, 2, l->o->name ? l->o->name : base ? base + 1 : l->source.name);
+    sql_bind_text(st, 2, l->o->name ? l->o->name : base ? base + 1 : source);
     sql_bind_int(st, 3, l->o->priority);
     sql_bind_int(st, 4, family);
     sql_bind_text(st, 5, set->model);
@@ -518,12 +518,13 @@ static int insert_job(struct loader *l, const char *content) {
     sql_bind_text(st, 15, columns);
     sql_bind_text(st, 16, l->prompt_name);
     sql_bind_text(st, 17, l->id_name);
-    sql_bind_text(st, 18, l->source.name);
+    sql_bind_text(st, 18, source);
     sql_bind_text(st, 19, content);
     sql_bind_int(st, 20, clock_wall_us());
     sql_bind_text(st, 21, chat);
     r = sql_run(l->s, st, l->err);
     l->job_id = sqlite3_last_insert_rowid(l->s->db);
+    free(source);
     free(params);
     free(columns);
     free(chat);

@@ -112,6 +112,24 @@ static void utf8_refuses_what_the_standard_refuses(void **state) {
     assert_false(utf8_is_incomplete("\xe6\x41", 2));
 }
 
+/* As Python's decode("utf-8", "replace") does. */
+static void utf8_repaired_is_what_python_makes_of_it(void **state) {
+    static const char *const cases[][2] = {
+        {"", ""},
+        {"naïve 日本", "naïve 日本"},
+        {"a\xff" "b", "a\ufffdb"},
+        {"caf\xe9", "caf\ufffd"},
+        {"\xe6\x97", "\ufffd"},
+        {"\xed\xa0\x80x", "\ufffd\ufffd\ufffdx"},
+        {"\xf0\x9f\x98 \xf0\x9f\x98\x80\x80", "\ufffd 😀\ufffd"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char *repaired = utf8_repaired(cases[i][0]);
+        assert_string_equal(repaired, cases[i][1]);
+        free(repaired);
+    }
+}
+
 static void utf8_every_scalar_value_round_trips(void **state) {
     for (int32_t cp = 0; cp <= 0x10ffff; cp++) {
         if (cp >= 0xd800 && cp < 0xe000) continue;
@@ -245,6 +263,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(sha256_agrees_with_the_standard),
     cmocka_unit_test(hash64_spreads),
     cmocka_unit_test(utf8_refuses_what_the_standard_refuses),
+    cmocka_unit_test(utf8_repaired_is_what_python_makes_of_it),
     cmocka_unit_test(utf8_every_scalar_value_round_trips),
     cmocka_unit_test(suggest_finds_the_typo),
     cmocka_unit_test(mailbox_keeps_order_and_ends),

@@ -112,6 +112,20 @@ kept() {
     kept nul.csv 1 nul
 }
 
+@test "flags and names of files that are not UTF-8: refused, or repaired where they are shown" {
+    write in.csv 'prompt\nx\n'
+    for flag in --key --name --prompt-col --template --system; do
+        refused 2 "$flag" "not UTF-8" -- "$DIR/in.csv" "$flag" $'\xff'
+    done
+    printf '\xff{prompt}' >"$DIR/template"
+    refused 65 --template "$DIR/template" "not UTF-8" -- "$DIR/in.csv" --template "@$DIR/template"
+    cp "$DIR/in.csv" "$DIR/"$'caf\xe9.csv'
+    run -0 --separate-stderr "$FAKE" run --json "$DIR/"$'caf\xe9.csv'
+    name='import json,sys; d = json.loads(sys.argv[1]); print(ascii((d if "name" in d else d["jobs"][0])["name"]))'
+    [ "$(python3 -c "$name" "$output")" = "'caf\\ufffd.csv'" ]
+    [ "$(python3 -c "$name" "$("$FAKE" status --json)")" = "'caf\\ufffd.csv'" ]
+}
+
 @test "a field of 20 MiB" {
     python3 -c 'import sys; open(sys.argv[1], "w").write("id,prompt\na," + "x" * (20 << 20) + "\nb,fine\n")' "$DIR/huge.csv"
     refused 65 huge.csv 2 "16 MiB" -- "$DIR/huge.csv"
