@@ -38,22 +38,27 @@ static int set_key(struct job_flags *f, const struct args *args, char key[128]) 
     return EXIT_DONE;
 }
 
+/* Whoever serves the database does the work: a daemon, or another `run`, which ends with its
+ * own job. When it has gone, this process takes its place. */
 static int work(struct store *s, int64_t job_id, const struct args *args) {
     struct engine_flags engine = {.options = ENGINE_OPTIONS_DEFAULT};
-    bool busy = worker_is_alive(store_path(s), NULL);
     int code = engine_flags_read(&engine, args);
-    if (code == EXIT_DONE && !busy) {
-        struct daemon_options o = {
-            .db_path = store_path(s), .engine = engine.options, .only_job = job_id, .once = true, .lock_wait_ms = 200};
-        code = serve_until_end(&o, s, args, &busy);
+    struct daemon_options o = {
+        .db_path = store_path(s), .engine = engine.options, .only_job = job_id, .once = true, .lock_wait_ms = 200};
+    bool busy = code == EXIT_DONE, told = false;
+    while (busy) {
+        busy = worker_is_alive(store_path(s), NULL);
+        if (!busy) code = serve_until_end(&o, s, args, &busy);
+        if (!busy) break;
+        if (!told) log_info("a daemon serves this database: it does the work");
+        told = true;
+        code = watch_job_while_served(s, job_id, args);
+        busy = code == EXIT_TEMPORARY;
+        if (busy) log_info("nobody serves this database any more: going on with job %" PRId64 " here", job_id);
+        else if (code < EXIT_DATA) code = EXIT_DONE; /* the job says how it ended */
     }
     engine_flags_clear(&engine);
-    if (code != EXIT_DONE) return code;
-    if (busy) {
-        log_info("a daemon serves this database: it does the work");
-        code = watch_job(s, job_id, -1, args, NULL);
-    }
-    return signals_seen() ? signals_exit_code() : EXIT_DONE;
+    return signals_seen() ? signals_exit_code() : code;
 }
 
 static int export_job(struct store *s, int64_t job_id, const struct args *args) {
@@ -95,6 +100,8 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
         job_info_clear(&job);
         code = work(s, job_id, args);
         if (code == EXIT_DONE && job_get(s, job_id, NULL, &job, &err) < 0) code = exit_with(ABOUT_DATABASE, &err);
+    } else if (strcmp(job.state, "cancelled") == 0 || strcmp(job.state, "failed") == 0) {
+        log_warn("job %" PRId64 " was %s before; %s starts over", job_id, job.state, args->key ? "another --key" : "--fresh");
     }
     if (code == EXIT_DONE && !job_is_final(&job)) {
         log_error("job %" PRId64 " is not finished; the same command goes on with it", job_id);

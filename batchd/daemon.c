@@ -109,8 +109,7 @@ static bool is_passing(int r) {
 
 static void count_published(struct daemon *d) {
     pthread_mutex_lock(&d->lock);
-    d->stats.rows_published += (int64_t)d->n_batch;
-    for (size_t i = 0; i < d->n_batch; i++) d->stats.completion_tokens += d->batch[i]->result.completion_tokens;
+    d->stats.rows_published = worker_n_published(d->worker);
     pthread_mutex_unlock(&d->lock);
 }
 

@@ -34,7 +34,6 @@ bool daemon_wait(struct daemon *d, int64_t timeout_ms);
 struct daemon_stats {
     int64_t job_id;               /* leased from last, 0 = none yet */
     int64_t rows_published;       /* since start */
-    int64_t completion_tokens;
     struct engine_stats engine;   /* of the engine that is loaded now */
     bool engine_is_loaded;
     bool model_failed;            /* only_job's model could not be loaded: daemon_join says why */

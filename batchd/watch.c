@@ -28,7 +28,8 @@ static void warn_alone(struct store *s, int64_t job_id, bool *warned) {
     log_warn("no daemon serves this database; job %" PRId64 " waits for `batchd serve`", job_id);
 }
 
-int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct args *args, struct job_info *last) {
+static int watch(struct store *s, int64_t job_id, int64_t timeout_s, bool while_served, const struct args *args,
+                 struct job_info *last) {
     struct err err = ERR_INIT;
     struct job_info job = {0};
     struct progress *progress = progress_new(args);
@@ -63,11 +64,23 @@ int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct a
             code = EXIT_TIMEOUT;
             break;
         }
-        warn_alone(s, job_id, &warned);
+        if (while_served && !worker_is_alive(store_path(s), NULL)) {
+            code = EXIT_TEMPORARY;
+            break;
+        }
+        if (!while_served) warn_alone(s, job_id, &warned);
         signals_wait(LOOK_MS);
     }
     progress_free(progress);
     if (last) *last = job;
     else job_info_clear(&job);
     return code;
+}
+
+int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct args *args, struct job_info *last) {
+    return watch(s, job_id, timeout_s, false, args, last);
+}
+
+int watch_job_while_served(struct store *s, int64_t job_id, const struct args *args) {
+    return watch(s, job_id, -1, true, args, NULL);
 }

@@ -10,4 +10,7 @@
  * as it was last seen, the caller's. */
 int watch_job(struct store *s, int64_t job_id, int64_t timeout_s, const struct args *args, struct job_info *last);
 
+/* The same, but when nobody serves the database any more it returns 75. */
+int watch_job_while_served(struct store *s, int64_t job_id, const struct args *args);
+
 #endif

@@ -253,6 +253,9 @@ struct result_row {
  * result already, or whose job is cancelled, are left out silently. */
 int worker_publish(struct worker *w, const struct result_row *rows, size_t n, struct err *err);
 
+/* Rows that went in since worker_open: without those that were left out. */
+int64_t worker_n_published(const struct worker *w);
+
 /* Give leases back unworked (drain): rows without result are ready again. */
 int worker_release(struct worker *w, struct err *err);
 

@@ -133,6 +133,12 @@ int worker_publish(struct worker *w, const struct result_row *rows, size_t n, st
         r = count(w, &tallies[i], err);
         if (r == 0) r = worker_close_done(w, tallies[i].job_id, err);
     }
+    r = worker_commit(w, r, err);
+    for (size_t i = 0; r == 0 && i < n_tallies; i++) w->n_published += tallies[i].done + tallies[i].failed;
     free(tallies);
-    return worker_commit(w, r, err);
+    return r;
+}
+
+int64_t worker_n_published(const struct worker *w) {
+    return w->n_published;
 }

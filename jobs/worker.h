@@ -9,6 +9,7 @@ struct worker {
     int lock;         /* file descriptor of the lock */
     int64_t epoch;
     int64_t last_job; /* served last, for taking turns */
+    int64_t n_published;
 };
 
 /* Begin a writing transaction; E_FENCED, and no transaction, when the epoch has moved on. */

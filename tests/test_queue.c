@@ -268,6 +268,7 @@ static void a_result_counts_once(void **state) {
     struct result_row rows[] = {ok_result(job, 0, "first"), ok_result(job, 0, "second")};
     assert_ok(worker_publish(q.w, rows, 2, &err), &err);
     assert_ok(worker_publish(q.w, rows + 1, 1, &err), &err);
+    assert_int_equal(worker_n_published(q.w), 1);
     assert_int_equal(look_int(q.db, "SELECT n_done * 100 + completion_tokens FROM job"), 105);
     char *text = look_text(q.db, "SELECT completion FROM result");
     assert_string_equal(text, "first");

@@ -188,6 +188,33 @@ X
     [ "$(wc -l <"$DIR/out.jsonl")" -eq 2 ]
 }
 
+@test "run beside another run, or a daemon that dies: it waits, then goes on itself" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(300)]' >"$DIR/other.csv"
+    FAKE_TOKENS_PER_S=20000 "$FAKE" -q run "$DIR/other.csv" 3>&- &
+    pid=$!
+    wait_for_daemon
+    run -0 timeout 30 "$FAKE" run "$DIR/in.csv" -o "$DIR/out.jsonl"
+    [[ "$output" == *"a daemon serves this database"*"nobody serves this database any more: going on"* ]]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 2 ]
+    wait $pid
+    FAKE_TOKENS_PER_S=200 "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_daemon
+    timeout 30 "$FAKE" run --fresh "$DIR/other.csv" -o "$DIR/other.jsonl" 3>&- 2>"$DIR/log" &
+    runs=$!
+    for _ in $(seq 100); do grep -q "serves this database" "$DIR/log" && break; sleep 0.05; done
+    kill -KILL $pid
+    wait $runs
+    [ "$(wc -l <"$DIR/other.jsonl")" -eq 300 ]
+}
+
+@test "run: a job that was cancelled stays so, and it says how to start over" {
+    "$FAKE" -q submit --key k "$DIR/in.csv" -m tests/models/demo
+    "$FAKE" -q cancel 1
+    run -5 "$FAKE" run --key k "$DIR/in.csv" -m tests/models/demo
+    [[ "$output" == *"job 1 was cancelled before; another --key starts over"* ]]
+}
+
 @test "submit, serve --once, wait, results, export" {
     run -0 "$BATCHD" submit --parsable -q "$DIR/in.csv"
     [ "$output" = 1 ]
