@@ -29,7 +29,7 @@ const struct verb_def verbs[N_VERBS] = {
              "Loads the file as `submit` does, works on it here and now, and writes OUT when all\n"
              "rows are finished. Interrupted, it is continued by the same command: the job is found\n"
              "by the content of the file and the settings. Where a daemon serves the database, the\n"
-             "daemon does the work and `run` waits for it.\n",
+             "daemon does the work and `run` waits for it; should that end first, `run` goes on itself.\n",
          .examples = "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl\n"
                      "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl   # again: continues\n",
          .exits = {0, 1, 2, 3, 5, 65, 66, 69, 70, 73, 74, 75, 77, 78, 130, 143, -1}, .min_words = 1, .max_words = 1},

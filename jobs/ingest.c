@@ -3,7 +3,7 @@
  * Rows go in under the state 'loading', in transactions of bounded size; the last
  * one makes the leases and the state 'queued'. Whatever goes wrong before that,
  * the job is removed. A loader that was killed leaves a job that the next loader
- * or worker removes (submit_clean). */
+ * or worker removes (unfinished.h). */
 #include "base/clock.h"
 #include "base/hash.h"
 #include "base/mem.h"
@@ -13,21 +13,17 @@
 #include "jobs/locks.h"
 #include "jobs/messages.h"
 #include "jobs/row_reader.h"
+#include "jobs/seen_ids.h"
 #include "jobs/store.h"
-#include "jobs/submit.h"
 #include "jobs/template.h"
+#include "jobs/unfinished.h"
 
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { CHUNK_ROWS = 4096, REMOVE_ROWS = 1 << 16, CHUNK_BYTES = 8 << 20, LEASE_ROWS = 256, PROGRESS_ROWS = 1024 };
-
-struct id_entry { /* a custom id that was seen; 128 bits stand for the text */
-    uint64_t a, b;
-    int64_t line; /* 0 = empty place */
-};
+enum { CHUNK_ROWS = 4096, CHUNK_BYTES = 8 << 20, LEASE_ROWS = 256, PROGRESS_ROWS = 1024 };
 
 struct loader {
     struct store *s;
@@ -45,8 +41,7 @@ struct loader {
     bool in_chunk;
     int lock;                /* held while loading: this job's loader is alive */
     struct template *template; /* JSONL: of the first line */
-    struct id_entry *ids;
-    size_t ids_size, n_ids;
+    struct seen_ids ids;
     struct buf packed;
     struct err *err;
 };
@@ -226,35 +221,6 @@ static int end_chunk(struct loader *l) {
     return r;
 }
 
-/* ---------------------------------------------------------------- ids */
-
-static void grow_ids(struct loader *l) {
-    struct id_entry *old = l->ids;
-    size_t old_size = l->ids_size;
-    l->ids_size = old_size ? old_size * 2 : 4096;
-    l->ids = mem_zalloc(l->ids_size, sizeof *l->ids);
-    for (size_t i = 0; i < old_size; i++) {
-        if (!old[i].line) continue;
-        size_t at = old[i].a & (l->ids_size - 1);
-        while (l->ids[at].line) at = (at + 1) & (l->ids_size - 1);
-        l->ids[at] = old[i];
-    }
-    free(old);
-}
-
-/* Line where the id was seen before; 0 = never, and now it is. */
-static int64_t seen_before(struct loader *l, const char *id, int64_t line) {
-    if (l->n_ids * 2 >= l->ids_size) grow_ids(l);
-    size_t n = strlen(id);
-    uint64_t a = hash64(id, n, 1), b = hash64(id, n, 2);
-    size_t at = a & (l->ids_size - 1);
-    for (; l->ids[at].line; at = (at + 1) & (l->ids_size - 1))
-        if (l->ids[at].a == a && l->ids[at].b == b) return l->ids[at].line;
-    l->ids[at] = (struct id_entry){a, b, line};
-    l->n_ids++;
-    return 0;
-}
-
 /* ---------------------------------------------------------------- one row */
 
 struct request { /* a row on its way into the table */
@@ -378,7 +344,7 @@ static bool make_request(struct loader *l, const struct input_row *row, struct r
     char text[200];
     bool ok = row->json ? json_request(l, row, q, reject) : csv_request(l, row, q, reject);
     if (!ok || !q->custom_id) return ok;
-    int64_t before = seen_before(l, q->custom_id, row->line);
+    int64_t before = seen_ids_add(&l->ids, q->custom_id, row->line);
     if (!before) return true;
     snprintf(text, sizeof text, "id \"%.100s\" is on line %" PRId64 " already", q->custom_id, before);
     return bad(reject, row, "duplicate_id", text);
@@ -607,62 +573,6 @@ static int start_job(struct loader *l, const char *content) {
     return r;
 }
 
-static int64_t last_row(struct store *s, int64_t job_id) {
-    sqlite3_stmt *st = sql_prepare(s, "SELECT max(id) FROM request WHERE id BETWEEN ?1 AND ?2", NULL);
-    if (!st) return -1;
-    sql_bind_int(st, 1, row_id(job_id, 0));
-    sql_bind_int(st, 2, row_id(job_id, UINT32_MAX));
-    int64_t last = -1;
-    if (sql_step(s, st, NULL) == 1 && sqlite3_column_type(st, 0) != SQLITE_NULL)
-        last = sqlite3_column_int64(st, 0) - row_id(job_id, 0);
-    sqlite3_reset(st);
-    return last;
-}
-
-static int run_with_id(struct store *s, const char *text, int64_t job_id) {
-    sqlite3_stmt *st = sql_prepare(s, text, NULL);
-    if (!st) return E_IO;
-    sql_bind_int(st, 1, job_id);
-    return sql_run(s, st, NULL);
-}
-
-/* The job itself goes, and its number is the next one's if no other came behind it. */
-static void give_number_back(struct store *s, int64_t job_id) {
-    if (sql_exec(s, "BEGIN IMMEDIATE", NULL) < 0) return;
-    int r = run_with_id(s, "DELETE FROM job WHERE job_id = ?1 AND state = 'loading'", job_id);
-    if (r == 0 && sqlite3_changes(s->db) > 0)
-        r = run_with_id(s, "UPDATE sqlite_sequence SET seq = ?1 - 1 WHERE name = 'job' AND seq = ?1", job_id);
-    if (r == 0) r = sql_exec(s, "COMMIT", NULL);
-    if (r < 0) sql_rollback(s);
-}
-
-/* Remove a job that was not loaded whole. The error that led here stays. */
-static void remove_job(struct store *s, int64_t job_id) {
-    int64_t last = last_row(s, job_id);
-    for (int64_t row = 0; row <= last; row += REMOVE_ROWS) { /* in steps, so that nobody waits long */
-        sqlite3_stmt *rows = sql_prepare(s, "DELETE FROM request WHERE id BETWEEN ?1 AND ?2", NULL);
-        if (!rows) return;
-        sql_bind_int(rows, 1, row_id(job_id, row));
-        sql_bind_int(rows, 2, row_id(job_id, row + REMOVE_ROWS - 1));
-        if (sql_run(s, rows, NULL) < 0) return;
-    }
-    give_number_back(s, job_id);
-}
-
-void submit_clean(struct store *s) {
-    int64_t dead[64];
-    size_t n = 0;
-    sqlite3_stmt *st = sql_prepare(s, "SELECT job_id FROM job WHERE state = 'loading'", NULL);
-    while (st && n < 64 && sql_step(s, st, NULL) == 1) dead[n++] = sqlite3_column_int64(st, 0);
-    if (st) sqlite3_reset(st);
-    for (size_t i = 0; i < n; i++) {
-        int lock;
-        if (lock_loader(&lock, store_path(s), dead[i], NULL) < 0) continue; /* it lives */
-        remove_job(s, dead[i]);
-        close(lock);
-    }
-}
-
 static int content_of(const struct submit_options *o, const struct source *source, char hex[65]) {
     const struct job_settings *set = o->settings;
     struct sha256 *h = sha256_new();
@@ -705,7 +615,7 @@ static void loader_clear(struct loader *l) {
     free(l->param_keys);
     free(l->prompt_name);
     free(l->id_name);
-    free(l->ids);
+    seen_ids_clear(&l->ids);
     buf_clear(&l->packed);
 }
 
@@ -721,7 +631,7 @@ int job_submit(struct store *s, const struct submit_options *options, struct sub
     content_of(options, &l.source, content);
     l.reader = row_reader_new(&l.source, l.format);
     if (r == 0) r = set_up_input(&l);
-    if (r == 0) submit_clean(s);
+    if (r == 0) unfinished_clean(s);
     if (r == 0) r = start_job(&l, content);
     if (r == 0) {
         r = load_rows(&l);
@@ -729,7 +639,7 @@ int job_submit(struct store *s, const struct submit_options *options, struct sub
         if (r == 0) report->job_id = l.job_id;
         else {
             sql_rollback(s);
-            remove_job(s, l.job_id);
+            unfinished_remove(s, l.job_id);
         }
     }
     loader_clear(&l);

@@ -8,7 +8,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "jobs/locks.h"
-#include "jobs/submit.h"
+#include "jobs/unfinished.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -64,7 +64,7 @@ int worker_open(struct worker **out, struct store *s, const struct worker_option
     w->lock = -1;
     int r = lock_daemon(&w->lock, store_path(s), options->lock_wait_ms, err);
     if (r == 0) {
-        submit_clean(s);
+        unfinished_clean(s);
         r = start_epoch(w, options->device, err);
     }
     if (r < 0) {
