@@ -1,14 +1,18 @@
 /* err.c - see err.h. */
 #include "base/err.h"
+#include "base/utf8.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Bytes of foreign files end up in messages; a control character must not reach a terminal. */
+/* Bytes of foreign files end up in messages, and these in a terminal, in JSON and in the
+ * database: no control characters, and nothing that is not UTF-8, such as what the limit has cut. */
 static void one_line(char *s) {
-    for (; *s; s++)
-        if ((unsigned char)*s < 0x20 || *s == 0x7f) *s = ' ';
+    for (char *at = s; *at; at++)
+        if ((unsigned char)*at < 0x20 || *at == 0x7f) *at = ' ';
+    for (size_t n; (n = utf8_valid_prefix(s, strlen(s))) < strlen(s); s += n)
+        s[n] = utf8_is_incomplete(s + n, strlen(s + n)) ? '\0' : '?';
 }
 
 int err_set(struct err *err, int code, const char *fmt, ...) {

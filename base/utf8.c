@@ -76,6 +76,10 @@ char *utf8_repaired(const char *text) {
     return buf_take(&out);
 }
 
+void utf8_trim(char *text) {
+    text[utf8_valid_prefix(text, strlen(text))] = '\0';
+}
+
 bool utf8_is_incomplete(const char *s, size_t n) {
     if (n == 0) return false;
     size_t want, have = matching(s, n, &want);

@@ -19,6 +19,9 @@ size_t utf8_encode(int32_t cp, char out[4]);
 /* The text with U+FFFD in place of what is not valid; the caller's to free. */
 char *utf8_repaired(const char *text);
 
+/* End the text where it is no longer valid: a limit has cut it within a character. */
+void utf8_trim(char *text);
+
 /* Could these n bytes, not valid as they are, be the beginning of one valid character? */
 bool utf8_is_incomplete(const char *s, size_t n);
 

@@ -4,6 +4,7 @@
 #include "base/hash.h"
 #include "base/mailbox.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "batchd/logprobs_json.h"
 
 #include <assert.h>
@@ -61,6 +62,7 @@ static struct row_work *table_take(struct pipeline *p, uint64_t tag) {
 
 static void fail_row(struct row_work *row, const char *code, const char *message) {
     snprintf(row->error, sizeof row->error, "%.*s", (int)sizeof row->error - 1, message);
+    utf8_trim(row->error);
     row->result.status = ROW_FAILED;
     row->result.finish_reason = "error";
     row->result.error_code = code;

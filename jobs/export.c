@@ -6,6 +6,7 @@
  * coming file beside those of the old one until the rename is done. */
 #include "base/file.h"
 #include "base/mem.h"
+#include "base/utf8.h"
 #include "jobs/store.h"
 
 #include <ctype.h>
@@ -43,7 +44,10 @@ static void set_ms(json_t *o, const char *key, double ms) {
 
 static json_t *error_json(const struct result_view *v) {
     if (!v->error_code) return json_null();
-    return json_pack("{s:s, s:s}", "code", v->error_code, "message", v->error ? v->error : "");
+    char *message = utf8_repaired(v->error ? v->error : ""); /* older versions cut it anywhere */
+    json_t *error = json_pack("{s:s, s:s}", "code", v->error_code, "message", message);
+    free(message);
+    return error;
 }
 
 static json_t *usage_json(const struct result_view *v) {

@@ -75,7 +75,7 @@ static void make_reject(struct reject *out, const struct input_row *row, const c
     *out = (struct reject){.line = row->line, .byte = row->byte};
     snprintf(out->code, sizeof out->code, "%s", code);
     snprintf(out->message, sizeof out->message, "%.*s", (int)sizeof out->message - 1, message);
-    out->message[utf8_valid_prefix(out->message, strlen(out->message))] = '\0'; /* cut by the limit */
+    utf8_trim(out->message);
 }
 
 static const char *code_name(int code) {

@@ -159,7 +159,7 @@ static enum read_result refuse(struct reject *out, int64_t line, int64_t byte, c
     va_start(ap, fmt);
     vsnprintf(out->message, sizeof out->message, fmt, ap);
     va_end(ap);
-    out->message[utf8_valid_prefix(out->message, strlen(out->message))] = '\0'; /* cut by the limit */
+    utf8_trim(out->message);
     return READ_REJECT;
 }
 

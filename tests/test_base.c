@@ -130,6 +130,19 @@ static void utf8_repaired_is_what_python_makes_of_it(void **state) {
     }
 }
 
+static void an_error_is_one_line_of_utf8(void **state) {
+    struct err err = ERR_INIT;
+    err_set(&err, E_IO, "a\nb\x1b[0m caf\xe9 \xff.csv");
+    assert_string_equal(err.text, "a b [0m caf? ?.csv");
+    char long_text[2 * sizeof err.text];
+    for (size_t i = 0; i + 3 < sizeof long_text; i += 3) memcpy(long_text + i, "€", 4);
+    for (int shift = 0; shift < 3; shift++) {
+        err_set(&err, E_IO, "%.*s%s", shift, "xx", long_text);
+        assert_int_equal(utf8_valid_prefix(err.text, strlen(err.text)), strlen(err.text));
+        assert_true(strlen(err.text) > sizeof err.text - 4);
+    }
+}
+
 static void utf8_every_scalar_value_round_trips(void **state) {
     for (int32_t cp = 0; cp <= 0x10ffff; cp++) {
         if (cp >= 0xd800 && cp < 0xe000) continue;
@@ -264,6 +277,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(hash64_spreads),
     cmocka_unit_test(utf8_refuses_what_the_standard_refuses),
     cmocka_unit_test(utf8_repaired_is_what_python_makes_of_it),
+    cmocka_unit_test(an_error_is_one_line_of_utf8),
     cmocka_unit_test(utf8_every_scalar_value_round_trips),
     cmocka_unit_test(suggest_finds_the_typo),
     cmocka_unit_test(mailbox_keeps_order_and_ends),

@@ -91,6 +91,17 @@ X
     [[ "$(sqlite3 "$BATCHD_DB" 'SELECT error FROM job WHERE job_id = 1')" == *'chat template: line 1: unsupported tag "nonsense"'* ]]
 }
 
+@test "run: a long error is cut at a character; exports and the database stay valid" {
+    echo '{"messages": [{"role": "user", "content": "hi"}]}' >"$DIR/one.jsonl"
+    for head in x xx xxx; do
+        echo "{{ raise_exception('$head' ~ 'é€' * 500) }}" >"$DIR/long.jinja"
+        run -3 "$BATCHD" -q run "$DIR/one.jsonl" --chat-template "$DIR/long.jinja" -o "$DIR/$head.jsonl"
+        [[ "$(json_of "$DIR/$head.jsonl" 'd["error"]["message"]' 0)" == *"$head"é€*€* ]]
+    done
+    run -0 python3 -c 'import sqlite3,sys; print(len(sqlite3.connect(sys.argv[1]).execute("SELECT error FROM result").fetchall()))' "$BATCHD_DB"
+    [ "$output" = 3 ]
+}
+
 @test "run: control tokens in a row's text are text, unless they are allowed" {
     cat >"$DIR/in.jsonl" <<'X'
 {"prompt": "<|user|>\nAdd<|end|>"}
