@@ -17,6 +17,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static int set_model(struct job_flags *f, struct store *s, const struct args *args) {
     struct err err = ERR_INIT;
@@ -118,11 +119,19 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
     return code;
 }
 
+/* By its content the job is found again: it is not to be replaced, --force or not. */
+static bool is_input(const char *output, const char *input) {
+    struct stat a, b;
+    return output && stat(output, &a) == 0 && stat(input, &b) == 0 && S_ISREG(a.st_mode) && a.st_dev == b.st_dev &&
+           a.st_ino == b.st_ino;
+}
+
 /* Flags that would be left without an effect, and say that something else was meant. */
 static int check_flags(const struct args *args) {
     const char *of_output = args->output_format ? "--output-format" : args->only_ok ? "--only-ok" : args->csv_raw ? "--csv-raw"
                           : args->force         ? "--force"         : NULL;
     if (of_output && !args->output) log_error("%s is about the file that -o names; say -o FILE", of_output);
+    else if (is_input(args->output, args->words[0])) log_error("-o names the input, %s; name another file", args->words[0]);
     else if (args->fresh && args->key) log_error("--fresh goes without --key; a key that is new starts over, too");
     else return EXIT_DONE;
     return EXIT_USAGE;

@@ -161,7 +161,7 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
     f->options.progress_arg = NULL;
     if (r < 0) {
         if (r == E_PARSE) show_rejects(f->options.path, report);
-        int code = exit_with(ABOUT_INPUT, &err);
+        int code = exit_with(r == E_IO && report->input_is_read ? ABOUT_DATABASE : ABOUT_INPUT, &err);
         return r == E_INTERRUPTED ? signals_exit_code() : code;
     }
     char rows[32];

@@ -341,11 +341,27 @@ static int check_folder(const char *path, struct err *err) {
     return r;
 }
 
+/* The database, or a file that SQLite or we keep beside it: nobody means that, --force or not. */
+static bool is_database(struct store *s, const struct stat *target) {
+    static const char *const tails[] = {"", "-wal", "-shm", ".lock"};
+    bool same = false;
+    for (size_t i = 0; i < sizeof tails / sizeof *tails && !same; i++) {
+        struct stat st;
+        struct buf path = BUF_INIT(0);
+        buf_printf(&path, "%s%s", store_path(s), tails[i]);
+        same = stat(path.data, &st) == 0 && st.st_dev == target->st_dev && st.st_ino == target->st_ino;
+        buf_clear(&path);
+    }
+    return same;
+}
+
 int job_export_check(struct store *s, int64_t job_id, const struct export_options *options, struct err *err) {
     struct stat st;
     if (is_stdout(options) || is_special(options->path)) return 0;
-    if (stat(options->path, &st) == 0 && S_ISDIR(st.st_mode))
-        return err_set(err, E_EXISTS, "%s is a folder; name a file", options->path);
+    bool exists = stat(options->path, &st) == 0;
+    if (exists && S_ISDIR(st.st_mode)) return err_set(err, E_EXISTS, "%s is a folder; name a file", options->path);
+    if (exists && is_database(s, &st))
+        return err_set(err, E_EXISTS, "%s is the database itself, or belongs to it; name another file", options->path);
     int w = check_folder(options->path, err);
     if (w < 0 || options->force) return w;
     char *absolute = absolute_path(options->path);

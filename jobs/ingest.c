@@ -626,6 +626,7 @@ int job_submit(struct store *s, const struct submit_options *options, struct sub
     *report = (struct submit_report){0};
     int r = source_open(&l.source, options->path, l.err);
     if (r < 0) return r;
+    report->input_is_read = true;
     l.format = row_format(&l.source, options->format);
     if (l.source.size == 0) r = err_set(l.err, E_PARSE, "%s is empty; it needs rows", l.source.name);
     content_of(options, &l.source, content);

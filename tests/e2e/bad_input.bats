@@ -336,6 +336,13 @@ as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
     [[ "$output" == *"its folder must be writable for you"* ]]
 }
 
+@test "a lock that cannot be opened is no fault of the input: 74" {
+    write in.csv 'prompt\nx\n'
+    mkdir "$BATCHD_DB.lock"
+    refused 74 t.db.lock "Is a directory" -- "$DIR/in.csv"
+    run -74 "$FAKE" serve --once
+}
+
 @test "standard output on a full disk: 75, and it says what could not be written" {
     [ -e /dev/full ] || skip "no /dev/full"
     write in.csv 'prompt\nx\n'

@@ -133,6 +133,19 @@ X
     [ "$(sqlite3 "$BATCHD_DB" 'SELECT count(*) FROM job')" -eq 2 ]
 }
 
+@test "neither the input nor the database is replaced by results, --force or not" {
+    before=$(cat "$DIR/in.csv")
+    run -2 "$FAKE" run "$DIR/in.csv" -o "$DIR/./in.csv" --force
+    [[ "$output" == *"-o names the input"* ]]
+    [ "$(cat "$DIR/in.csv")" = "$before" ]
+    "$FAKE" -q run "$DIR/in.csv"
+    for file in "$BATCHD_DB" "$BATCHD_DB.lock"; do
+        run -73 "$FAKE" export 1 -o "$file" --force
+        [[ "$output" == *"the database itself"* ]]
+    done
+    run -0 "$FAKE" export 1
+}
+
 @test "run: interrupted, it goes on where it was" {
     python3 -c 'print("prompt"); [print("row", i) for i in range(2000)]' >"$DIR/big.csv"
     FAKE_TOKENS_PER_S=40000 "$FAKE" run "$DIR/big.csv" -o "$DIR/out.jsonl" 2>"$DIR/log" &
