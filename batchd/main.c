@@ -9,9 +9,20 @@
 #include "batchd/version.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <locale.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
+
+/* A file that is opened where standard output or error is closed would take its number, and
+ * then what is printed. These give an error instead, as closed ones do. */
+static void hold_standard_files(void) {
+    int fd;
+    do fd = open("/dev/null", fcntl(STDIN_FILENO, F_GETFD) < 0 ? O_WRONLY : O_RDONLY);
+    while (fd >= 0 && fd <= STDERR_FILENO);
+    if (fd >= 0) close(fd);
+}
 
 /* A full disk under `batchd results > file` shows only when the last bytes go out. */
 static int flush_stdout(int code) {
@@ -34,6 +45,7 @@ static int run_verb(const struct args *args) {
 int main(int argc, char **argv) {
     struct err err = ERR_INIT;
     struct args args;
+    hold_standard_files();
     setlocale(LC_CTYPE, "");
     command_quiet_pipe();
     signals_guard_files();

@@ -48,8 +48,9 @@ static void on_bus_error(int signal, siginfo_t *info, void *context) {
 }
 
 void signals_guard_files(void) {
-    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO};
+    struct sigaction action = {.sa_sigaction = on_bus_error, .sa_flags = SA_SIGINFO}, ignore = {.sa_handler = SIG_IGN};
     sigaction(SIGBUS, &action, NULL);
+    sigaction(SIGXFSZ, &ignore, NULL); /* a file above `ulimit -f` is then an error, as on a full disk */
 }
 
 int signals_seen(void) {

@@ -56,13 +56,14 @@ static const char *remedy_of(int sqlite) {
 }
 
 int sql_error(struct store *s, struct err *err) {
-    int code = sqlite3_extended_errcode(s->db), why = sqlite3_system_errno(s->db);
+    int last = errno, code = sqlite3_extended_errcode(s->db), why = sqlite3_system_errno(s->db);
+    if (code == SQLITE_IOERR_WRITE && why == 0) why = last; /* a failed COMMIT does not keep it */
     bool full = (code & 0xff) == SQLITE_IOERR && (why == ENOSPC || why == EFBIG || why == EDQUOT);
-    if ((code & 0xff) == SQLITE_READONLY && s->mode == STORE_READ)
+    if ((code & 0xff) == SQLITE_READONLY && s->mode == STORE_READ && code != SQLITE_READONLY)
         return err_set(err, E_PERMISSION, "%s cannot be read: its folder must be writable for you, for the -wal and -shm files"
                        " that SQLite keeps beside it; copy the database to a folder of yours, or ask for an export", s->path);
-    return err_set(err, full ? E_FULL : code_of(code), "%s: %s%s", s->path, sqlite3_errmsg(s->db),
-                   full ? remedy_of(SQLITE_FULL) : remedy_of(code));
+    if (full) return err_set(err, E_FULL, "%s: the disk is full (%s)%s", s->path, strerror(why), remedy_of(SQLITE_FULL));
+    return err_set(err, code_of(code), "%s: %s%s", s->path, sqlite3_errmsg(s->db), remedy_of(code));
 }
 
 /* ---------------------------------------------------------------- statements */

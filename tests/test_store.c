@@ -311,7 +311,7 @@ static int answers_to_nobody(const char *ours, const char *theirs, const char *f
     if (store_open(&s, fresh, STORE_CREATE, &err) != E_PERMISSION || !strstr(err.text, "check the mode of its folder")) return 4;
     if (store_open(&s, below, STORE_CREATE, &err) != E_PERMISSION || !strstr(err.text, "cannot make folder")) return 5;
     /* Even to read, SQLite makes files beside a database in WAL mode. */
-    if (store_open(&s, theirs, STORE_READ, &err) != E_PERMISSION || !strstr(err.text, "mode of the file and its folder")) return 6;
+    if (store_open(&s, theirs, STORE_READ, &err) != E_PERMISSION || !strstr(err.text, "its folder must be writable for you")) return 6;
     return s ? 7 : 0;
 }
 

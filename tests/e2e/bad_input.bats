@@ -336,6 +336,25 @@ as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
     [[ "$output" == *"its folder must be writable for you"* ]]
 }
 
+@test "a limit on the size of files is a full disk: 75" {
+    python3 -c 'print("prompt"); [print(f"{i:0200}") for i in range(2000)]' >"$DIR/in.csv"
+    run bash -c "ulimit -f 100; '$FAKE' submit '$DIR/in.csv'"
+    echo "$output"
+    [ "$status" -eq 75 ]
+    [[ "$output" == *"t.db"*full* ]]
+}
+
+@test "closed standard files: what is printed lands in no other file" {
+    write in.csv 'prompt\nx\n'
+    run -0 bash -c "'$FAKE' run '$DIR/in.csv' -o '$DIR/out.jsonl' <&- >&- 2>&-"
+    python3 -c 'import json,sys; [json.loads(l) for l in open(sys.argv[1])]' "$DIR/out.jsonl"
+    [[ "$(cat "$BATCHD_DB.lock")" =~ ^[0-9]+$ ]]
+    [ "$(sqlite3 "$BATCHD_DB" 'PRAGMA integrity_check')" = ok ]
+    run -74 bash -c "'$FAKE' status >&-"
+    [[ "$output" == *"standard output: Bad file descriptor" ]]
+    run -66 bash -c "'$FAKE' submit - <&-"
+}
+
 @test "a lock that cannot be opened is no fault of the input: 74" {
     write in.csv 'prompt\nx\n'
     mkdir "$BATCHD_DB.lock"
