@@ -198,6 +198,7 @@ static int set_up_input(struct loader *l) {
     }
     struct template *t = NULL;
     if (r == 0 && text) r = template_compile(&t, text, l->columns, l->n_columns, l->err);
+    if (t) l->report->prompts_are_alike = !template_has_columns(t);
     template_free(t);
     return r;
 }

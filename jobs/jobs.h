@@ -160,6 +160,7 @@ struct submit_report {
     int64_t job_id;
     int64_t n_rows, n_rejected;
     bool existed;              /* the key's job was there already, with the same content */
+    bool prompts_are_alike;    /* the template has no column in it */
     bool input_is_read;        /* an E_IO is the database's, not the input's */
     struct reject rejects[10]; /* the first ones */
 };

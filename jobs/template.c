@@ -124,6 +124,12 @@ void template_free(struct template *t) {
     free(t);
 }
 
+bool template_has_columns(const struct template *t) {
+    for (size_t i = 0; i < t->n; i++)
+        if (t->segments[i].is_column) return true;
+    return false;
+}
+
 static void append_json(struct buf *out, const char *s, size_t n) {
     buf_putc(out, '"');
     for (size_t i = 0; i < n; i++) {

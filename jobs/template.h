@@ -12,6 +12,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,9 @@ struct template;
 int template_compile(struct template **out, const char *text, char *const *columns, size_t n_columns,
                      struct err *err);
 void template_free(struct template *t); /* NULL is fine */
+
+/* Is there a column in it, or does it say the same of every row? */
+bool template_has_columns(const struct template *t);
 
 /* The text of a column, or NULL when the row has none: then E_PARSE. */
 typedef const char *template_cell(void *arg, const char *name);

@@ -118,6 +118,10 @@ X
     printf 'city,item\nLima,lamps\n' >"$DIR/t.csv"
     run -0 "$BATCHD" run "$DIR/t.csv" --template 'Which city? Omar from {city} ordered 3 {item}.' -o "$DIR/out.jsonl"
     [ "$(json_of "$DIR/out.jsonl" 'd["completion"]' 0)" = Lima ]
+    run -0 "$FAKE" submit "$DIR/t.csv" --template 'Which {{city}}?'
+    [[ "$output" == *"warning: the template has no {column} in it"* ]]
+    run -0 "$FAKE" submit "$DIR/t.csv" --template '{city}'
+    [[ "$output" != *warning* ]]
 }
 
 @test "run: once more is free, and replaces its own file only" {
