@@ -228,6 +228,26 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     printf("fraction            %.2f of the matrix products' rate\n", real(o, "fraction_of_matmul"));
 }
 
+static int measure_and_show(struct engine *e, struct plan *p, const struct args *args, struct figures *f) {
+    struct err err = ERR_INIT;
+    p->n_seqs = engine_max_num_seqs(e);
+    if (p->input_len + p->output_len > engine_max_model_len(e)) {
+        log_error("--input-len %d and --output-len %d are more than the context of %d tokens", p->input_len, p->output_len,
+                  engine_max_model_len(e));
+        return EXIT_USAGE;
+    }
+    if (measure(e, p, args, f, &err) < 0) {
+        if (err.code == E_INTERRUPTED) return signals_exit_code();
+        int code = exit_with(ABOUT_MODEL, &err);
+        return err.code == E_DEVICE ? EXIT_ENGINE : code;
+    }
+    json_t *o = figures_json(e, p, f);
+    if (args->json) command_print_json(json_incref(o));
+    else print_figures(o, p, f);
+    json_decref(o);
+    return EXIT_DONE;
+}
+
 int bench_throughput(const struct args *args, const char *folder) {
     struct err err = ERR_INIT;
     struct engine_flags flags = {.options = ENGINE_OPTIONS_DEFAULT};
@@ -237,32 +257,14 @@ int bench_throughput(const struct args *args, const char *folder) {
                      .output_len = args->output_len ? (int32_t)args->output_len : 64,
                      .n_prompts = args->num_prompts ? args->num_prompts : 256};
     int code = engine_flags_read(&flags, args);
-    if (code != EXIT_DONE) return code;
     flags.options.model_dir = folder;
     bool is_small = flags.options.max_num_seqs > 0 && flags.options.max_num_seqs <= SMALL_STEP;
     f.profile_every = flags.options.profile_every = is_small ? PROFILE_SMALL_EVERY : PROFILE_EVERY;
     signals_listen();
     int64_t start = clock_mono_ns();
-    if (engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
-    else p.n_seqs = engine_max_num_seqs(e);
+    if (code == EXIT_DONE && engine_open(&e, &flags.options, &err) < 0) code = exit_with(ABOUT_MODEL, &err);
     f.load_s = (double)(clock_mono_ns() - start) / 1e9;
-    if (code != EXIT_DONE) {
-        engine_flags_clear(&flags);
-        return code;
-    }
-    if (p.input_len + p.output_len > engine_max_model_len(e)) {
-        log_error("--input-len %d and --output-len %d are more than the context of %d tokens", p.input_len, p.output_len,
-                  engine_max_model_len(e));
-        code = EXIT_USAGE;
-    } else if (measure(e, &p, args, &f, &err) < 0) {
-        code = err.code == E_INTERRUPTED ? signals_exit_code() : exit_with(ABOUT_MODEL, &err);
-        if (err.code == E_DEVICE) code = EXIT_ENGINE;
-    } else {
-        json_t *o = figures_json(e, &p, &f);
-        if (args->json) command_print_json(json_incref(o));
-        else print_figures(o, &p, &f);
-        json_decref(o);
-    }
+    if (code == EXIT_DONE) code = measure_and_show(e, &p, args, &f);
     engine_close(e);
     engine_flags_clear(&flags);
     return code;

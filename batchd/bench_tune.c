@@ -96,10 +96,9 @@ int bench_tune(const struct args *args, const char *folder) {
         return EXIT_USAGE;
     }
     int code = engine_flags_read(&flags, args);
-    if (code != EXIT_DONE) return code;
     flags.options.model_dir = folder;
     if (flags.options.gpu_memory_utilization == 0) flags.options.gpu_memory_utilization = memory_share;
-    code = tune(&flags.options, args->json);
+    if (code == EXIT_DONE) code = tune(&flags.options, args->json);
     engine_flags_clear(&flags);
     return code;
 }

@@ -86,7 +86,7 @@ const struct verb_def verbs[N_VERBS] = {
                  "Views: jobs metrics failures rejects results.\n",
          .examples = "batchd sql \"SELECT custom_id, completion FROM results WHERE job_id = 7 LIMIT 5\"\n"
                      "batchd sql -csv -header \"SELECT * FROM metrics\"\n",
-         .exits = {0, 1, 2, 4, 77, 78, -1}, .min_words = 0, .max_words = 1000000},
+         .exits = {0, 1, 2, 4, 74, 75, 77, 78, -1}, .min_words = 0, .max_words = 1000000},
     [VERB_MODELS] =
         {"models", "list | show NAME|DIR | add DIR --name NAME | check [NAME] | remove NAME", "names for model folders", .run = cmd_models,
          .text = "add reads the folder's config.json and weights' headers and records the SHA-256 of every\n"
@@ -111,7 +111,7 @@ const struct verb_def verbs[N_VERBS] = {
              "newline. Text may hold newlines of its own: --jsonl --decode prints objects instead.\n",
          .examples = "echo 'Once upon a time' | batchd tokenize -m ./models/stories260K\n"
                      "echo '[403, 407]' | batchd tokenize -m ./models/stories260K --decode\n",
-         .exits = {0, 2, 65, 69, 74, 78, -1}, .min_words = 0, .max_words = 0},
+         .exits = {0, 2, 4, 65, 66, 69, 74, 75, 77, 78, -1}, .min_words = 0, .max_words = 0},
     [VERB_BENCH] =
         {"bench", "throughput -m DIR | kernels [PART...] | tune -m DIR [flags]", "measure the engine alone", .run = cmd_bench,
          .text =
@@ -138,7 +138,7 @@ const struct verb_def verbs[N_VERBS] = {
                      "batchd bench throughput -m ./config-only --load-format dummy --json\n"
                      "batchd bench kernels linear attention --shape llama-3.1-8b --device cuda\n"
                      "batchd bench tune -m ./models/qwen --max-num-batched-tokens 4096\n",
-         .exits = {0, 2, 69, 70, 78, -1}, .min_words = 1, .max_words = 6},
+         .exits = {0, 2, 4, 69, 70, 74, 75, 77, 78, 130, 143, -1}, .min_words = 1, .max_words = 6},
     [VERB_EVAL] =
         {"eval", "perplexity -m DIR --text FILE [flags]", "measure how good a model's numbers are", .run = cmd_eval,
          .text = "perplexity: the text's tokens in windows that do not overlap, each begun with the model's\n"
@@ -147,7 +147,7 @@ const struct verb_def verbs[N_VERBS] = {
                  "cost of a --quantization or --dtype.\n",
          .examples = "batchd eval perplexity -m ./models/qwen --text wiki.txt\n"
                      "batchd eval perplexity -m ./models/qwen --text wiki.txt --quantization nf4-dq --json\n",
-         .exits = {0, 2, 65, 66, 69, 70, 74, 78, -1}, .min_words = 1, .max_words = 1},
+         .exits = {0, 2, 4, 65, 66, 69, 70, 74, 75, 77, 78, -1}, .min_words = 1, .max_words = 1},
     [VERB_DOCTOR] =
         {"doctor", "[flags]", "look for what could go wrong", .run = cmd_doctor,
          .text = "One line a check: OK, WARN or FAIL, and what to do about it. Exit 1 when one fails.\n",
