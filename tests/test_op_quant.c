@@ -65,12 +65,24 @@ static struct reference make_weight(struct bed *b, int64_t n, int64_t k, enum qu
     return ref;
 }
 
+typedef struct tensor rows_fn(struct bed *b, int64_t m, int64_t k);
+
 /* Activations of which about one in 40 is an outlier. */
 static struct tensor make_rows(struct bed *b, int64_t m, int64_t k) {
     float *x = bed_floats(b, m * k);
     for (int64_t i = 0; i < m * k; i++) {
         x[i] = bed_random(b) * 3;
         if (bed_random_below(b, 40) == 0) x[i] = x[i] < 0 ? x[i] - 6 : x[i] + 6;
+    }
+    return bed_tensor(b, b->dtype, m, k, x);
+}
+
+/* As in a trained model: outliers in the same few columns of most rows; here each has about 7 of 10 columns. */
+static struct tensor make_rows_alike(struct bed *b, int64_t m, int64_t k) {
+    float *x = bed_floats(b, m * k);
+    for (int64_t i = 0; i < m * k; i++) {
+        x[i] = bed_random(b) * 3;
+        if (i % k % (k / 10 + 1) == 0 && bed_random_below(b, 10) < 7) x[i] *= 10;
     }
     return bed_tensor(b, b->dtype, m, k, x);
 }
@@ -122,10 +134,10 @@ static double expected(const struct bed *b, const struct reference *ref, const f
 }
 
 static void check_product(struct bed *b, int m, int n, int k, enum quant_kind kind, enum int8_outliers outliers,
-                          enum dtype y_dtype) {
+                          enum dtype y_dtype, rows_fn *rows) {
     struct reference ref = make_weight(b, n, k, kind);
     ref.w->outliers = outliers;
-    struct activation x = {.x = make_rows(b, m, k)};
+    struct activation x = {.x = rows(b, m, k)};
     struct tensor room = bed_random_tensor(b, y_dtype, m + 1, n, 1);
     float *xs = bed_get(b, &x.x), *before = bed_get(b, &room), *x_codes = bed_floats(b, k);
     struct product y = {.y = rows_from(&room, 0, m)};
@@ -154,18 +166,19 @@ static void check_product(struct bed *b, int m, int n, int k, enum quant_kind ki
 static void check_products(struct bed *b, enum quant_kind kind, enum int8_outliers outliers) {
     static const int shapes[][3] = {{1, 1, 1}, {2, 17, 33}, {3, 48, 7}, {5, 33, 100}, {7, 100, 64}, {13, 131, 320}};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
-        check_product(b, shapes[s][0], shapes[s][1], shapes[s][2], kind, outliers, b->dtype);
-    check_product(b, 2, 40, 1500, kind, outliers, DTYPE_F32);
-    check_product(b, 9, 64, 1536, kind, outliers, b->dtype); /* outliers in most columns, */
-    check_product(b, 4, 48, 512, kind, outliers, b->dtype);  /* in few, */
-    check_product(b, 3, 32, 512, kind, outliers, DTYPE_F32);
+        check_product(b, shapes[s][0], shapes[s][1], shapes[s][2], kind, outliers, b->dtype, make_rows);
+    check_product(b, 2, 40, 1500, kind, outliers, DTYPE_F32, make_rows);
+    check_product(b, 9, 64, 1536, kind, outliers, b->dtype, make_rows); /* outliers in most columns, */
+    check_product(b, 4, 48, 512, kind, outliers, b->dtype, make_rows);  /* in few, */
+    check_product(b, 3, 32, 512, kind, outliers, DTYPE_F32, make_rows);
+    if (kind == QUANT_INT8) check_product(b, 21, 1040, 96, kind, outliers, b->dtype, make_rows_alike);
 }
 
 static void products(struct bed *b) {
     for (int i = 0; i < N_KINDS; i++) {
         check_products(b, kinds[i], INT8_OUTLIERS_ROW);
         for (int m = 3; quant_is_4bit(kinds[i]) && m <= 30; m += 9)
-            check_product(b, m, 96, 768, kinds[i], INT8_OUTLIERS_ROW, b->dtype);
+            check_product(b, m, 96, 768, kinds[i], INT8_OUTLIERS_ROW, b->dtype, make_rows);
     }
     if (op_linear_knows_outliers(b->dev, INT8_OUTLIERS_BATCH)) check_products(b, QUANT_INT8, INT8_OUTLIERS_BATCH);
 }
@@ -284,7 +297,27 @@ static void columns_of_outliers_are_those_of_bitsandbytes(void **state) {
     each_bed(foreign_products);
 }
 
-/* A row of small numbers alone; beside a row whose outlier takes a column out of it; and beside one with none. */
+/* Rows 0 and n - 1 of few give the same row 0 by themselves and with thousands of zeros between them. */
+static void check_far_company(struct bed *b, struct weight *w, const float *few, int n) {
+    enum { FAR = 2100 };
+    int64_t k = w->k;
+    float *far = bed_floats(b, FAR * k), *near = bed_floats(b, 2 * k), *first[2];
+    memcpy(far, few, (size_t)k * sizeof *far);
+    memcpy(far + (FAR - 1) * k, few + (n - 1) * k, (size_t)k * sizeof *far);
+    memcpy(near, few, (size_t)k * sizeof *near);
+    memcpy(near + k, few + (n - 1) * k, (size_t)k * sizeof *near);
+    for (int i = 0; i < 2; i++) {
+        int64_t m = i ? FAR : 2;
+        struct activation x = {.x = bed_tensor(b, b->dtype, m, k, i ? far : near)};
+        struct product y = {.y = bed_tensor(b, b->dtype, m, w->n, NULL)};
+        op_linear(b->dev, &y, &x, w);
+        first[i] = bed_get(b, &y.y);
+    }
+    assert_memory_equal(first[0], first[1], (size_t)w->n * sizeof **first);
+}
+
+/* A row of small numbers alone; beside a row whose outlier takes a column out of it; and beside one with none.
+ * Likewise where that row comes long after it. */
 static void company(struct bed *b) {
     enum { N = 48, K = 96, OUTLIER = 17 };
     if (!op_linear_knows_outliers(b->dev, INT8_OUTLIERS_BATCH)) return;
@@ -307,6 +340,7 @@ static void company(struct bed *b) {
         assert_memory_equal(first[1], first[3], row);
         assert_int_equal(memcmp(first[1], first[4], row) != 0, rule == INT8_OUTLIERS_BATCH);
     }
+    check_far_company(b, ref.w, numbers, 4);
     weight_free(b->dev, ref.w);
 }
 
@@ -340,11 +374,11 @@ static void products_of_integers_are_exact(void **state) {
 }
 
 /* Any run of m rows gives what the same rows give among 100. */
-static void check_bits(struct bed *b, int n, int k, enum quant_kind kind) {
+static void check_bits(struct bed *b, int n, int k, enum quant_kind kind, rows_fn *rows) {
     enum { ALL = 100 };
     static const int counts[] = {1, 2, 3, 5, 7, 8, 13, 16, 21, 32, 64, 99};
     struct reference ref = make_weight(b, n, k, kind);
-    struct activation x = {.x = make_rows(b, ALL, k)};
+    struct activation x = {.x = rows(b, ALL, k)};
     struct product all = {.y = bed_tensor(b, b->dtype, ALL, n, NULL)};
     op_linear(b->dev, &all, &x, ref.w);
     float *want = bed_get(b, &all.y);
@@ -367,8 +401,8 @@ static void bits_of_few(struct bed *b) {
     static const int shapes[][2] = {{96, 256}, {96, 512}, {24, 2560}, {4104, 768}, {5160, 512}, {6168, 512}, {28680, 256}};
     bool is_cpu = strcmp(dev_kind(b->dev), "cpu") == 0;
     for (int i = 0; i < (is_cpu ? 2 : 7); i++) {
-        check_bits(b, shapes[i][0], shapes[i][1], QUANT_NF4);
-        check_bits(b, shapes[i][0], shapes[i][1], i % 2 ? QUANT_FP4 : QUANT_NF4_DQ);
+        check_bits(b, shapes[i][0], shapes[i][1], QUANT_NF4, make_rows);
+        check_bits(b, shapes[i][0], shapes[i][1], i % 2 ? QUANT_FP4 : QUANT_NF4_DQ, make_rows);
     }
 }
 
@@ -377,9 +411,10 @@ static void products_of_few_rows_have_the_bits_of_many(void **state) {
 }
 
 static void bits(struct bed *b) {
-    for (int i = 0; i < N_KINDS; i++) check_bits(b, 75, 96, kinds[i]);
-    for (int i = 0; i < N_KINDS; i++) check_bits(b, 80, test_is_quick() ? 96 : 1100, kinds[i]);
-    for (int i = 0; i < N_KINDS; i++) check_bits(b, 96, test_is_quick() ? 64 : 1536, kinds[i]);
+    for (int i = 0; i < N_KINDS; i++) check_bits(b, 75, 96, kinds[i], make_rows);
+    for (int i = 0; i < N_KINDS; i++) check_bits(b, 80, test_is_quick() ? 96 : 1100, kinds[i], make_rows);
+    for (int i = 0; i < N_KINDS; i++) check_bits(b, 96, test_is_quick() ? 64 : 1536, kinds[i], make_rows);
+    check_bits(b, 1040, 96, QUANT_INT8, make_rows_alike);
 }
 
 static void products_do_not_see_other_rows(void **state) {
