@@ -111,6 +111,31 @@ static void products_have_the_bits_of_the_numbers(void **state) {
     each_bed(products);
 }
 
+/* A tensor's rows by threes, the last first: more runs than a launch of a kernel has room for. */
+static void scattered(struct bed *b) {
+    enum { N = 93, PIECE = 3, RUNS = N / PIECE };
+    static const int64_t shapes[][3] = {{256, 16, 128}, {40, 7, 24}};
+    if (!weight_keeps_fp8_blocks(b->dev)) return;
+    struct weight_run runs[RUNS];
+    for (int i = 0; i < RUNS; i++) runs[i] = (struct weight_run){i * PIECE, N - (i + 1) * PIECE, PIECE};
+    for (int i = 0; i < 2; i++) {
+        int64_t k = shapes[i][0];
+        struct blocks block = {shapes[i][1], shapes[i][2]};
+        struct twins t = {weight_new_fp8_blocks(b->dev, N, k, b->dtype, block.rows, block.cols),
+                          weight_new(b->dev, N, k, b->dtype)};
+        struct quantized q = make_tensor(b, N, k, block);
+        load_twins(b, &t, &q, block, runs, RUNS);
+        struct tensor x = bed_random_tensor(b, b->dtype, 20, k, 3);
+        check_product(b, &t, &x, 3, b->dtype);
+        check_product(b, &t, &x, 20, b->dtype);
+        free_twins(b, &t);
+    }
+}
+
+static void rows_of_a_tensor_may_go_to_many_places(void **state) {
+    each_bed(scattered);
+}
+
 /* Every code, under scales that put numbers among those without an exponent, on ties of bfloat16
  * and at the end of what there is: one row of x picks one column of the weight. */
 static void every_code(struct bed *b) {
@@ -207,6 +232,7 @@ static void large_weights_have_the_bits_of_their_numbers(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(products_have_the_bits_of_the_numbers),
+    cmocka_unit_test(rows_of_a_tensor_may_go_to_many_places),
     cmocka_unit_test(every_code_is_worth_what_it_says),
     cmocka_unit_test(weights_take_a_byte_a_number),
     cmocka_unit_test(dummy_weights_are_the_same_again),
