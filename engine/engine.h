@@ -289,7 +289,8 @@ bool engine_submit(struct engine *e, struct engine_request *r, int64_t timeout_m
  * once when the engine has failed: then engine_failure says why. */
 struct engine_completion *engine_collect(struct engine *e, int64_t timeout_ms);
 
-/* Give up all requests whose tag is in [first, last]; each comes back FINISH_ABORTED. */
+/* Give up all requests whose tag is in [first, last]; each comes back FINISH_ABORTED. Waits while
+ * requests that were submitted fill the inbox: somebody else must be collecting then. */
 void engine_abort(struct engine *e, uint64_t first, uint64_t last);
 
 /* 0, or the error that stopped the engine (a device failure). */

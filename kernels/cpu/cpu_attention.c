@@ -119,7 +119,7 @@ static void decode_fp8(const struct attention *a, struct attention_row *row, int
     for (int32_t i = row->first_key / KV_BLOCK; i <= row->position / KV_BLOCK && !is_decoded; i++)
         for (int which = 0; which < 2; which++) {
             char *tile = kv_tile(a->kv, a->layer, row->block_table[i], which, row->kv_head);
-            float *to = tiles + (i * 2 + which) * KV_BLOCK * hd;
+            float *to = tiles + (int64_t)(i * 2 + which) * KV_BLOCK * hd;
             const float *scale = tile_scales(tile, hd);
             int32_t n = row->position - i * KV_BLOCK < KV_BLOCK - 1 ? row->position - i * KV_BLOCK + 1 : KV_BLOCK;
             table[i] = i;
