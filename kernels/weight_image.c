@@ -115,20 +115,23 @@ int weight_image_write(struct dev *dev, const struct weight *w, weight_image_fn 
 
 /* ---------------------------------------------------------------- in */
 
+static bool has_no_arrays(const struct image_segment *s) {
+    return s->n_absmax == 0 && s->n_absmax2 == 0 && s->n_map == 0;
+}
+
 /* Does the tensor whose rows a segment has lie within the codes? */
 static bool segment_fits(const struct weight *w, const struct image_segment *s) {
-    int64_t n = (s->from_row + s->n_rows) * w->k;
     if (s->first_row < 0 || s->n_rows < 1 || s->from_row < 0 || s->n_rows > w->n || s->from_row > w->n) return false;
-    if (!quant_is_4bit(w->quant))
-        return s->offset == (uint64_t)(s->first_row * w->k_pad) && s->n_absmax + s->n_absmax2 + s->n_map == 0;
+    if (!quant_is_4bit(w->quant)) return s->offset == (uint64_t)(s->first_row * w->k_pad) && has_no_arrays(s);
+    int64_t n = (s->from_row + s->n_rows) * w->k;
     bool is_nested = s->absmax_dtype == DTYPE_U8;
     if (!quant_block_is_valid(s->block) || s->offset % 4 || s->offset > data_bytes(w)) return false;
     if ((uint64_t)(n + 1) / 2 > data_bytes(w) - s->offset || (!is_nested && s->absmax_dtype != DTYPE_F32)) return false;
-    if (s->is_shared) return s->n_absmax + s->n_absmax2 + s->n_map == 0;
+    if (s->is_shared) return has_no_arrays(s);
     int64_t blocks = quant_blocks(n, s->block);
     return s->n_absmax >= blocks && s->n_absmax <= w->n * w->k &&
            (is_nested ? s->n_absmax2 == quant_blocks(s->n_absmax, QUANT_NESTED_BLOCK) && s->n_map == 256
-                      : s->n_absmax2 + s->n_map == 0);
+                      : s->n_absmax2 == 0 && s->n_map == 0);
 }
 
 static struct image_segment record_at(const char *image, int32_t i) {

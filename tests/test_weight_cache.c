@@ -320,6 +320,41 @@ static void changed_images_do_no_harm(void **state) {
     dev_close(dev);
 }
 
+/* Counts that come to nothing together, and places that no sum of which fits 64 bits. */
+static void impossible_counts_are_refused(void **state) {
+    enum { ROWS = 24, K = 96, HEAD = 40, FROM_ROW = HEAD + 16, N_ABSMAX = HEAD + 40, N_ABSMAX2 = HEAD + 48 };
+    static float numbers[ROWS * K];
+    static const struct {
+        enum quant_kind kind;
+        int at[2];
+        int64_t is[2];
+    } cases[] = {
+        {QUANT_INT8, {N_ABSMAX, N_ABSMAX2}, {1 << 20, -(1 << 20)}},
+        {QUANT_NF4, {N_ABSMAX2, N_ABSMAX2 + 8}, {1 << 20, -(1 << 20)}},
+        {QUANT_NF4, {FROM_ROW, FROM_ROW}, {INT64_MAX, INT64_MAX}},
+        {QUANT_NF4, {FROM_ROW, FROM_ROW}, {INT64_MIN, INT64_MIN}},
+    };
+    struct dev *dev;
+    struct err err = ERR_INIT;
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    struct tensor host = tensor_2d(numbers, DTYPE_F32, ROWS, K);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct weight *w = weight_new_quantized(dev, ROWS, K, DTYPE_F32, cases[i].kind);
+        weight_load(dev, w, 0, &host);
+        size_t n = weight_image_bytes(w);
+        char *image = aligned_alloc(64, n), *at = image;
+        assert_ok(weight_image_write(dev, w, put, &at, &err), &err);
+        for (int j = 0; j < 2; j++) memcpy(image + cases[i].at[j], &cases[i].is[j], 8);
+        struct weight *other = weight_new_quantized(dev, ROWS, K, DTYPE_F32, cases[i].kind);
+        assert_false(weight_image_read(dev, other, image, n));
+        weight_free(dev, other);
+        weight_free(dev, w);
+        free(image);
+    }
+    assert_ok(dev_sync(dev, &err), &err);
+    dev_close(dev);
+}
+
 static int make_folders(void **state) {
     if (!mkdtemp(root)) return -1;
     snprintf(folder, sizeof folder, "%s/a/cache", root); /* made when it is needed */
@@ -348,6 +383,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_large_file_is_checked_while_it_is_loaded),
     cmocka_unit_test(what_was_used_longest_ago_makes_room),
     cmocka_unit_test(changed_images_do_no_harm),
+    cmocka_unit_test(impossible_counts_are_refused),
 };
 
 int main(int argc, char **argv) {
