@@ -3,13 +3,10 @@
 #include "base/hash.h"
 #include "base/mem.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 uint64_t hash64_mix(uint64_t a, uint64_t b) {
     unsigned __int128 m = (unsigned __int128)(a ^ 0x9e3779b97f4a7c15u) * (b ^ 0xd6e8feb86659fd93u);
@@ -70,21 +67,4 @@ void sha256_finish(struct sha256 *s, char hex[SHA256_HEX]) {
     }
     hex[2 * sizeof digest] = '\0';
     free(s);
-}
-
-int sha256_file(const char *path, char hex[SHA256_HEX], struct err *err) {
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0) return err_set(err, E_IO, "cannot open %s: %s", path, strerror(errno));
-    struct sha256 *s = sha256_new();
-    char *block = mem_alloc(1 << 20);
-    ssize_t n;
-    while ((n = read(fd, block, 1 << 20)) > 0) sha256_add(s, block, (size_t)n);
-    int why = errno;
-    close(fd);
-    free(block);
-    char digest[SHA256_HEX];
-    sha256_finish(s, digest);
-    if (n < 0) return err_set(err, E_IO, "cannot read %s: %s", path, strerror(why));
-    memcpy(hex, digest, SHA256_HEX);
-    return 0;
 }

@@ -6,8 +6,6 @@
 #ifndef BATCHD_BASE_HASH_H
 #define BATCHD_BASE_HASH_H
 
-#include "base/err.h"
-
 #include <stddef.h>
 #include <stdint.h>
 
@@ -23,7 +21,5 @@ void sha256_finish(struct sha256 *s, char hex[SHA256_HEX]); /* frees s */
 
 /* Adds the length first, so that ("ab","c") and ("a","bc") differ. NULL differs from "". */
 void sha256_add_text(struct sha256 *s, const char *text);
-
-int sha256_file(const char *path, char hex[SHA256_HEX], struct err *err);
 
 #endif

@@ -95,10 +95,3 @@ bool mailbox_is_closed(struct mailbox *m) {
     pthread_mutex_unlock(&m->lock);
     return closed;
 }
-
-size_t mailbox_count(struct mailbox *m) {
-    pthread_mutex_lock(&m->lock);
-    size_t n = m->n;
-    pthread_mutex_unlock(&m->lock);
-    return n;
-}

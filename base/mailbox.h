@@ -23,6 +23,5 @@ void *mailbox_take(struct mailbox *m, int64_t timeout_ms);
 
 void mailbox_close(struct mailbox *m);
 bool mailbox_is_closed(struct mailbox *m);
-size_t mailbox_count(struct mailbox *m);
 
 #endif

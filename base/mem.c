@@ -56,14 +56,6 @@ void *mem_realloc(void *p, size_t n, size_t size) {
     return or_die(realloc(p, bytes ? bytes : 1), bytes);
 }
 
-void *mem_aligned(size_t align, size_t bytes) {
-    void *p = NULL;
-    if (posix_memalign(&p, align, bytes ? bytes : 1) != 0) p = NULL;
-    p = or_die(p, bytes);
-    memset(p, 0, bytes);
-    return p;
-}
-
 char *mem_strdup(const char *s) {
     return s ? mem_strndup(s, strlen(s)) : NULL;
 }

@@ -16,7 +16,6 @@ extern "C" {
 void *mem_alloc(size_t bytes);                /* not cleared */
 void *mem_zalloc(size_t n, size_t size);      /* cleared; n * size must not overflow */
 void *mem_realloc(void *p, size_t n, size_t size);
-void *mem_aligned(size_t align, size_t bytes); /* cleared; align a power of two */
 char *mem_strdup(const char *s);              /* NULL gives NULL */
 char *mem_strndup(const char *s, size_t n);   /* n bytes and a terminator */
 void *mem_dup(const void *p, size_t bytes);

@@ -103,10 +103,3 @@ char *paths_demo_model(void) {
     free(path);
     return real;
 }
-
-bool paths_in_build_tree(void) {
-    char *path = paths_demo_model();
-    bool found = path != NULL;
-    free(path);
-    return found;
-}

@@ -23,7 +23,4 @@ char *paths_extension(void);
  * installed program. The caller's to free. */
 char *paths_demo_model(void);
 
-/* Has the program been started from its build tree? */
-bool paths_in_build_tree(void);
-
 #endif

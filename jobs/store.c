@@ -94,10 +94,6 @@ void sql_bind_text(sqlite3_stmt *st, int i, const char *text) {
     sqlite3_bind_text(st, i, text, -1, SQLITE_TRANSIENT);
 }
 
-void sql_bind_blob(sqlite3_stmt *st, int i, const void *data, size_t n) {
-    sqlite3_bind_blob64(st, i, data, n, SQLITE_TRANSIENT);
-}
-
 void sql_bind_int(sqlite3_stmt *st, int i, int64_t v) {
     sqlite3_bind_int64(st, i, v);
 }

@@ -22,7 +22,6 @@ struct store {
 sqlite3_stmt *sql_prepare(struct store *s, const char *text, struct err *err);
 
 void sql_bind_text(sqlite3_stmt *st, int i, const char *text); /* NULL = NULL; copied */
-void sql_bind_blob(sqlite3_stmt *st, int i, const void *data, size_t n);
 void sql_bind_int(sqlite3_stmt *st, int i, int64_t v);
 void sql_bind_int_or_null(sqlite3_stmt *st, int i, int64_t v); /* below 0 = NULL */
 

@@ -1,4 +1,4 @@
-/* logprobs.h - a growing struct logprobs (engine.h) of one sequence. */
+/* logprobs.h - a struct logprobs (engine.h) that fills as its sequence goes on. */
 #ifndef BATCHD_ENGINE_SAMPLE_LOGPROBS_H
 #define BATCHD_ENGINE_SAMPLE_LOGPROBS_H
 
@@ -9,6 +9,7 @@
 void logprobs_init(struct logprobs *l, int32_t n_tokens, int32_t n_top);
 void logprobs_clear(struct logprobs *l);
 
+/* One token more, for which there must be room. */
 void logprobs_push(struct logprobs *l, const struct sample_logprobs *from);
 
 /* A copy of the first n. */

@@ -72,10 +72,6 @@ void blocks_free(struct blocks *b) {
     free(b);
 }
 
-int32_t blocks_total(const struct blocks *b) {
-    return b->n;
-}
-
 int32_t blocks_n_free(const struct blocks *b) {
     return b->n_free;
 }

@@ -41,7 +41,6 @@ static inline int32_t blocks_for(int32_t n_tokens) {
 struct blocks *blocks_new(int32_t n_blocks);
 void blocks_free(struct blocks *b); /* NULL is fine */
 
-int32_t blocks_total(const struct blocks *b);
 int32_t blocks_n_free(const struct blocks *b);
 
 /* Fill an empty table with the published blocks that hold the beginning of
