@@ -2,7 +2,7 @@
  *
  * There is one forward pass (forward.c). A family is a description that it reads: norm,
  * positions, attention, MLP, form of the block, specials, and how its checkpoints and
- * config.json call things. Some families leave choices to config.json; families_apply
+ * config.json call things. Some families leave choices to config.json: config.c
  * fills a model_config with the family's answers and then lets the file speak. */
 #ifndef BATCHD_ENGINE_MODEL_FAMILIES_H
 #define BATCHD_ENGINE_MODEL_FAMILIES_H
