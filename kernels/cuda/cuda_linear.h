@@ -3,7 +3,7 @@
  *   cuda_linear.cu       which of them serves a product; the plain kernel
  *   cuda_linear_few.cu   up to 16 rows, by our own kernel; the reference for all others
  *   cuda_linear_tma.cu   the same bits quicker, up to 32 rows, on compute capability 9.0
- *   cuda_linear_8bit.cu  codes of int8 and fp8 by codes, on the tensor cores
+ *   cuda_linear_8bit.cu  codes of fp8 by codes, on the tensor cores; cuda_linear_int8.cu: of int8
  *   cuda_linear_grouped.cu  many weights at once, for mixtures of experts (its own header)
  *   cuda_linear_lt.cu    cuBLASLt: a product under a given algorithm, and its candidates
  *   cuda_algorithm.cu    which of those may be used, which is quick, and the file that remembers

@@ -2,7 +2,8 @@
  *
  *   cuda_quantize.cu         which of them serves a product, their scratch, and 8-bit codes where
  *                            the device or the shape does not suit the next
- *   cuda_linear_8bit.cu      8-bit codes on tensor cores
+ *   cuda_linear_8bit.cu      8-bit codes on tensor cores: fp8, and the choice between it and
+ *   cuda_linear_int8.cu      int8
  *   cuda_linear_4bit.cu      products with 4-bit codes, by one of the next two
  *   cuda_few_4bit.cu         few rows: codes are decoded in registers
  *   cuda_decode_4bit.cu      codes become numbers in scratch
@@ -20,6 +21,21 @@ struct cuda_quant { /* scratch, as large as the largest weight so far needs it *
     size_t rows_bytes;
 };
 
+struct room_part { /* of a piece of scratch */
+    void **at;
+    size_t bytes;
+};
+
+/* Lays parts out one behind the other; the bytes of all. */
+static inline size_t room_lay_out(char *base, const struct room_part *parts, int n) {
+    size_t at = 0;
+    for (int i = 0; i < n; i++) {
+        *parts[i].at = base + at;
+        at += (parts[i].bytes + 255) / 256 * 256;
+    }
+    return at;
+}
+
 /* y[m, n] = x[m, k] numbers[n_pad, k]^T, rows ld apart: the ordinary product. The numbers stand
  * for w's codes, or those of some of its columns. y: w's dtype, or F32. */
 void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const void *x, const struct weight *w,
@@ -29,6 +45,10 @@ void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const voi
 bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w);
 size_t cuda_codes_room(const struct weight *w);
 void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct activation *x, const struct weight *w);
+
+/* cuda_linear_int8.cu; y and x as cuda_linear has them. */
+size_t cuda_int8_room(const struct weight *w);
+void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w);
 
 /* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
