@@ -22,8 +22,7 @@ struct quant_linear {
     int64_t group;            /* panels that are decoded at once */
     float *x;                 /* [K / span][m][span], the last piece narrower: what is multiplied */
     float *row_scale;         /* [m], 8-bit kinds */
-    int32_t *n_outliers;      /* [m], int8 */
-    bool *is_out;             /* [K], int8 under INT8_OUTLIERS_BATCH: columns that no row has in its codes */
+    bool *is_out;             /* [K], int8: columns in which some row has an outlier */
     char *scratch;            /* thread by thread */
     size_t thread_bytes;
 };
@@ -35,13 +34,9 @@ static float raw_number(const struct tensor *t, int64_t row, int64_t k) {
     return t->dtype == DTYPE_BF16 ? bf16_to_f32(((const uint16_t *)t->data)[i]) : ((const float *)t->data)[i];
 }
 
+/* Are columns with an outlier out of the codes of all rows? */
 static bool takes_columns(const struct quant_linear *l) {
-    return l->w->quant == QUANT_INT8 && l->w->outliers == INT8_OUTLIERS_BATCH;
-}
-
-/* Is a row's number x in column k multiplied as a number? */
-static bool is_outlier(const struct quant_linear *l, float x, int64_t k) {
-    return takes_columns(l) ? l->is_out[k] : !(fabsf(x) < INT8_OUTLIER);
+    return l->w->outliers == INT8_OUTLIERS_BATCH;
 }
 
 enum { MARKED = 64 }; /* columns */
@@ -76,8 +71,6 @@ static void quantize_row(struct quant_linear *l, int64_t r, float *numbers, uint
     } else {
         l->row_scale[r] = quant_int8_activation((int8_t *)codes, numbers, k, INT8_OUTLIER);
         if (takes_columns(l)) quant_int8_take_out((int8_t *)codes, l->is_out, k);
-        l->n_outliers[r] = 0;
-        for (int64_t i = 0; i < k; i++) l->n_outliers[r] += is_outlier(l, numbers[i], i);
         for (int64_t at = 0; at < k; at += l->span) {
             int64_t n = k - at < l->span ? k - at : l->span;
             simd->decode_i8(l->x + at * l->m + r * n, (int8_t *)codes + at, n);
@@ -173,12 +166,18 @@ static float weight_number(const struct weight *w, int64_t row, int64_t k, float
     return number_rounded(x, w->dtype);
 }
 
-static void add_outliers(const struct quant_linear *l, float *sums, int64_t row, int64_t first_column, int64_t n,
-                         const float *scale) {
+/* A column's numbers are made once for all rows; each row takes what is its own, in ascending k. */
+static void add_outliers(const struct quant_linear *l, float *sums, int64_t ld, int64_t first_column, int64_t n) {
+    const float *scale = (const float *)l->w->scale.data + first_column;
+    float numbers[MAX_GROUP * PANEL];
     for (int64_t k = 0; k < l->w->k; k++) {
-        float x = raw_number(l->raw, row, k);
-        if (!is_outlier(l, x, k)) continue;
-        for (int64_t c = 0; c < n; c++) sums[c] += x * weight_number(l->w, first_column + c, k, scale[c]);
+        if (!l->is_out[k]) continue;
+        for (int64_t c = 0; c < n; c++) numbers[c] = weight_number(l->w, first_column + c, k, scale[c]);
+        for (int64_t r = 0; r < l->m; r++) {
+            float x = raw_number(l->raw, r, k);
+            if (!takes_columns(l) && fabsf(x) < INT8_OUTLIER) continue;
+            for (int64_t c = 0; c < n; c++) sums[r * ld + c] += x * numbers[c];
+        }
     }
 }
 
@@ -189,12 +188,15 @@ static void finish(const struct quant_linear *l, const struct rooms *rooms, int6
     for (int64_t r = 0; r < l->m; r++) {
         float *sums = rooms->sums + r * ld;
         const int32_t *integers = rooms->integers + r * ld;
-        char *y = (char *)row_of(l->y, r) + (size_t)first_column * dtype_bytes(l->y->dtype);
         for (int64_t c = 0; c < n; c++) {
             if (l->w->quant == QUANT_FP8) sums[c] = number_rounded(sums[c], l->y->dtype) * (l->row_scale[r] * scale[c]);
             else sums[c] = (float)integers[c] * (l->row_scale[r] * scale[c]) * (1.0f / (127 * 127));
         }
-        if (l->w->quant == QUANT_INT8 && l->n_outliers[r] > 0) add_outliers(l, sums, r, first_column, n, scale);
+    }
+    if (l->w->quant == QUANT_INT8) add_outliers(l, rooms->sums, ld, first_column, n);
+    for (int64_t r = 0; r < l->m; r++) {
+        const float *sums = rooms->sums + r * ld;
+        char *y = (char *)row_of(l->y, r) + (size_t)first_column * dtype_bytes(l->y->dtype);
         if (l->y->dtype == DTYPE_BF16) l->cpu->simd->narrow((uint16_t *)(void *)y, sums, n);
         else memcpy(y, sums, (size_t)n * sizeof *sums);
     }
@@ -249,7 +251,7 @@ static size_t scratch_bytes(struct quant_linear *l, size_t *fixed) {
     size_t k = (size_t)l->w->k, x = (size_t)l->m * k, quantizing = k * sizeof(float) + k, multiplying;
     rooms_of(l, 0, &multiplying);
     l->thread_bytes = ((quantizing > multiplying ? quantizing : multiplying) + 63) / 64 * 64;
-    *fixed = (x * 4 + (size_t)l->m * 8 + k + MARKED + 63) / 64 * 64;
+    *fixed = (x * 4 + (size_t)l->m * 4 + k + MARKED + 63) / 64 * 64;
     return *fixed + (size_t)pool_n_threads(l->cpu->pool) * l->thread_bytes;
 }
 
@@ -259,8 +261,7 @@ static bool take_scratch(struct quant_linear *l) {
     char *at = cpu_scratch(l->cpu, bytes);
     l->x = (float *)(void *)at;
     l->row_scale = l->x + x;
-    l->n_outliers = (int32_t *)(void *)(l->row_scale + l->m);
-    l->is_out = (bool *)(l->n_outliers + l->m);
+    l->is_out = (bool *)(l->row_scale + l->m);
     l->scratch = at + fixed;
     return at != NULL;
 }
@@ -289,7 +290,7 @@ void cpu_linear_quantized(struct cpu_dev *cpu, struct product *y, const struct a
     l.y = &y->y;
     if (!take_scratch(&l)) return;
     int64_t pieces = (w->k + MARKED - 1) / MARKED;
-    if (takes_columns(&l)) pool_run(cpu->pool, mark_part, &l, pool_parts(cpu->pool, pieces, 1.0 * MARKED * (double)m));
+    if (w->quant == QUANT_INT8) pool_run(cpu->pool, mark_part, &l, pool_parts(cpu->pool, pieces, 1.0 * MARKED * (double)m));
     pool_run(cpu->pool, quantize_part, &l, pool_parts(cpu->pool, m, 2.0 * (double)w->k));
     double panel_ns = (double)w->k * (2.0 + 0.31 * (double)m);
     int64_t n_groups = (n_panels + l.group - 1) / l.group;
