@@ -251,6 +251,37 @@ static void a_head_that_is_not_there_is_the_embedding(void **state) {
     assert_int_equal(m.n_params, 26336 - 64 * 32);
 }
 
+/* dir/model.safetensors of tiny_llama3, its head overwritten with its embedding. */
+static void write_the_embedding_twice(void) {
+    char path[600], *data;
+    size_t n;
+    struct checkpoint *c;
+    struct err err = ERR_INIT;
+    assert_ok(checkpoint_open(&c, tiny_llama3, &err), &err);
+    const struct checkpoint_tensor *embed = checkpoint_find(c, "model.embed_tokens.weight"),
+                                   *head = checkpoint_find(c, "lm_head.weight");
+    snprintf(path, sizeof path, "%s/model.safetensors", tiny_llama3);
+    assert_ok(file_read(path, 1 << 20, &data, &n, &err), &err);
+    memcpy(memmem(data, n, head->data, head->bytes), embed->data, head->bytes);
+    write_bytes("model.safetensors", data, n);
+    free(data);
+    checkpoint_close(c);
+}
+
+/* config.json says tied and the checkpoint has a head all the same, as some fine-tuned models do: it
+ * counts where it is another, as it does in transformers. */
+static void a_head_of_its_own_goes_before_tied_embeddings(void **state) {
+    struct model_info m;
+    struct err err = ERR_INIT;
+    copy_model(tiny_llama3);
+    copy_file(tiny_llama3, "config.json", "\"tie_word_embeddings\": false", "\"tie_word_embeddings\":  true");
+    assert_ok(model_describe(&m, dir, &err), &err);
+    assert_true(!m.tied_embeddings && m.n_params == 26336);
+    write_the_embedding_twice();
+    assert_ok(model_describe(&m, dir, &err), &err);
+    assert_true(m.tied_embeddings && m.n_params == 26336 - 64 * 32);
+}
+
 /* ---------------------------------------------------------------- memory */
 
 static void sizes_beyond_memory_are_refused_before_they_are_taken(void **state) {
@@ -390,6 +421,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_that_contradict_the_config_are_refused),
     cmocka_unit_test(missing_tensors_are_named),
     cmocka_unit_test(a_head_that_is_not_there_is_the_embedding),
+    cmocka_unit_test(a_head_of_its_own_goes_before_tied_embeddings),
     cmocka_unit_test(sizes_beyond_memory_are_refused_before_they_are_taken),
     cmocka_unit_test(a_kv_cache_beyond_memory_is_refused),
     cmocka_unit_test(dummy_weights_are_the_same_each_time),
