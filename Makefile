@@ -216,12 +216,15 @@ tokenizer-vectors: all
 	@$(PYTHON) tests/data/tokenizer/golden.py compare $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) $(BUILD)/batchd \
 	  $(or $(RUNS),100000) $(or $(SEED),1)
 
-# Chat templates: mutated ones, and, where Python has transformers and jinja2, generated ones
-# against jinja2. RUNS and SEED say how many and which.
+# Chat templates: mutated ones, and, where Python has transformers and jinja2, generated ones, and
+# generated conversations through those of models, against jinja2. RUNS and SEED say how many and which.
 fuzz-chat: $(BUILD)/tests/test_chat
 	BATCHD_FUZZ_RUNS=$(or $(RUNS),100000) BATCHD_FUZZ_SEED=$(or $(SEED),1) $< 'mutated*'
 	@$(PYTHON) -c 'import transformers, jinja2' 2>/dev/null || { echo 'no transformers: nothing is compared'; exit 0; }; \
 	  $(PYTHON) -W ignore tests/data/chat/fuzz.py $(or $(SEED),1) $$(( $(or $(RUNS),100000) / 50 )) >$(BUILD)/fuzz-chat.json && \
+	  BATCHD_CHAT_CASES=$(BUILD)/fuzz-chat.json $< 'generated*' && \
+	  $(PYTHON) -W ignore tests/data/chat/conversations.py $(abspath $(or $(BATCHD_TEST_DATA),../shared/data)) \
+	    $(or $(SEED),1) $$(( $(or $(RUNS),100000) / 1000 )) >$(BUILD)/fuzz-chat.json && \
 	  BATCHD_CHAT_CASES=$(BUILD)/fuzz-chat.json $< 'generated*'
 
 # Mutated model files by the hundred thousand, under ASan; SEED=2 for others.

@@ -72,18 +72,23 @@ static bool agrees(const char *source, size_t n, const char *variables, bool gen
     return same;
 }
 
+/* A case has a template, or the number of one of all->templates, and variables, or those of all cases. */
+static bool case_agrees(const json_t *all, const json_t *c, bool refusals) {
+    const json_t *source = json_object_get(c, "template"), *own = json_object_get(c, "variables");
+    if (json_is_integer(source)) source = json_array_get(json_object_get(all, "templates"), (size_t)json_integer_value(source));
+    char *variables = json_dumps(own ? own : json_object_get(all, "variables"), 0);
+    bool same = agrees(json_string_value(source), json_string_length(source), variables,
+                       json_is_true(json_object_get(c, "generate")), refusals, json_object_get(c, "text"));
+    if (!same) print_message("template %s\nvariables %s\n\n", json_string_value(source), own ? variables : "of all");
+    free(variables);
+    return same;
+}
+
 /* With `refusals` a template may be refused for what is not built. */
 static size_t check_templates(const char *path, bool refusals) {
     json_t *all = load(path), *c;
-    char *variables = json_dumps(json_object_get(all, "variables"), 0);
     size_t i, n = json_array_size(json_object_get(all, "cases")), bad = 0;
-    json_array_foreach(json_object_get(all, "cases"), i, c) {
-        const json_t *source = json_object_get(c, "template");
-        if (agrees(json_string_value(source), json_string_length(source), variables, false, refusals, json_object_get(c, "text"))) continue;
-        print_message("template %s\n\n", json_string_value(source));
-        bad++;
-    }
-    free(variables);
+    json_array_foreach(json_object_get(all, "cases"), i, c) bad += !case_agrees(all, c, refusals);
     json_decref(all);
     if (bad) fail_msg("%zu of %zu templates of %s differ", bad, n, path);
     return n;
@@ -93,7 +98,7 @@ static void constructs_equal_jinja2(void **state) {
     assert_true(check_templates("tests/data/chat/small.json", false) >= 200);
 }
 
-/* BATCHD_CHAT_CASES names a file that tests/data/chat/fuzz.py wrote. */
+/* BATCHD_CHAT_CASES names a file that fuzz.py or conversations.py of tests/data/chat wrote. */
 static void generated_cases_equal_jinja2(void **state) {
     const char *path = getenv("BATCHD_CHAT_CASES");
     if (!path) skip();
