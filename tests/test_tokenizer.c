@@ -476,6 +476,13 @@ static void bad_files_are_refused_with_a_reason(void **state) {
          "id 7"},
         {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"content\":\"b\",\"id\":-4}]}", "is not in 0"},
         {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"content\":\"b\",\"id\":999999}]}", "has id 999999"},
+        {"{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},\"added_tokens\":[{\"content\":\"b\",\"id\":1},{\"content\":\"c\",\"id\":3}]}",
+         "\"c\" has id 3, which is not supported (2 is)"},
+        {"{\"model\":{\"vocab\":{\"a\":0,\"b\":1},\"merges\":[]},\"added_tokens\":[{\"content\":\"b\",\"id\":2}]}",
+         "\"b\" has id 2, which is not supported (1 is)"},
+        {"{\"normalizer\":{\"type\":\"Strip\"},\"model\":{\"vocab\":{\"a\":0},\"merges\":[]},"
+         "\"added_tokens\":[{\"content\":\" \",\"id\":1,\"normalized\":true}]}", "normalizer leaves nothing"},
+        {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"[[:alpha:]]\"},\"behavior\":\"Isolated\"}}", "class"},
         {"{\"pre_tokenizer\":{\"type\":\"Split\",\"pattern\":{\"Regex\":\"(\"},\"behavior\":\"Isolated\"}}", "pattern"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

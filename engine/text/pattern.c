@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { HAS_SCRIPT_PREFIX = PCRE2_MAJOR > 10 || PCRE2_MINOR >= 40 };
 enum { MATCH_LIMIT = 50000000, HEAP_LIMIT_KIB = 262144, MAX_PATTERN = 65536 };
 
 struct pattern {
@@ -27,8 +28,9 @@ struct matcher {
 /* ---------------------------------------------------------------- translation */
 
 #define SPACES "\\x{9}-\\x{d} \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}" \
-             "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define CLASS_WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}" \
+                   "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define WORD CLASS_WORD "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}" /* outside of classes these count, too */
 
 struct escape {
     char letter;
@@ -38,7 +40,7 @@ struct escape {
 static const struct escape escapes[] = {
     {'s', "[" SPACES "]", SPACES},
     {'S', "[^" SPACES "]", "\\S\\x{180e}"}, /* PCRE2 alone takes U+180E for a space */
-    {'w', "[" WORD "]", WORD},
+    {'w', "[" WORD "]", CLASS_WORD},
     {'W', "[^" WORD "]", NULL},
     {'h', "[0-9a-fA-F]", "0-9a-fA-F"},
     {'H', "[^0-9a-fA-F]", NULL},
@@ -54,8 +56,8 @@ static const struct escape escapes[] = {
     {'p', "\\p", "\\p"},
     {'P', "\\P", "\\P"},
     {'x', "\\x", "\\x"},
-    {'b', "\\b", "\\b"},
-    {'B', "\\B", NULL},
+    {'b', "(?:(?<=[" WORD "])(?![" WORD "])|(?<![" WORD "])(?=[" WORD "]))", "\\b"},
+    {'B', "(?:(?<=[" WORD "])(?=[" WORD "])|(?<![" WORD "])(?![" WORD "]))", NULL},
     {'A', "\\A", NULL},
     {'z', "\\z", NULL},
     {'Z', "\\Z", NULL},
@@ -85,11 +87,15 @@ static int translate_u(struct translation *t, struct err *err) {
     return 0;
 }
 
-static void copy_braces(struct translation *t) { /* of \p{L}, \x{41} */
+/* Of \p{L}, \p{^Han}, \x{41}. To newer PCRE2 the name of a script alone stands for more than the script. */
+static void copy_braces(struct translation *t, bool is_property) {
     if (t->at == t->end || *t->at != '{') return;
     const char *close = memchr(t->at, '}', (size_t)(t->end - t->at));
-    size_t n = close ? (size_t)(close + 1 - t->at) : 1;
-    buf_append(&t->out, t->at, n);
+    size_t n = close ? (size_t)(close + 1 - t->at) : 1, open = n > 1 && t->at[1] == '^' ? 2 : 1;
+    bool is_script = is_property && n - open > 3 && strncmp(t->at + open, "Any}", 4) != 0;
+    buf_append(&t->out, t->at, open);
+    if (is_script && HAS_SCRIPT_PREFIX) buf_puts(&t->out, "sc:");
+    buf_append(&t->out, t->at + open, n - open);
     t->at += n;
 }
 
@@ -107,10 +113,26 @@ static int translate_escape(struct translation *t, struct err *err) {
         if (escapes[i].letter != c || !as) continue;
         buf_puts(&t->out, as);
         t->at += 2;
-        if (strchr("pPx", c)) copy_braces(t);
+        if (strchr("pPx", c)) copy_braces(t, c != 'x');
         return 0;
     }
     return refuse(err, "escape", t->at, t->end);
+}
+
+/* [:name:], as a member of a class. The others hold what no short set of PCRE2's is equal to. */
+static int translate_named_class(struct translation *t, struct err *err) {
+    static const struct {
+        const char *name, *as;
+    } known[] = {{"[:digit:]", "\\d"},          {"[:^digit:]", "\\D"},   {"[:xdigit:]", "0-9a-fA-F"}, {"[:space:]", SPACES},
+                 {"[:blank:]", "\\x{9}\\p{Zs}"}, {"[:word:]", CLASS_WORD}, {"[:punct:]", "\\p{P}\\p{S}"}, {"[:cntrl:]", "\\p{Cc}"}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        size_t n = strlen(known[i].name);
+        if ((size_t)(t->end - t->at) < n || memcmp(t->at, known[i].name, n) != 0) continue;
+        buf_puts(&t->out, known[i].as);
+        t->at += n;
+        return 0;
+    }
+    return refuse(err, "class", t->at, t->end);
 }
 
 static int translate_in_class(struct translation *t, struct err *err) {
@@ -121,13 +143,7 @@ static int translate_in_class(struct translation *t, struct err *err) {
         t->at++;
         return 0;
     }
-    if (t->at[0] == '[') { /* [:name:] */
-        const char *close = memmem(t->at, (size_t)(t->end - t->at), ":]", 2);
-        if (!close) return refuse(err, "class", t->at, t->end);
-        buf_append(&t->out, t->at, (size_t)(close + 2 - t->at));
-        t->at = close + 2;
-        return 0;
-    }
+    if (t->at[0] == '[') return translate_named_class(t, err);
     if (t->at[0] == '&' && next == '&') return refuse(err, "intersection", t->at, t->end);
     if (t->at[0] != ']' || --t->in_class == 0) buf_putc(&t->out, *t->at);
     t->at++;

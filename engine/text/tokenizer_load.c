@@ -248,16 +248,27 @@ static void set_added_text(struct tokenizer *tok, const struct added_token *t, c
     p->special = t->special;
 }
 
-static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_token *t, size_t max_id, struct err *err) {
+/* The id that the library gives a token, whatever the file says: the model's own, else `next`. */
+static int32_t added_id(const struct vocab *v, const json_t *id, const char *content, int32_t next) {
+    struct buf text = BUF_INIT(0);
+    int32_t own = find_text(v, content, strlen(content), &text), said = (int32_t)json_integer_value(id);
+    const struct piece *p = (size_t)said < v->n_ids ? &v->pieces[said] : NULL;
+    bool is_foreign = p && p->bytes && p->foreign && strcmp(p->bytes, content) == 0; /* which cannot be found */
+    buf_clear(&text);
+    return is_foreign ? said : own >= 0 ? own : next;
+}
+
+static int load_one_added(struct tokenizer *tok, const json_t *o, struct added_token *t, int32_t next, struct err *err) {
     const char *content = json_string_value(json_object_get(o, "content"));
     const json_t *id = json_object_get(o, "id");
     if (!content || !*content) return err_set(err, E_PARSE, "tokenizer.json: an added token has no content");
     int r = check_id(id, content, err);
     if (r < 0) return r;
-    if ((size_t)json_integer_value(id) > max_id)
-        return err_set(err, E_RANGE, "tokenizer.json: added token \"%.40s\" has id %lld; with so few tokens "
-                       "%zu is the limit", content, (long long)json_integer_value(id), max_id);
-    *t = (struct added_token){mem_strdup(content),     strlen(content),   (int32_t)json_integer_value(id),
+    int32_t expected = added_id(&tok->vocab, id, content, next);
+    if (json_integer_value(id) != expected)
+        return err_set(err, E_UNSUPPORTED, "tokenizer.json: added token \"%.40s\" has id %lld, which is not supported (%d is)",
+                       content, (long long)json_integer_value(id), (int)expected);
+    *t = (struct added_token){mem_strdup(content),     strlen(content),   expected,
                               flag(o, "single_word"), flag(o, "lstrip"), flag(o, "rstrip"),
                               flag(o, "normalized"),  flag(o, "special")};
     vocab_room(&tok->vocab, t->id);
@@ -279,7 +290,10 @@ static int index_one_added(struct tokenizer *tok, struct matcher *m, size_t i, s
     struct buf form = BUF_INIT(MAX_TOKEN_TEXT);
     int r = normalize(tok->normalizers, tok->n_normalizers, m, &form, t->content, t->n, err);
     *bytes += form.n;
-    if (r == 0 && form.n > 0) {
+    if (r == 0 && form.n == 0)
+        r = err_set(err, E_UNSUPPORTED, "tokenizer.json: of added token \"%.40s\" the normalizer leaves nothing, which is "
+                    "not supported", t->content);
+    if (r == 0) {
         added_insert(&tok->normalized, (int32_t)i, form.data, form.n);
         set_added_text(tok, t, form.data, form.n);
     }
@@ -298,12 +312,15 @@ static int index_added(struct tokenizer *tok, struct err *err) {
 }
 
 static int load_added(struct tokenizer *tok, const json_t *list, struct err *err) {
-    size_t n = json_array_size(list), max_id = tok->vocab.n_ids + 2 * n + 65536;
+    size_t n = json_array_size(list);
+    int32_t next = 0; /* behind the model's tokens, of which there may be fewer than ids, and all added ones */
     if (n > MAX_TOKEN_ID) return err_set(err, E_RANGE, "tokenizer.json: more than %d added tokens", MAX_TOKEN_ID);
+    for (size_t i = 0; i < tok->vocab.n_ids; i++) next += tok->vocab.pieces[i].bytes != NULL;
     tok->added = mem_zalloc(n, sizeof *tok->added);
     for (size_t i = 0; i < n; i++) {
-        int r = load_one_added(tok, json_array_get(list, i), &tok->added[i], max_id, err);
+        int r = load_one_added(tok, json_array_get(list, i), &tok->added[i], next, err);
         if (r < 0) return r;
+        if (tok->added[i].id >= next) next = tok->added[i].id + 1;
         tok->n_added++;
     }
     return index_added(tok, err);

@@ -35,7 +35,7 @@ def tokenizers():
     vocab = {c: i for i, c in enumerate(letters + [m.replace(" ", "") for m in merges])}
     byte_level = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
     put("tokenizer", "bytes.json", {
-        "added_tokens": added(len(vocab), "<|end|>", "<s>", "  ", "the"),
+        "added_tokens": added(len(vocab), "<|end|>", "<s>", "x  ", "thee"),
         "normalizer": {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Strip", "strip_left": True, "strip_right": False}]},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
             regex("(?i:'s|'t)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}|\\s+(?!\\S)|\\s+", "Isolated"),

@@ -303,6 +303,8 @@ def part_tokenizers():
                     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}",
                     "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+| ?[^\\s\\p{L}\\p{N}]++[\\r\\n]*|\\s*[\\r\\n]|\\s+(?!\\S)|\\s+"):
         one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [split("Isolated", {"Regex": pattern}), BYTES]})
+    for pattern in ("[^\\w]", "\\b.", ".\\B", "[[:word:]]+|[[:punct:][:blank:]]", "\\p{Han}+|[^\\p{^Arabic}]+", "[[:^digit:]]+"):
+        one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [split("Isolated", {"Regex": pattern}), BYTES]})
     one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Whitespace"}, BYTES]})
     one("bytes", BYTES, pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "WhitespaceSplit"}, SPACED]})
     one("bytes", BYTES, pre_tokenizer=SPACED, overrides={"ignore_merges": True})
