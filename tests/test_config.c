@@ -204,6 +204,10 @@ static void absent_keys_mean_what_they_mean_to_transformers(void **state) {
     assert_int_equal(c.info.context, 131072);
     c = taken("{\"model_type\":\"mistral\",\"sliding_window\":null}");
     assert_int_equal(c.info.sliding_window, 0);
+    assert_true(taken("{\"eos_token_id\":\"-\"}").info.n_stop_ids == 1);
+    assert_int_equal(taken("{\"model_type\":\"falcon\",\"eos_token_id\":\"-\"}").info.stop_ids[0], 11);
+    assert_int_equal(taken("{\"model_type\":\"phi3\",\"eos_token_id\":\"-\"}").info.n_stop_ids, 0); /* 32000 of 100 */
+    assert_int_equal(taken("{\"eos_token_id\":null}").info.n_stop_ids, 0);
     c = taken("{\"sliding_window\":7}"); /* Llama knows no window */
     assert_int_equal(c.info.sliding_window, 0);
 }

@@ -189,6 +189,14 @@ static void read_stop_ids(struct reader *rd, struct model_info *m) {
     m->n_stop_ids = (int32_t)n;
 }
 
+/* Before the file has its say; an id beyond a small vocabulary stops nothing. */
+static void set_default_stop(const struct reader *rd, struct model_config *c) {
+    int32_t id = c->family->eos_default;
+    if (!reader_is_absent(rd, "eos_token_id") || id == 0 || id >= c->info.vocab) return;
+    c->info.stop_ids[0] = id;
+    c->info.n_stop_ids = 1;
+}
+
 static void read_model(struct reader *rd, struct model_config *c) {
     const json_t *quantization = reader_get(rd, "quantization_config");
     if (rd->r == 0) rd->r = quantization_check_config(quantization, rd->where, rd->err);
@@ -199,6 +207,7 @@ static void read_model(struct reader *rd, struct model_config *c) {
     read_positions(rd, c);
     if (c->family->specials) c->family->specials(c, rd);
     read_dtype(rd, c);
+    set_default_stop(rd, c);
     read_stop_ids(rd, &c->info);
 }
 

@@ -80,6 +80,7 @@ struct family {
     double partial_default;           /* share of a head's dimensions that turn; 0 = all, and the file has no say */
     int32_t original_context_default; /* of longrope, and only the file's outermost key is heard; 0 = the context */
     bool tied_default;
+    int32_t eos_default;              /* the stop id where `eos_token_id` is absent; 0 = none */
     const struct alias *aliases;      /* up to one without a key; NULL = none */
     const struct key_names *keys;
     const struct tensor_names *names;
