@@ -230,7 +230,7 @@ static void rope_in_both_spellings(void **state) {
     assert_true(c.positions.theta == 5000.0f && c.positions.scaling == ROPE_LINEAR && c.positions.factor == 2.5f);
     c = taken("{\"rope_parameters\":{\"rope_type\":\"linear\",\"factor\":4,\"rope_theta\":7000.0}}");
     assert_true(c.positions.theta == 7000.0f && c.positions.scaling == ROPE_LINEAR && c.positions.factor == 4.0f);
-    c = taken("{\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":123.0}}");
+    c = taken("{\"rope_scaling\":{},\"rope_parameters\":{\"rope_type\":\"default\",\"rope_theta\":123.0}}");
     assert_true(c.positions.theta == 123.0f && c.positions.scaling == ROPE_DEFAULT);
     c = taken("{\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,\"high_freq_"
               "factor\":4}}");
@@ -379,6 +379,8 @@ static void unsupported_values_are_refused_by_name(void **state) {
     refused("{\"quantization_config\":{}}", E_UNSUPPORTED, "quantization_config.quant_method");
     refused("{\"rope_scaling\":{\"type\":\"dynamic\",\"factor\":2.0}}", E_UNSUPPORTED,
             "rope_scaling.rope_type \"dynamic\"");
+    refused("{\"rope_parameters\":{\"full_attention\":{\"rope_type\":\"default\",\"rope_theta\":5.0}}}", E_UNSUPPORTED,
+            "config.json: rope_parameters.full_attention: {");
     refused("{\"rope_scaling\":{\"factor\":4.0}}", E_UNSUPPORTED, "rope_scaling.factor: 4.0 needs a rope_type");
     refused("{\"model_type\":\"phi\",\"partial_rotary_factor\":0.2}", E_UNSUPPORTED,
             "partial_rotary_factor: 0.2 of head_dim 16 is not supported");

@@ -90,14 +90,25 @@ static void set_rotated(struct positions *p, struct reader *rd, const struct fam
                         "number of dimensions is)", rd->where, partial, head_dim);
 }
 
+/* Newer families have one object of parameters for each kind of layer. */
+static void refuse_kinds_of_layers(struct reader *rd) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)rd->object, key, value)
+        if (json_is_object(value))
+            reader_complain(rd, E_UNSUPPORTED, key, "is not supported (the same parameters in all layers are)");
+}
+
 void positions_read_rope(struct positions *p, struct reader *rd, const struct family *f, int32_t head_dim,
                          int32_t context) {
-    bool has_scaling = reader_get(rd, "rope_scaling") != NULL;
+    const json_t *scaling = reader_get(rd, "rope_scaling");
+    bool has_scaling = scaling && !(json_is_object(scaling) && json_object_size(scaling) == 0);
     const char *key = has_scaling ? "rope_scaling" : "rope_parameters";
     const json_t *object = reader_get(rd, key);
     if (object && !json_is_object(object)) reader_complain(rd, E_PARSE, key, "is not an object");
     struct reader nested = {object, has_scaling ? "config.json: rope_scaling." : "config.json: rope_parameters.",
                             rd->err, rd->r};
+    refuse_kinds_of_layers(&nested);
     p->attention_factor = 1.0f;
     double theta = reader_number(rd, "rope_theta", f->theta_default, 1.0, 1e12);
     double partial = f->partial_default > 0 ? f->partial_default : 1.0;

@@ -53,7 +53,7 @@ static bool is_newer_mark(int32_t cp) {
 enum { HANGUL_T_BASE = 0x11a7 }; /* a vowel, which utf8proc takes for an empty final consonant and drops */
 
 /* What the forms leave as it is, and what combines with nothing before it. */
-static bool stands_alone(int32_t cp) {
+static bool is_left_alone(int32_t cp) {
     return is_newer_mark(cp) || cp == HANGUL_T_BASE ||
            (cp >= 0x32ff && is_in(newer_compatible, sizeof newer_compatible / sizeof *newer_compatible, cp));
 }
@@ -161,12 +161,12 @@ static int form_part(struct buf *out, const char *text, size_t n, utf8proc_optio
     return 0;
 }
 
-/* Parts between characters that stand alone. */
+/* Parts between characters that are left alone. */
 static int form(struct buf *out, const char *text, size_t n, enum normalize_kind kind, struct err *err) {
     size_t begin = 0, len;
     for (size_t i = 0; i < n; i += len) {
         len = 1;
-        if ((unsigned char)text[i] < 0xc0 || !stands_alone(utf8_decode(text + i, n - i, &len))) continue;
+        if ((unsigned char)text[i] < 0xc0 || !is_left_alone(utf8_decode(text + i, n - i, &len))) continue;
         int r = form_part(out, text + begin, i - begin, form_flags(kind), err);
         if (r < 0) return r;
         buf_append(out, text + i, len);
