@@ -16,7 +16,7 @@ int cmd_export(const struct args *args) {
     int code = command_open_or_read(&s, args, STORE_WRITE);
     if (code == EXIT_DONE) code = command_job(&job, s, args, 0);
     if (code == EXIT_DONE && job_export(s, job.job_id, &o, &n, &err) < 0) code = exit_with(ABOUT_OUTPUT, &err);
-    if (code == EXIT_DONE && !command_output_is_stdout(args)) log_info("%" PRId64 " rows written to %s", n, args->output);
+    if (code == EXIT_DONE && !command_output_is_stdout(args)) log_info("%" PRId64 " row%s written to %s", n, command_s(n), args->output);
     if (code == EXIT_DONE && !job_is_final(&job))
         log_warn("job %" PRId64 " is %s: these are the rows finished so far", job.job_id, job.state);
     job_info_clear(&job);

@@ -69,7 +69,7 @@ static int export_job(struct store *s, int64_t job_id, const struct args *args) 
     struct export_options o = command_export_options(args);
     if (command_output_is_stdout(args)) command_quiet_pipe();
     if (job_export(s, job_id, &o, &n, &err) < 0) return exit_with(ABOUT_OUTPUT, &err);
-    if (!command_output_is_stdout(args)) log_info("%" PRId64 " rows written to %s", n, args->output);
+    if (!command_output_is_stdout(args)) log_info("%" PRId64 " row%s written to %s", n, command_s(n), args->output);
     return EXIT_DONE;
 }
 
@@ -78,8 +78,8 @@ static void print_summary(const struct job_info *j, const struct args *args) {
     double seconds = (double)(j->finished_us - j->started_us) / 1e6;
     if (args->json) command_print_json(command_job_json(j));
     if (j->error) log_error("job %" PRId64 ": %s", j->job_id, j->error);
-    log_info("job %" PRId64 " %s: %s rows done, %" PRId64 " failed, %" PRId64 " rejected; %s tokens in %s (%.0f tok/s)",
-             j->job_id, j->state, command_count(done, j->n_done), j->n_failed, j->n_rejected,
+    log_info("job %" PRId64 " %s: %s row%s done, %" PRId64 " failed, %" PRId64 " rejected; %s tokens in %s (%.0f tok/s)",
+             j->job_id, j->state, command_count(done, j->n_done), command_s(j->n_done), j->n_failed, j->n_rejected,
              command_count(tokens, j->completion_tokens), command_duration(duration, seconds),
              seconds > 0 ? (double)j->completion_tokens / seconds : 0);
     if (!args->output) log_info("next: batchd results %" PRId64 ", or batchd export %" PRId64 " -o FILE", j->job_id, j->job_id);

@@ -153,6 +153,10 @@ const char *command_count(char out[32], int64_t n) {
     return out;
 }
 
+const char *command_s(int64_t n) {
+    return n == 1 ? "" : "s";
+}
+
 static void on_pipe(int signal) {
     (void)signal;
     _exit(EXIT_DONE);

@@ -45,6 +45,7 @@ const char *command_duration(char out[24], double seconds);
 
 /* 2,310 */
 const char *command_count(char out[32], int64_t n);
+const char *command_s(int64_t n); /* "s" behind a word that n things are called by, "" for one */
 
 /* A reader that goes away (`batchd results 1 | head`) ends the program quietly. */
 void command_quiet_pipe(void);

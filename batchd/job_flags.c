@@ -169,8 +169,8 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
     if (report->existed)
         log_info("job %" PRId64 ": this key and content are there already, nothing was loaded", report->job_id);
     else
-        log_info("job %" PRId64 ": %s rows read, %" PRId64 " rejected, %.2f s", report->job_id,
-                 command_count(rows, report->n_rows), report->n_rejected, seconds);
+        log_info("job %" PRId64 ": %s row%s read, %" PRId64 " rejected, %.2f s", report->job_id,
+                 command_count(rows, report->n_rows), command_s(report->n_rows), report->n_rejected, seconds);
     if (report->prompts_are_alike) log_warn("the template has no {column} in it: every row asks the same");
     if (report->n_rejected > 0 && !report->existed)
         log_info("rejected lines: batchd sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", report->job_id);

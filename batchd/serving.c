@@ -1,6 +1,7 @@
 /* serving.c - see serving.h. */
 #include "batchd/serving.h"
 #include "base/log.h"
+#include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/progress.h"
 #include "batchd/signals.h"
@@ -55,6 +56,6 @@ int serve_until_end(const struct daemon_options *options, struct store *reader, 
     }
     progress_free(progress);
     daemon_stats(d, &last);
-    if (last.rows_published > 0) log_info("%" PRId64 " rows saved", last.rows_published);
+    if (last.rows_published > 0) log_info("%" PRId64 " row%s saved", last.rows_published, command_s(last.rows_published));
     return end_code(d, last.model_failed, o.once, busy);
 }
