@@ -74,7 +74,7 @@ static int export_job(struct store *s, int64_t job_id, const struct args *args) 
 }
 
 static void print_summary(const struct job_info *j, const struct args *args) {
-    char done[32], tokens[32], duration[24];
+    char done[32], tokens[32], duration[24], begin[600];
     double seconds = (double)(j->finished_us - j->started_us) / 1e6;
     if (args->json) command_print_json(command_job_json(j));
     if (j->error) log_error("job %" PRId64 ": %s", j->job_id, j->error);
@@ -82,7 +82,8 @@ static void print_summary(const struct job_info *j, const struct args *args) {
              j->job_id, j->state, command_count(done, j->n_done), command_s(j->n_done), j->n_failed, j->n_rejected,
              command_count(tokens, j->completion_tokens), command_duration(duration, seconds),
              seconds > 0 ? (double)j->completion_tokens / seconds : 0);
-    if (!args->output) log_info("next: batchd results %" PRId64 ", or batchd export %" PRId64 " -o FILE", j->job_id, j->job_id);
+    command_begin(begin, args);
+    if (!args->output) log_info("next: %s results %" PRId64 ", or %s export %" PRId64 " -o FILE", begin, j->job_id, begin, j->job_id);
 }
 
 /* The job is there: bring it to its end, and its results out. */

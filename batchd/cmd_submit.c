@@ -34,13 +34,15 @@ static void print_report(const struct args *args, const struct submit_report *r)
 static int wait_for(struct store *s, const struct args *args, int64_t job_id) {
     struct err err = ERR_INIT;
     struct job_info job = {0};
+    char begin[600];
     if (job_get(s, job_id, NULL, &job, &err) < 0) return exit_with(ABOUT_DATABASE, &err);
     bool final = job_is_final(&job);
     int code = command_job_code(&job);
     job_info_clear(&job);
     if (final) return code;
     if (!worker_is_alive(store_path(s), NULL)) {
-        log_error("job %" PRId64 " is stored, but no daemon is alive to wait for; run `batchd serve --once`", job_id);
+        log_error("job %" PRId64 " is stored, but no daemon is alive to wait for; run `%s serve --once`", job_id,
+                  command_begin(begin, args));
         return EXIT_MODEL;
     }
     return watch_job(s, job_id, args->timeout_s, args, NULL);
@@ -57,6 +59,7 @@ int cmd_submit(const struct args *args) {
     struct store *store = NULL;
     struct job_flags flags = {0};
     struct submit_report report;
+    char begin[600];
     int code = check_flags(args);
     if (code == EXIT_DONE) code = job_flags_read(&flags, args);
     if (code == EXIT_DONE) code = command_open(&store, args, STORE_CREATE);
@@ -68,7 +71,7 @@ int cmd_submit(const struct args *args) {
     if (code != EXIT_DONE) goto out;
     print_report(args, &report);
     if (args->wait) code = wait_for(store, args, report.job_id);
-    else if (!worker_is_alive(store_path(store), NULL)) log_info("next: batchd serve --once");
+    else if (!worker_is_alive(store_path(store), NULL)) log_info("next: %s serve --once", command_begin(begin, args));
 out:
     job_flags_clear(&flags);
     store_close(store);

@@ -153,6 +153,15 @@ const char *command_count(char out[32], int64_t n) {
     return out;
 }
 
+/* Single quotes where the shell would not take the path as it is. */
+const char *command_begin(char out[600], const struct args *args) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._/-+,:@%=";
+    bool quote = args->db && args->db[strspn(args->db, plain)] != '\0';
+    if (!args->db) snprintf(out, 600, "batchd");
+    else snprintf(out, 600, quote ? "batchd --db '%s'" : "batchd --db %s", args->db);
+    return out;
+}
+
 const char *command_s(int64_t n) {
     return n == 1 ? "" : "s";
 }

@@ -43,6 +43,9 @@ const char *command_time(char out[20], int64_t wall_us);
 /* "0:38", "2:04:11" */
 const char *command_duration(char out[24], double seconds);
 
+/* How a command on this database begins: "batchd", or "batchd --db PATH" where --db was given. */
+const char *command_begin(char out[600], const struct args *args);
+
 /* 2,310 */
 const char *command_count(char out[32], int64_t n);
 const char *command_s(int64_t n); /* "s" behind a word that n things are called by, "" for one */

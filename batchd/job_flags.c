@@ -164,7 +164,7 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
         int code = exit_with(r == E_IO && report->input_is_read ? ABOUT_DATABASE : ABOUT_INPUT, &err);
         return r == E_INTERRUPTED ? signals_exit_code() : code;
     }
-    char rows[32];
+    char rows[32], begin[600];
     double seconds = (double)(clock_mono_ns() - start) / 1e9;
     if (report->existed)
         log_info("job %" PRId64 ": this key and content are there already, nothing was loaded", report->job_id);
@@ -173,6 +173,7 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
                  command_count(rows, report->n_rows), command_s(report->n_rows), report->n_rejected, seconds);
     if (report->prompts_are_alike) log_warn("the template has no {column} in it: every row asks the same");
     if (report->n_rejected > 0 && !report->existed)
-        log_info("rejected lines: batchd sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", report->job_id);
+        log_info("rejected lines: %s sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", command_begin(begin, args),
+                 report->job_id);
     return EXIT_DONE;
 }

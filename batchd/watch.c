@@ -22,10 +22,11 @@ static void show(struct progress *p, const struct job_info *j) {
 }
 
 /* Somebody must do the work: say so once when nobody does. */
-static void warn_alone(struct store *s, int64_t job_id, bool *warned) {
+static void warn_alone(struct store *s, int64_t job_id, const struct args *args, bool *warned) {
+    char begin[600];
     if (*warned || worker_is_alive(store_path(s), NULL)) return;
     *warned = true;
-    log_warn("no daemon serves this database; job %" PRId64 " waits for `batchd serve`", job_id);
+    log_warn("no daemon serves this database; job %" PRId64 " waits for `%s serve`", job_id, command_begin(begin, args));
 }
 
 static int watch(struct store *s, int64_t job_id, int64_t timeout_s, bool while_served, const struct args *args,
@@ -68,7 +69,7 @@ static int watch(struct store *s, int64_t job_id, int64_t timeout_s, bool while_
             code = EXIT_TEMPORARY;
             break;
         }
-        if (!while_served) warn_alone(s, job_id, &warned);
+        if (!while_served) warn_alone(s, job_id, args, &warned);
         signals_wait(LOOK_MS);
     }
     progress_free(progress);

@@ -464,6 +464,17 @@ for l in lines:
     [ "$output" = True ]
 }
 
+@test "what a command says to do next can be pasted: with the database that was named" {
+    printf 'id,prompt\na,x\nb\n' >"$DIR/bad.csv"
+    unset BATCHD_DB
+    run -3 "$FAKE" run --db "$DIR/o.db" "$DIR/bad.csv" --reject skip
+    [[ "$output" == *"rejected lines: batchd --db $DIR/o.db sql "*"next: batchd --db $DIR/o.db results 1, or batchd --db $DIR/o.db export 1"* ]]
+    run -0 "$FAKE" submit --db "$DIR/an other.db" "$DIR/in.csv"
+    [[ "$output" == *"next: batchd --db '$DIR/an other.db' serve --once" ]]
+    run -69 "$FAKE" submit --wait --db "$DIR/o.db" "$DIR/in.csv"
+    [[ "$output" == *"run \`batchd --db $DIR/o.db serve --once\`" ]]
+}
+
 @test "848 real prompts on a trained model: what fits is answered, the rest says why" {
     data=${BATCHD_TEST_DATA:-../shared/data}
     [ -d "$data/prompts" ] || skip "no test data"
