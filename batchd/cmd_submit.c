@@ -10,6 +10,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* A job without a model is for the daemon's default one. Refuse it where there will
  * be none as far as can be seen. */
@@ -55,6 +56,16 @@ static int check_flags(const struct args *args) {
     return EXIT_USAGE;
 }
 
+/* The key's job is there, but nobody will work on it any more. */
+static void warn_ended(struct store *s, int64_t job_id) {
+    struct err err = ERR_INIT;
+    struct job_info job = {0};
+    if (job_get(s, job_id, NULL, &job, &err) < 0) return;
+    if (strcmp(job.state, "failed") == 0 || strcmp(job.state, "cancelled") == 0)
+        log_warn("job %" PRId64 " is %s: %s; another --key submits it anew", job_id, job.state, job.error ? job.error : "?");
+    job_info_clear(&job);
+}
+
 int cmd_submit(const struct args *args) {
     struct store *store = NULL;
     struct job_flags flags = {0};
@@ -70,6 +81,7 @@ int cmd_submit(const struct args *args) {
     code = job_flags_submit(&flags, store, args, &report);
     if (code != EXIT_DONE) goto out;
     print_report(args, &report);
+    if (report.existed) warn_ended(store, report.job_id);
     if (args->wait) code = wait_for(store, args, report.job_id);
     else if (!worker_is_alive(store_path(store), NULL)) log_info("next: %s serve --once", command_begin(begin, args));
 out:

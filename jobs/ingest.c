@@ -113,7 +113,7 @@ static int pick_prompt_column(struct loader *l) {
     l->prompt_column = find_column(l, "prompt");
     if (l->prompt_column < 0 && l->n_columns == 1) {
         l->prompt_column = 0;
-        if (strpbrk(l->columns[0], ";\t|"))
+        if (!l->o->settings->template_text && strpbrk(l->columns[0], ";\t|"))
             return err_set(l->err, E_USAGE, "%s: one column, \"%s\"; if it is several, divide them by commas, or by tabs with"
                            " --format tsv; if not, say --prompt-col", l->source.name, l->columns[0]);
     }

@@ -80,6 +80,7 @@ kept() {
     write in.csv 'question;answer\na;b\n'
     refused 2 in.csv 'one column, "question;answer"' commas "--format tsv" --prompt-col -- "$DIR/in.csv"
     run -0 "$FAKE" submit "$DIR/in.csv" --prompt-col 'question;answer'
+    run -0 "$FAKE" submit "$DIR/in.csv" --template 'Both: {question;answer}'
 }
 
 @test "an unterminated quote" {

@@ -241,6 +241,8 @@ X
     "$FAKE" -q cancel 1
     run -5 "$FAKE" run --key k "$DIR/in.csv" -m tests/models/demo
     [[ "$output" == *"job 1 was cancelled before; another --key starts over"* ]]
+    run -0 "$FAKE" submit --key k "$DIR/in.csv" -m tests/models/demo
+    [[ "$output" == *"job 1 is cancelled: cancelled by batchd cancel; another --key submits it anew"* ]]
 }
 
 @test "submit, serve --once, wait, results, export" {
