@@ -286,10 +286,10 @@ static void *finish_rows(void *arg) {
         }
         if (!c) continue;
         struct row_work *row = table_take(p, c->tag);
-        assert(row);
-        finish_row(p, row, c);
+        assert(row || engine_failure(p->engine, NULL) != 0);
+        if (row) finish_row(p, row, c); /* else it was dropped, and an abort has been answered after that */
         engine_completion_free(c);
-        hand_back(p, row);
+        if (row) hand_back(p, row);
     }
     return NULL;
 }

@@ -11,7 +11,8 @@
  *   FAKE_TOKENS_PER_S=N  tokens a second of all running requests together
  *   FAKE_LATENCY_MS=N    from a request's start to its first token
  *   FAKE_FAIL_AT=N       after N completions the device has failed: E_DEVICE
- *   FAKE_FAIL_LATE=1     ... and nobody sees them or the failure before a collector has waited in vain
+ *   FAKE_FAIL_LATE=1     ... and nobody sees them or the failure before a collector has waited in vain;
+ *                        engine_abort then takes its time, before and behind
  *   FAKE_ROW_ERROR=K     requests whose row is a multiple of K fail with `numeric`
  *   FAKE_ABORT_ROW=N     the process aborts (SIGABRT) when row N starts
  *
@@ -418,11 +419,14 @@ static void abort_in(struct engine *e, struct list *l, uint64_t first, uint64_t 
 }
 
 void engine_abort(struct engine *e, uint64_t first, uint64_t last) {
+    int64_t slow_ms = e->fails_late && engine_failure(e, NULL) != 0 ? 100 : 0;
+    clock_sleep_ms(slow_ms); /* who gives rows up has done so before, who collects these does it before the caller goes on */
     pthread_mutex_lock(&e->lock);
     abort_in(e, &e->inbox, first, last);
     abort_in(e, &e->running, first, last);
     pthread_cond_broadcast(&e->changed);
     pthread_mutex_unlock(&e->lock);
+    clock_sleep_ms(slow_ms);
 }
 
 int engine_failure(struct engine *e, struct err *err) {
