@@ -3,7 +3,10 @@
 #   make            build/batchd and build/batchd_sqlite.so
 #   make V=asan     the same under build/asan, with ASan and UBSan (V=tsan: TSan)
 
-MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+# On all processors, unless it was said otherwise; a make within this one shares its jobs.
+ifeq ($(MAKELEVEL)$(filter -j%,$(MAKEFLAGS)),0)
+  MAKEFLAGS += -j$(shell nproc 2>/dev/null || echo 1)
+endif
 
 V      ?=
 CC     ?= cc
