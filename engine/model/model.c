@@ -7,19 +7,33 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The embedding is there in every checkpoint; norms are at times kept in f32. */
-static const char *checkpoint_dtype(const struct model_config *config, const struct checkpoint *c) {
+static const struct checkpoint_tensor *embedding_of(const struct model_config *config, const struct checkpoint *c) {
     char name[128];
     snprintf(name, sizeof name, "%s.weight", config->names->embed);
-    const struct checkpoint_tensor *t = c ? checkpoint_find(c, name) : NULL;
+    return checkpoint_find(c, name);
+}
+
+/* The embedding is there in every checkpoint; norms are at times kept in f32. */
+static const char *checkpoint_dtype(const struct model_config *config, const struct checkpoint *c) {
+    const struct checkpoint_tensor *t = c ? embedding_of(config, c) : NULL;
     if (t && t->is_float) return dtype_name(t->dtype);
     return *config->torch_dtype ? config->torch_dtype : "float32";
+}
+
+/* Where config.json says that the embedding is the head too, a checkpoint may still have a head:
+ * one that is the same, or one that was trained apart, which counts then. */
+static bool has_head_apart(const struct model_config *config, const struct checkpoint *c) {
+    const struct checkpoint_tensor *head = checkpoint_find(c, "lm_head.weight"), *embed = embedding_of(config, c);
+    if (!head) return false;
+    return !embed || embed->bytes != head->bytes || embed->dtype != head->dtype ||
+           memcmp(embed->data, head->data, head->bytes) != 0;
 }
 
 /* What only the weights tell, after a check that all of them are there; c NULL: dummy weights. */
 static int complete_info(struct model_config *config, const struct checkpoint *c, struct err *err) {
     struct model_info *m = &config->info;
     struct weights_plan plan;
+    if (c && m->tied_embeddings && has_head_apart(config, c)) m->tied_embeddings = false;
     int r = weights_plan(&plan, config, c, DTYPE_F32, &(struct quantization){0}, false, err);
     if (r < 0) return r;
     snprintf(m->dtype, sizeof m->dtype, "%s", checkpoint_dtype(config, c));

@@ -458,20 +458,6 @@ static int load_layer(struct loader *l, int32_t i) {
     return r;
 }
 
-/* Whether the embedding is the head too. Where config.json says so, a checkpoint may still have a
- * head: one that is the same, or one that was trained apart, which counts then. */
-static bool is_tied(const struct loader *l) {
-    const struct checkpoint_tensor *head, *embed;
-    char name[MAX_TENSOR_NAME];
-    if (!l->checkpoint) return l->c->info.tied_embeddings;
-    head = checkpoint_find(l->checkpoint, "lm_head.weight");
-    if (!head || !l->c->info.tied_embeddings) return !head;
-    snprintf(name, sizeof name, "%s.weight", l->c->names->embed);
-    embed = checkpoint_find(l->checkpoint, name);
-    return embed && embed->bytes == head->bytes && embed->dtype == head->dtype &&
-           memcmp(embed->data, head->data, head->bytes) == 0;
-}
-
 static int load_all(struct loader *l) {
     const struct model_info *m = &l->c->info;
     const struct tensor_names *names = l->c->names;
@@ -481,7 +467,7 @@ static int load_all(struct loader *l) {
     for (int32_t i = 0; r == 0 && i < m->n_layers; i++) r = load_layer(l, i);
     if (r == 0) r = load_norm(l, &l->w->final_norm, m->hidden, "", names->final_norm);
     if (r < 0) return r;
-    l->plan.tied = is_tied(l);
+    l->plan.tied = m->tied_embeddings || (l->checkpoint && !checkpoint_find(l->checkpoint, "lm_head.weight"));
     if (!l->plan.tied)
         return load_one(l, &l->w->lm_head, m->vocab, m->hidden, l->c->biases & BIAS_HEAD, "", "lm_head");
     if (l->c->biases & BIAS_HEAD)

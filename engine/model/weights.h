@@ -42,7 +42,7 @@ struct weights_plan {
     int64_t n_params; /* a tied embedding counts once */
     bool is_quantized; /* some weights are, or become so */
     bool has_int8;    /* to int8 */
-    bool tied;        /* config.json says so and the checkpoint has no other head, or it has none at all */
+    bool tied;        /* the config says so, or the checkpoint has no lm_head.weight */
 };
 
 /* What weights_load would do: every tensor is checked for existence, dtype and
