@@ -16,7 +16,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/stat.h>
 
 static int set_model(struct job_flags *f, struct store *s, const struct args *args) {
@@ -102,7 +101,7 @@ static int finish_job(struct store *s, int64_t job_id, const struct args *args) 
         job_info_clear(&job);
         code = work(s, job_id, args);
         if (code == EXIT_DONE && job_get(s, job_id, NULL, &job, &err) < 0) code = exit_with(ABOUT_DATABASE, &err);
-    } else if (strcmp(job.state, "cancelled") == 0 || strcmp(job.state, "failed") == 0) {
+    } else if (job_is_given_up(&job)) {
         log_warn("job %" PRId64 " was %s before; %s starts over", job_id, job.state, args->key ? "another --key" : "--fresh");
     }
     if (code == EXIT_DONE && !job_is_final(&job)) {

@@ -10,7 +10,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 
 /* A job without a model is for the daemon's default one. Refuse it where there will
  * be none as far as can be seen. */
@@ -61,7 +60,7 @@ static void warn_ended(struct store *s, int64_t job_id) {
     struct err err = ERR_INIT;
     struct job_info job = {0};
     if (job_get(s, job_id, NULL, &job, &err) < 0) return;
-    if (strcmp(job.state, "failed") == 0 || strcmp(job.state, "cancelled") == 0)
+    if (job_is_given_up(&job))
         log_warn("job %" PRId64 " is %s: %s; another --key submits it anew", job_id, job.state, job.error ? job.error : "?");
     job_info_clear(&job);
 }

@@ -320,6 +320,7 @@ void job_info_clear(struct job_info *j);
 int job_get(struct store *s, int64_t job_id, const char *key, struct job_info *out, struct err *err);
 int job_list(struct store *s, struct job_info **out, size_t *n, struct err *err); /* newest last; free each, then *out */
 bool job_is_final(const struct job_info *j);
+bool job_is_given_up(const struct job_info *j); /* failed or cancelled: nobody works on what is left of it */
 int job_cancel(struct store *s, int64_t job_id, const char *reason, struct err *err); /* E_EXISTS when already final, E_BUSY while it is loading */
 
 struct result_view { /* one finished row, decoded; borrowed for the callback */

@@ -90,6 +90,10 @@ bool job_is_final(const struct job_info *j) {
     return true;
 }
 
+bool job_is_given_up(const struct job_info *j) {
+    return strcmp(j->state, "failed") == 0 || strcmp(j->state, "cancelled") == 0;
+}
+
 int job_cancel(struct store *s, int64_t job_id, const char *reason, struct err *err) {
     sqlite3_stmt *st = sql_prepare(s,
                                    "UPDATE job SET state = 'cancelled', error = ?2, finished_at = ?3"
