@@ -1,11 +1,32 @@
-/* cuda_fp8.cuh - rows of numbers to rows of fp8 codes with a scale each: quant_fp8 of quantize.h,
- * by a block of threads. */
+/* cuda_fp8.cuh - numbers and fp8 codes: one by one, and rows of numbers to rows of codes with a
+ * scale each: quant_fp8 of quantize.h, by a block of threads. */
 #ifndef BATCHD_KERNELS_CUDA_FP8_CUH
 #define BATCHD_KERNELS_CUDA_FP8_CUH
 
 #include "kernels/cuda/cuda_rows.cuh"
 
 #include <cuda_fp8.h>
+
+/* Of the nearest e4m3 number, ties to the even one; 448 beyond it. As fp8_from_f32 of quantize.h,
+ * but for the sign of a NaN. */
+__device__ __forceinline__ uint8_t fp8_code(float x) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+    return (uint8_t)__nv_cvt_float_to_fp8(x, __NV_SATFINITE, __NV_E4M3);
+#else /* the library's way goes through f64 */
+    uint32_t u = __float_as_uint(x), sign = u >> 24 & 0x80, size = u & 0x7fffffff;
+    if (size > 0x7f800000) return (uint8_t)(sign | 0x7f);
+    if (size >= 0x43e00000) return (uint8_t)(sign | 0x7e);
+    if (size < 0x3c800000)
+        return (uint8_t)(sign | (__float_as_uint(__fadd_rn(__uint_as_float(size), 16384.0f)) - 0x46800000));
+    return (uint8_t)(sign | (size + 0x7ffff + (size >> 20 & 1) - (120u << 23)) >> 20);
+#endif
+}
+
+/* What a code is worth; a NaN's becomes 480. */
+__device__ __forceinline__ float fp8_number(uint8_t code) {
+    float size = __uint_as_float((uint32_t)(code & 0x7f) << 20) * 0x1p120f;
+    return code & 0x80 ? -size : size;
+}
 
 /* Where codes go; NULL: there are none to make. */
 struct fp8_rows {

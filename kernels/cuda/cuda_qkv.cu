@@ -230,8 +230,7 @@ __device__ __forceinline__ void store_head_fp8(const fp8_place &to, const qkv_ar
     for (int d = 16; d > 0; d >>= 1) most = max_or_nan(most, __shfl_xor_sync(~0u, most, d));
     float scale = head_scale(most), inverse = 1.0f / scale;
     for (int32_t i = lane; i < a.head_dim; i += 32)
-        to.codes[i] =
-            __nv_cvt_float_to_fp8(turned(a, room, position, half, i) * inverse, __NV_SATFINITE, __NV_E4M3);
+        to.codes[i] = fp8_code(turned(a, room, position, half, i) * inverse);
     if (lane == 0) *to.scale = scale;
 }
 

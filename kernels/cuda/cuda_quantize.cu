@@ -7,8 +7,8 @@
  *
  * int8: sums of at most SPAN products of two integers are exact in f32; a longer K is cut, and
  * the pieces are added as integers. */
+#include "kernels/cuda/cuda_fp8.cuh"
 #include "kernels/cuda/cuda_quantize.h"
-#include "kernels/cuda/cuda_rows.cuh"
 
 #include "base/mem.h"
 
@@ -103,11 +103,6 @@ void cuda_quantized_close(struct cuda_dev *cuda) {
 
 /* ---------------------------------------------------------------- weights: codes to numbers */
 
-__device__ __forceinline__ float decode_fp8(uint8_t x) {
-    float size = __uint_as_float((uint32_t)(x & 0x7f) << 20) * 0x1p120f;
-    return x & 0x80 ? -size : size;
-}
-
 /* Columns [first, first + span) of row blockIdx.x; zeros beyond the weight's own. */
 template <typename T>
 __global__ void decode8_kernel(T *out, const uint8_t *codes, int64_t n, int64_t k, int64_t k_pad,
@@ -115,7 +110,7 @@ __global__ void decode8_kernel(T *out, const uint8_t *codes, int64_t n, int64_t 
     const uint8_t *row = codes + blockIdx.x * k_pad + first;
     for (int64_t i = threadIdx.x; i < ld; i += blockDim.x) {
         bool inside = blockIdx.x < n && i < span && first + i < k;
-        float x = !inside ? 0.0f : is_fp8 ? decode_fp8(row[i]) : (float)(int8_t)row[i];
+        float x = !inside ? 0.0f : is_fp8 ? fp8_number(row[i]) : (float)(int8_t)row[i];
         out[blockIdx.x * ld + i] = cuda_round<T>(x);
     }
 }
@@ -130,20 +125,7 @@ template <typename T> static void decode_8bit(struct cuda_dev *cuda, T *out, con
 
 /* ---------------------------------------------------------------- activations: numbers to codes */
 
-/* The nearest e4m3 number, as fp8_from_f32 has it. */
-__device__ __forceinline__ float nearest_fp8(float x) {
-    float size = fabsf(x);
-    if (!(size == size)) return x;
-    if (size >= 448.0f)
-        size = 448.0f;
-    else if (size < 0x1p-6f)
-        size = rintf(size * 512.0f) * (1.0f / 512);
-    else {
-        uint32_t u = __float_as_uint(size);
-        size = __uint_as_float((u + 0x7ffff + (u >> 20 & 1)) & 0xfff00000u);
-    }
-    return copysignf(size, x);
-}
+__device__ __forceinline__ float nearest_fp8(float x) { return x == x ? fp8_number(fp8_code(x)) : x; }
 
 __device__ __forceinline__ float warp_max(float x) {
     for (int i = WARP / 2; i > 0; i /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, i));
@@ -163,7 +145,7 @@ __global__ void quantize_rows_kernel(struct slab s, const T *x, int64_t m, int64
         if (is_fp8 || size < (float)INT8_OUTLIER) most = fmaxf(most, size); /* a NaN is left out */
     }
     most = warp_max(most);
-    float scale = is_fp8 ? fmaxf(most / 448.0f, 0x1p-100f) : most;
+    float scale = is_fp8 ? fp8_scale(most) : most;
     float factor = is_fp8 ? 1.0f / scale : most > 0.0f ? __fmul_rn(1.0f / most, 127.0f) : 0.0f;
     if (!is_fp8 && !isfinite(factor)) scale = factor = 0.0f;
     int32_t n_outliers = 0;

@@ -1,5 +1,6 @@
 /* cuda_quantize_load.cu - numbers become codes on the device, while a model is loaded: the
  * bytes are those that the functions of kernels/quantize.h make. */
+#include "kernels/cuda/cuda_fp8.cuh"
 #include "kernels/cuda/cuda_quantize.h"
 #include "kernels/cuda/cuda_random.cuh"
 
@@ -95,28 +96,10 @@ template <typename S> __global__ void quantize4_kernel(struct quantizing q, S so
 
 /* ---------------------------------------------------------------- 8 bits */
 
-/* fp8_from_f32 of quantize.h. */
-__device__ __forceinline__ uint8_t fp8_code(float x) {
-    uint32_t u = __float_as_uint(x), sign = u >> 24 & 0x80, size = u & 0x7fffffff;
-    if (size > 0x7f800000) return (uint8_t)(sign | 0x7f);
-    if (size >= 0x43e00000) return (uint8_t)(sign | 0x7e);
-    if (size < 0x3c800000)
-        return (uint8_t)(sign | (__float_as_uint(__fadd_rn(__uint_as_float(size), 16384.0f)) - 0x46800000));
-    return (uint8_t)(sign | (size + 0x7ffff + (size >> 20 & 1) - (120u << 23)) >> 20);
-}
-
-__device__ __forceinline__ float block_max(float x) {
-    __shared__ float most[QUANTIZE_THREADS / 32];
-    for (int d = 16; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(0xffffffff, x, d));
-    if (threadIdx.x % 32 == 0) most[threadIdx.x / 32] = x;
-    __syncthreads();
-    for (int i = 0; i < QUANTIZE_THREADS / 32; i++) x = fmaxf(x, most[i]);
-    return x;
-}
-
 /* One block a row. int8 rounds numbers to fp16 first. */
 template <typename S> __global__ void quantize8_kernel(struct quantizing q, S source) {
     bool is_fp8 = q.kind == QUANT_FP8;
+    __shared__ float partial[32];
     int64_t first = blockIdx.x * q.k;
     uint8_t *codes = q.codes + blockIdx.x * q.k_pad;
     float most = 0;
@@ -124,11 +107,10 @@ template <typename S> __global__ void quantize8_kernel(struct quantizing q, S so
         float x = rounded_number(q, source, first + i);
         most = fmaxf(most, fabsf(is_fp8 ? x : rounded_to(DTYPE_F16, x)));
     }
-    most = block_max(most);
+    most = block_max(most, partial);
     float scale = most, factor = __fmul_rn(__fdiv_rn(1.0f, most), 127.0f);
     if (is_fp8) {
-        scale = __fdiv_rn(most, 448.0f);
-        if (!(scale > 0x1p-100f)) scale = 0x1p-100f;
+        scale = fp8_scale(most);
         factor = __fdiv_rn(1.0f, scale);
     }
     if (threadIdx.x == 0) q.scale[blockIdx.x] = scale;
