@@ -172,6 +172,7 @@ static const struct backend *cuda_backend(void) {
     b.weight_read = cuda_weight_read;
     b.weight_quantize = cuda_weight_quantize;
     b.weight_reserve = cuda_quantized_reserve;
+    b.knows_outliers_of_batch = true;
     b.linear = cuda_linear;
     b.linear_tune = cuda_linear_tune;
     b.linear_takes = cuda_linear_takes;

@@ -26,6 +26,8 @@ struct slab {
     float *outlier_x;    /* [m][K] */
     float *sums;         /* [m][n] */
     int32_t *integers;   /* [m][n] */
+    uint32_t *in_some;   /* [K / 32 and one]: INT8_OUTLIERS_BATCH: a bit for each column of outliers */
+    bool by_batch;
 };
 
 static int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
@@ -58,19 +60,22 @@ static struct slab slab_at(char *base, const struct weight *w, enum dtype dtype,
                       rows * (size_t)w->k * sizeof(int32_t),
                       rows * (size_t)w->k * sizeof(float),
                       rows * (size_t)w->n * sizeof(float),
-                      rows * (size_t)w->n * sizeof(int32_t)};
+                      rows * (size_t)w->n * sizeof(int32_t),
+                      ((size_t)w->k / 32 + 1) * sizeof(uint32_t)};
     void **parts[] = {&s.codes,
                       (void **)&s.scale,
                       (void **)&s.n_outliers,
                       (void **)&s.outlier_k,
                       (void **)&s.outlier_x,
                       (void **)&s.sums,
-                      (void **)&s.integers};
+                      (void **)&s.integers,
+                      (void **)&s.in_some};
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         *parts[i] = base + at;
         at += (sizes[i] + 255) / 256 * 256;
     }
     *bytes = at;
+    s.by_batch = w->quant == QUANT_INT8 && w->outliers == INT8_OUTLIERS_BATCH;
     return s;
 }
 
@@ -153,6 +158,7 @@ __global__ void quantize_rows_kernel(struct slab s, const T *x, int64_t m, int64
         int64_t i = at + lane;
         float v = i < k ? cuda_float(row[i]) : 0.0f;
         bool is_outlier = !is_fp8 && !(fabsf(v) < (float)INT8_OUTLIER);
+        if (s.by_batch) is_outlier = s.in_some[at / WARP] >> lane & 1;
         unsigned ballot = __ballot_sync(0xffffffff, is_outlier);
         if (is_outlier) {
             int64_t place = r * k + n_outliers + __popc(ballot & ((1u << lane) - 1));
@@ -230,12 +236,19 @@ void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const voi
     cuda_linear(&cuda->dev, &product, &in, &plain);
 }
 
+/* Under the rule of the batch, of all rows' outliers. */
+static void mark_columns(struct cuda_dev *cuda, const struct slab *s, const struct tensor *x) {
+    size_t bytes = ((size_t)x->shape[1] / 32 + 1) * sizeof *s->in_some;
+    if (!s->by_batch) return;
+    cuda_ok(cuda, cudaMemsetAsync(s->in_some, 0, bytes, cuda->stream), "quantize");
+    int8_mark_columns(cuda, s->in_some, x);
+}
+
 /* m <= SLAB rows of 8-bit codes; the weights are decoded. */
 template <typename T>
-static void slab_product(struct cuda_dev *cuda, const struct tensor *y, const T *x, const struct weight *w) {
+static void slab_product(struct cuda_dev *cuda, const struct tensor *y, const T *x, const struct weight *w,
+                         const struct slab &s) {
     int64_t m = y->shape[0], span = span_of(w), ld = round_up(span, 16), n = m * w->n;
-    size_t bytes;
-    struct slab s = slab_at((char *)cuda->quant->rows, w, w->dtype, m, &bytes);
     const T *numbers = (const T *)cuda->quant->weights;
     struct tensor sums = tensor_2d(s.sums, DTYPE_F32, m, w->n);
     quantize_rows_kernel<T>
@@ -256,12 +269,15 @@ static void slab_product(struct cuda_dev *cuda, const struct tensor *y, const T 
 template <typename T>
 static void product(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                     const struct weight *w) {
+    size_t bytes;
+    struct slab s = slab_at((char *)cuda->quant->rows, w, w->dtype, SLAB, &bytes);
     decode_8bit<T>(cuda, (T *)cuda->quant->weights, w);
+    mark_columns(cuda, &s, x);
     for (int64_t r = 0; r < y->shape[0]; r += SLAB) {
         int64_t m = y->shape[0] - r < SLAB ? y->shape[0] - r : SLAB;
         char *out = (char *)y->data + (size_t)(r * w->n) * dtype_bytes(y->dtype);
         struct tensor rows = tensor_2d(out, y->dtype, m, w->n);
-        slab_product<T>(cuda, &rows, (const T *)x->data + r * w->k, w);
+        slab_product<T>(cuda, &rows, (const T *)x->data + r * w->k, w, s);
     }
 }
 

@@ -50,6 +50,10 @@ void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct act
 size_t cuda_int8_room(const struct weight *w);
 void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w);
 
+/* A bit for each column in which some row of x[m, k] has an outlier: of words[k / 32, rounded up], which are
+ * 0. Queued. */
+void int8_mark_columns(struct cuda_dev *cuda, uint32_t *words, const struct tensor *x);
+
 /* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                       const struct weight *w);
