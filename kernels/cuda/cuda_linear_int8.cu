@@ -18,8 +18,9 @@
 
 #include <assert.h>
 
-/* SLAB: rows at once, which bounds the memory of codes and of integers. */
-enum { SLAB = 2048, THREADS = 256, WARP = 32, GROUP = THREADS / WARP, GROUPS = SLAB / GROUP };
+/* SLAB: rows at once, which bounds the memory of codes. PIECE: integers at once, of some columns of y, so
+ * many that they are still in the cache (50 MB on an H200) when they are read back. */
+enum { SLAB = 2048, THREADS = 256, WARP = 32, GROUP = THREADS / WARP, GROUPS = SLAB / GROUP, PIECE = 8 << 20 };
 
 /* ---------------------------------------------------------------- scratch */
 
@@ -32,13 +33,20 @@ struct int8_room {
     uint16_t *listed;   /* [GROUPS + 1][k]: those, ascending */
     int32_t *place;     /* [k]: of a column among those of all */
     int8_t *gathered;   /* [k][n]: the weight's codes in those columns */
-    int32_t *integers;  /* [m][n] */
+    int32_t *integers;  /* [m][columns of a piece] */
     int32_t words;
     bool by_batch;
 };
 
+/* Columns of y at once for m rows: all, or one of as many even pieces as a slab needs. */
+static int64_t piece_columns(const struct weight *w, int64_t m) {
+    int64_t pieces = m * w->n <= PIECE ? 1 : (SLAB * w->n + PIECE - 1) / PIECE;
+    return ((w->n + pieces - 1) / pieces + 15) / 16 * 16;
+}
+
 static struct int8_room room_at(char *base, const struct weight *w, size_t *bytes) {
     size_t m = SLAB, k = (size_t)w->k, n = (size_t)w->n, words = (k + 31) / 32;
+    size_t of_slab = m * (size_t)piece_columns(w, SLAB), of_few = m * n < PIECE ? m * n : (size_t)PIECE;
     struct int8_room r = {};
     const struct room_part parts[] = {{(void **)&r.codes, m * k},
                                       {(void **)&r.scale, m * sizeof(float)},
@@ -47,7 +55,7 @@ static struct int8_room room_at(char *base, const struct weight *w, size_t *byte
                                       {(void **)&r.listed, (GROUPS + 1) * k * sizeof(uint16_t)},
                                       {(void **)&r.place, k * sizeof(int32_t)},
                                       {(void **)&r.gathered, k * n},
-                                      {(void **)&r.integers, m * n * sizeof(int32_t)}};
+                                      {(void **)&r.integers, (of_slab > of_few ? of_slab : of_few) * sizeof(int32_t)}};
     *bytes = room_lay_out(base, parts, sizeof parts / sizeof *parts);
     r.in_group = r.in_some + words;
     r.words = (int32_t)words;
@@ -298,21 +306,25 @@ __device__ __forceinline__ void add_own(float sum[GROUP][V], const listed_outlie
     }
 }
 
+struct piece { /* columns of y */
+    int64_t first, n;
+};
+
 template <typename U, typename T>
-__global__ void __launch_bounds__(THREADS, 3)
-    finish_kernel(U *y, int8_room room, const T *x, const float *column_scale, int64_t m, int64_t n, int64_t k) {
+__global__ void __launch_bounds__(THREADS, 3) finish_kernel(U *y, int8_room room, const T *x, const float *column_scale,
+                                                            piece p, int64_t m, int64_t n, int64_t k) {
     __shared__ __align__(16) listed_outliers outliers;
     cuda_begin();
-    int64_t first = (int64_t)blockIdx.y * GROUP, column = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
-    int64_t my_row = first + threadIdx.x / WARP;
-    bool is_inside = column < n;
+    int64_t first = (int64_t)blockIdx.y * GROUP, of_piece = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    int64_t column = p.first + of_piece, my_row = first + threadIdx.x / WARP;
+    bool is_inside = of_piece < p.n;
     pack_of<float, V> scale = {};
     pack_of<int32_t, V> integers[GROUP] = {};
     float sum[GROUP][V];
     if (is_inside) scale = load<float, V>(column_scale + column);
 #pragma unroll
     for (int r = 0; r < GROUP; r++)
-        if (is_inside && first + r < m) integers[r] = load<int32_t, V>(room.integers + (first + r) * n + column);
+        if (is_inside && first + r < m) integers[r] = load<int32_t, V>(room.integers + (first + r) * p.n + of_piece);
     int64_t group = room.by_batch ? (int64_t)GROUPS : (int64_t)blockIdx.y;
     const uint16_t *listed = room.listed + group * k;
     int32_t n_listed = room.n_listed[group];
@@ -354,11 +366,11 @@ __global__ void __launch_bounds__(THREADS, 3)
 
 template <typename U, typename T>
 static void finish(struct cuda_dev *cuda, void *y, const struct int8_room *room, const T *x, const struct weight *w,
-                   int64_t m) {
+                   struct piece p, int64_t m) {
     int64_t columns = THREADS * V;
-    dim3 grid((unsigned)((w->n + columns - 1) / columns), (unsigned)((m + GROUP - 1) / GROUP));
+    dim3 grid((unsigned)((p.n + columns - 1) / columns), (unsigned)((m + GROUP - 1) / GROUP));
     cuda_launch(cuda, "integers to numbers", finish_kernel<U, T>, grid, THREADS, 0, (U *)y, *room, x,
-                (const float *)w->scale.data, m, w->n, w->k);
+                (const float *)w->scale.data, p, m, w->n, w->k);
 }
 
 static void forget_columns(struct cuda_dev *cuda, const struct int8_room *room, int64_t n_groups) {
@@ -373,13 +385,17 @@ static void slab_product(struct cuda_dev *cuda, void *y, enum dtype out, const T
     if (!room->by_batch) forget_columns(cuda, room, n_groups);
     cuda_launch(cuda, "quantize", quantize_kernel<T>, (unsigned)m, THREADS, 0, *room, x, w->k);
     if (!room->by_batch) find_columns(cuda, room, w, n_groups);
-    struct linear_shape s = {w->n, w->k, w->k_pad, DTYPE_I8, DTYPE_I32};
-    struct linear_operands o = {room->integers, room->codes, w->data};
-    algorithms_multiply(cuda, &s, m, &o);
-    if (out == DTYPE_F32)
-        finish<float, T>(cuda, y, room, x, w, m);
-    else
-        finish<T, T>(cuda, y, room, x, w, m);
+    int64_t columns = piece_columns(w, m);
+    for (int64_t first = 0; first < w->n; first += columns) {
+        struct piece p = {first, w->n - first < columns ? w->n - first : columns};
+        struct linear_shape s = {p.n, w->k, w->k_pad, DTYPE_I8, DTYPE_I32};
+        struct linear_operands o = {room->integers, room->codes, (const int8_t *)w->data + first * w->k_pad};
+        algorithms_multiply(cuda, &s, m, &o);
+        if (out == DTYPE_F32)
+            finish<float, T>(cuda, y, room, x, w, p, m);
+        else
+            finish<T, T>(cuda, y, room, x, w, p, m);
+    }
 }
 
 template <typename T>
