@@ -52,9 +52,6 @@ static enum dtype dtype_of(const char *asked, const struct model_info *m) {
     return strcmp(name, "bfloat16") == 0 ? DTYPE_BF16 : DTYPE_F16;
 }
 
-/* Its products do not know weights in fp8 with scales for blocks. */
-enum { GPU_KEEPS_FP8_BLOCKS = false };
-
 /* Rows that are drawn from with penalties at once: two a multiprocessor. */
 enum { GPU_ROOMS = 2 * 132 };
 
@@ -62,7 +59,7 @@ static int64_t sample_bytes(const struct runner_options *r, int64_t vocab) {
     return smaller(r->max_samples, GPU_ROOMS) * ((vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
 }
 
-/* Reads the folder into m and counts its weights. */
+/* Reads the folder into m and counts its weights; a GPU keeps those in fp8 with scales for blocks. */
 static int plan_weights(struct model_plan *out, struct model *m, const struct engine_options *o, struct err *err) {
     struct quantization quantization;
     struct weights_plan plan;
@@ -70,7 +67,7 @@ static int plan_weights(struct model_plan *out, struct model *m, const struct en
     int r = model_read_folder(&m->config, &c, o->model_dir, plan_is_dummy(o), err);
     if (r == 0) m->dtype = dtype_of(o->dtype, &m->config.info);
     if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
-    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, GPU_KEEPS_FP8_BLOCKS, err);
+    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, true, err);
     checkpoint_close(c);
     if (r == 0) out->weight_bytes = plan.bytes + plan.scratch_bytes;
     return r;

@@ -81,11 +81,12 @@ struct backend {
 
     /* One tensor's numbers into a quantized weight, as weight_load_runs says; E_PARSE, by the next
      * dev_sync, where they are not finite. The segments, one a run, have their places and room for
-     * absmax; nf4-dq's mean goes into the first. NULL: the host quantizes. */
+     * absmax; nf4-dq's mean goes into the first. NULL: the host quantizes. fp8-block: random codes under
+     * a scale of 1, and the segment has its scales. */
     void (*weight_quantize)(struct dev *dev, const struct weight *w, struct weight_segment *segments,
                             const struct weight_run *runs, int n_runs, const struct weight_source *from);
 
-    bool keeps_fp8_blocks; /* its products know that kind; they know all others */
+    bool keeps_fp8_blocks; /* its products know that kind too */
 
     /* Scratch that products with a quantized weight will need; may be NULL. */
     void (*weight_reserve)(struct dev *dev, const struct weight *w);

@@ -399,21 +399,40 @@ static void random_row(float *out, int64_t n, uint64_t seed, uint64_t row, float
 /* One scale for all blocks; what is further from 0 than so many deviations, one number in two
  * million, is cut. */
 enum { DUMMY_DEVIATIONS = 5 };
+static const float code_deviation = 448.0f / DUMMY_DEVIATIONS;
+
+static void random_codes_on_device(struct dev *dev, struct weight *w, const float *scale, int64_t blocks,
+                                   const struct weight_run *run, uint64_t seed) {
+    struct weight_source from = {.n_rows = run->n_rows, .seed = seed, .deviation = code_deviation};
+    struct weight_segment s = {.first_row = run->to, .offset = (size_t)(run->to * w->k_pad)};
+    store(dev, &s.absmax, DTYPE_F32, blocks, scale);
+    if (dev->failed.code == 0) dev->backend->weight_quantize(dev, w, &s, run, 1, &from);
+    add_run(w, s, run, false);
+}
+
+static void random_codes(struct dev *dev, struct weight *w, const float *scale, const struct weight_run *run,
+                         uint64_t seed) {
+    int64_t k = w->k;
+    uint8_t *codes = mem_alloc((size_t)(run->n_rows * k));
+    float *numbers = mem_zalloc((size_t)k, sizeof *numbers);
+    for (int64_t r = 0; r < run->n_rows; r++) {
+        random_row(numbers, k, seed, (uint64_t)(run->to + r), code_deviation);
+        for (int64_t i = 0; i < k; i++) codes[r * k + i] = fp8_from_f32(numbers[i]);
+    }
+    struct quantized q = {.n_rows = run->n_rows, .codes = codes, .scale = scale};
+    weight_load_quantized(dev, w, &q, run, 1);
+    free(codes);
+    free(numbers);
+}
 
 static void random_fp8_blocks(struct dev *dev, struct weight *w, int64_t first_row, int64_t rows, uint64_t seed,
                               float deviation) {
-    int64_t k = w->k, blocks = quant_blocks(rows, w->block_rows) * quant_blocks(k, w->block_cols);
-    uint8_t *codes = mem_alloc((size_t)(rows * k));
-    float *numbers = mem_zalloc((size_t)k, sizeof *numbers), *scale = mem_zalloc((size_t)blocks, sizeof *scale);
-    for (int64_t i = 0; i < blocks; i++) scale[i] = deviation * DUMMY_DEVIATIONS / 448;
-    for (int64_t r = 0; r < rows; r++) {
-        random_row(numbers, k, seed, (uint64_t)(first_row + r), 448.0f / DUMMY_DEVIATIONS);
-        for (int64_t i = 0; i < k; i++) codes[r * k + i] = fp8_from_f32(numbers[i]);
-    }
-    struct quantized q = {.n_rows = rows, .codes = codes, .scale = scale};
-    weight_load_quantized(dev, w, &q, &(struct weight_run){0, first_row, rows}, 1);
-    free(codes);
-    free(numbers);
+    int64_t blocks = quant_blocks(rows, w->block_rows) * quant_blocks(w->k, w->block_cols);
+    struct weight_run run = {0, first_row, rows};
+    float *scale = mem_zalloc((size_t)blocks, sizeof *scale);
+    for (int64_t i = 0; i < blocks; i++) scale[i] = deviation / code_deviation;
+    if (dev->backend->weight_quantize) random_codes_on_device(dev, w, scale, blocks, &run, seed);
+    else random_codes(dev, w, scale, &run, seed);
     free(scale);
 }
 

@@ -171,6 +171,7 @@ static const struct backend *cuda_backend(void) {
     b.weight_upload = cuda_weight_upload;
     b.weight_read = cuda_weight_read;
     b.weight_quantize = cuda_weight_quantize;
+    b.keeps_fp8_blocks = true;
     b.weight_reserve = cuda_quantized_reserve;
     b.knows_outliers_of_batch = true;
     b.linear = cuda_linear;

@@ -206,14 +206,14 @@ static bool are_groups(struct expert_weights *out, struct cuda_dev *cuda, enum d
     return x == w[0]->dtype && cuda_group_weights(&out->groups, cuda, w, n_experts);
 }
 
-/* 4-bit weights whose products have the grouped product's bits whatever their number of rows:
- * few rows go the other way. */
+/* Weights whose codes become numbers, and whose products have the grouped product's bits whatever
+ * their number of rows: few rows go the other way. */
 static bool are_decoded(struct expert_weights *out, struct cuda_dev *cuda, enum dtype x,
                         struct weight *const *w, int32_t n_experts) {
     const struct weight *one = w[0];
     struct linear_shape s = {one->n, one->k, one->k_pad, one->dtype, one->dtype};
     for (int32_t e = 0; e < n_experts; e++)
-        if (!quant_is_4bit(w[e]->quant)) return false;
+        if (!quant_is_decoded(w[e]->quant)) return false;
     *out = {w, {one->dtype, 1, one->n, one->k, one->k_pad, {cuda->quant->weights}}, true};
     return x == one->dtype && x != DTYPE_F32 && cuda->capability >= 80 && one->n % 8 == 0 && one->k % 8 == 0 &&
            algorithms_know(cuda, &s) && algorithms_follow_ours(cuda, &s, NULL);
@@ -222,7 +222,7 @@ static bool are_decoded(struct expert_weights *out, struct cuda_dev *cuda, enum 
 static void multiply_experts(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
                              const struct expert_weights *w, int32_t n_experts, const int32_t *first) {
     for (int32_t e = 0; w->is_decoded && e < n_experts; e++) {
-        cuda_decode_4bit(cuda, cuda->quant->weights, w->of[e]);
+        cuda_decode(cuda, cuda->quant->weights, w->of[e]);
         cuda_linear_grouped(cuda, y, x, &w->groups, first + e);
     }
     if (!w->is_decoded) cuda_linear_grouped(cuda, y, x, &w->groups, first);

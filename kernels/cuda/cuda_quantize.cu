@@ -93,7 +93,7 @@ void cuda_quantized_reserve(struct dev *dev, const struct weight *w) {
         grow(cuda, &q->rows, &q->rows_bytes, cuda_codes_room(w));
         return;
     }
-    if (!quant_is_4bit(w->quant)) slab_at(NULL, w, w->dtype, SLAB, &bytes);
+    if (!quant_is_decoded(w->quant)) slab_at(NULL, w, w->dtype, SLAB, &bytes);
     if (grow(cuda, &q->weights, &q->weights_bytes, expanded_bytes(w)))
         grow(cuda, &q->rows, &q->rows_bytes, bytes);
 }
@@ -289,6 +289,8 @@ void cuda_linear_quantized(struct cuda_dev *cuda, struct product *y, const struc
     if (!cuda->quant || !(on_codes ? cuda->quant->rows : cuda->quant->weights)) return; /* reserving has failed, and said so */
     if (on_codes)
         cuda_linear_8bit(cuda, y, x, w);
+    else if (w->quant == QUANT_FP8_BLOCK)
+        cuda_linear_fp8_blocks(cuda, &y->y, &x->x, w);
     else if (quant_is_4bit(w->quant))
         cuda_linear_4bit(cuda, &y->y, &x->x, w);
     else if (w->dtype == DTYPE_F32)

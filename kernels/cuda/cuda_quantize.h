@@ -4,9 +4,10 @@
  *                            the device or the shape does not suit the next
  *   cuda_linear_8bit.cu      8-bit codes on tensor cores: fp8, and the choice between it and
  *   cuda_linear_int8.cu      int8
- *   cuda_linear_4bit.cu      products with 4-bit codes, by one of the next two
- *   cuda_few_4bit.cu         few rows: codes are decoded in registers
+ *   cuda_linear_4bit.cu      products with codes that become numbers, by one of the next three
+ *   cuda_few_4bit.cu         few rows: codes of 4 bits are decoded in registers
  *   cuda_decode_4bit.cu      codes become numbers in scratch
+ *   cuda_decode_fp8.cu       codes of fp8 with scales of blocks too
  *   cuda_quantize_load.cu    numbers become codes when a model is loaded
  *   cuda_quantize_nested.cu  and absmax codes too: double quantization */
 #ifndef BATCHD_KERNELS_CUDA_QUANTIZE_H
@@ -54,9 +55,11 @@ void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tens
  * 0. Queued. */
 void int8_mark_columns(struct cuda_dev *cuda, uint32_t *words, const struct tensor *x);
 
-/* cuda_linear_4bit.cu; y and x as cuda_linear has them. */
+/* cuda_linear_4bit.cu; y and x as cuda_linear has them. The second: fp8 with scales of blocks. */
 void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
                       const struct weight *w);
+void cuda_linear_fp8_blocks(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x,
+                            const struct weight *w);
 
 /* cuda_few_4bit.cu: the bits of cuda_decode_4bit and cuda_linear_few, where that kernel's are the
  * reference (algorithms_follow_ours). Rows of y that it takes, and weights: any of whole blocks
@@ -64,8 +67,15 @@ void cuda_linear_4bit(struct cuda_dev *cuda, const struct tensor *y, const struc
 bool few_4bit_can(const struct cuda_dev *cuda, const struct tensor *y, const struct weight *w);
 void cuda_few_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x, const struct weight *w);
 
-/* numbers[n_pad][k_pad] of the weight's dtype, queued. */
+/* numbers[n_pad][k_pad] of the weight's dtype, queued. cuda_decode: of either kind. */
 void cuda_decode_4bit(struct cuda_dev *cuda, void *numbers, const struct weight *w);
+void cuda_decode_fp8_blocks(struct cuda_dev *cuda, void *numbers, const struct weight *w);
+static inline void cuda_decode(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    if (w->quant == QUANT_FP8_BLOCK)
+        cuda_decode_fp8_blocks(cuda, numbers, w);
+    else
+        cuda_decode_4bit(cuda, numbers, w);
+}
 
 struct quantizing { /* numbers of a tensor, or rows of one, on their way into a weight; memory is the device's */
     enum quant_kind kind;
@@ -80,7 +90,8 @@ struct quantizing { /* numbers of a tensor, or rows of one, on their way into a 
 /* Queued on the stream. numbers: [n_rows][k] on the device. */
 void quantize_numbers(cudaStream_t stream, const struct quantizing *q, const void *numbers, enum dtype from);
 
-/* The same of the numbers that cuda_weight_random makes. */
+/* The same of the numbers that cuda_weight_random makes; QUANT_FP8_BLOCK: under a scale of 1, for which
+ * the deviation is, and what is beyond 448 becomes 448. */
 void quantize_random(cudaStream_t stream, const struct quantizing *q, uint64_t seed, float deviation);
 
 /* quant_nested of n absmax on the device, on its stream; waits, and returns their mean. */

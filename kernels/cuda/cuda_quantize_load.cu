@@ -123,6 +123,11 @@ template <typename S> __global__ void quantize8_kernel(struct quantizing q, S so
     }
 }
 
+template <typename S> __global__ void codes_kernel(struct quantizing q, S source) {
+    for (int64_t i = threadIdx.x; i < q.k; i += blockDim.x)
+        q.codes[blockIdx.x * q.k_pad + i] = fp8_code(number_of(source, blockIdx.x * q.k + i));
+}
+
 /* ---------------------------------------------------------------- launch */
 
 template <typename S> static void quantize(cudaStream_t stream, const struct quantizing *q, const S &source) {
@@ -144,5 +149,9 @@ void quantize_numbers(cudaStream_t stream, const struct quantizing *q, const voi
 }
 
 void quantize_random(cudaStream_t stream, const struct quantizing *q, uint64_t seed, float deviation) {
-    quantize(stream, q, made_up{mix64(seed), deviation});
+    made_up source = {mix64(seed), deviation};
+    if (q->kind == QUANT_FP8_BLOCK)
+        codes_kernel<<<(unsigned)q->n_rows, QUANTIZE_THREADS, 0, stream>>>(*q, source);
+    else
+        quantize(stream, q, source);
 }

@@ -377,7 +377,8 @@ static void quantize_made_up(struct cuda_dev *cuda, const struct weight *w, cons
                              const struct weight_segment *segment, float *absmax) {
     struct quantizing q = quantizing_of(w, from->n_rows, NULL); /* they are finite */
     q.codes = (uint8_t *)w->data + segment->offset;
-    q.scale = quant_is_4bit(w->quant) ? absmax : (float *)w->scale.data + segment->first_row;
+    if (w->scale.data) absmax = (float *)w->scale.data + segment->first_row;
+    q.scale = absmax;
     quantize_random(cuda->stream, &q, from->seed, from->deviation);
     cuda_launched(cuda, "random weights");
 }
