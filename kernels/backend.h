@@ -106,6 +106,8 @@ struct backend {
                        const struct head_rules *rules, const struct step *step);
     void (*attention)(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                       int32_t layer, const struct attention_shape *shape, const struct step *step);
+    int32_t (*attention_splits)(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
+                                const struct step *step); /* NULL: always 1 */
     void (*glu)(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);
     void (*act)(struct dev *dev, struct activation *out, const struct product *y, enum act act);
     void (*moe_experts)(struct dev *dev, struct tensor *out, const struct activation *x, const struct product *router,

@@ -174,6 +174,11 @@ void op_attention(struct dev *dev, struct activation *out, const struct tensor *
     if (op_begins(dev, CLASS_ATTENTION)) dev->backend->attention(dev, out, q, kv, layer, shape, step);
 }
 
+int32_t op_attention_splits(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
+                            const struct step *step) {
+    return dev->backend->attention_splits ? dev->backend->attention_splits(dev, shape, dtype, step) : 1;
+}
+
 void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
     assert(gate_up->y.shape[1] == 2 * out->x.shape[1] && gate_up->y.shape[0] == out->x.shape[0]);
     if (op_begins(dev, CLASS_ACTIVATION)) dev->backend->glu(dev, out, gate_up, act);

@@ -282,6 +282,7 @@ struct step_limits {
     int64_t vocab;
     enum dtype kv_dtype;  /* of the cache, */
     int32_t head_dim;     /* and the size of its heads */
+    int32_t n_heads, n_kv_heads;
 };
 
 /* Take the memory that such steps need beside their tensors, so that none is taken in a step; where
@@ -379,6 +380,12 @@ void op_qkv_finish(struct dev *dev, struct tensor *q, struct kv_cache *kv, int32
  * unnormalised, in f32; one division at the end. */
 void op_attention(struct dev *dev, struct activation *out, const struct tensor *q, const struct kv_cache *kv,
                   int32_t layer, const struct attention_shape *shape, const struct step *step);
+
+/* How many splits of a decode row's keys the device takes side by side, at most, when it attends in
+ * activations of this dtype for an uploaded step: 1 where one after the other is as quick, or where
+ * step_reserve made no room for their sums. The bits are the same. */
+int32_t op_attention_splits(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
+                            const struct step *step);
 
 /* gate_up[T, 2 F] = gate | up -> out[T, F] = act(gate) * up; act(gate) is rounded. */
 void op_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act);

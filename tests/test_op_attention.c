@@ -487,6 +487,188 @@ static void blocks_of_one_warp_give_the_same_bits(void **state) {
     each_bed(crowds);
 }
 
+/* ---------------------------------------------------------------- long contexts */
+
+enum { LONG_ROWS = 3 };
+
+struct long_case { /* rows of as many sequences, whose keys share their blocks */
+    struct attention_shape shape;
+    bool is_fp8;
+    int32_t n_splits;            /* that are taken side by side, when there is room */
+    int32_t position[LONG_ROWS]; /* the farthest first; -1: no more */
+};
+
+struct long_rows {
+    struct heads h;
+    struct tensor q;
+    struct activation out;
+    struct step step;
+    struct step_sequence sequences[LONG_ROWS];
+    int32_t slot[LONG_ROWS], *table;
+};
+
+static void long_open(struct bed *b, struct long_rows *l, const struct long_case *c) {
+    struct attention_shape shape = c->shape;
+    enum dtype kv_dtype = c->is_fp8 ? DTYPE_F8_E4M3 : b->dtype;
+    int32_t n = 0, n_blocks = c->position[0] / KV_BLOCK + 1, width = shape.n_heads * shape.head_dim;
+    struct err err = {0};
+    float *slopes = bed_floats(b, shape.n_heads);
+    for (int32_t i = 0; i < shape.n_heads; i++) slopes[i] = exp2f(-0.75f * (float)i);
+    if (shape.alibi_scale > 0) shape.alibi = bed_tensor(b, DTYPE_F32, shape.n_heads, 1, slopes).data;
+    *l = (struct long_rows){.h.shape = shape};
+    assert_ok(kv_cache_open(&l->h.kv, b->dev, kv_dtype, 1, n_blocks, shape.n_kv_heads, shape.head_dim, &err), &err);
+    int64_t rows = (int64_t)n_blocks * 2 * shape.n_kv_heads * KV_BLOCK;
+    struct tensor slab = tensor_2d(l->h.kv->slab[0], kv_dtype, rows, shape.head_dim);
+    float *numbers = bed_floats(b, rows * shape.head_dim);
+    for (int64_t i = 0; i < rows * shape.head_dim; i++) numbers[i] = bed_random(b);
+    if (c->is_fp8) put_fp8(b, &l->h, &slab, numbers);
+    else dev_copy(b->dev, slab.data, bed_tensor(b, kv_dtype, rows, shape.head_dim, numbers).data, tensor_bytes(&slab));
+    l->table = mem_zalloc((size_t)n_blocks * LONG_ROWS, sizeof *l->table);
+    for (; n < LONG_ROWS && c->position[n] >= 0; n++) {
+        l->sequences[n] = (struct step_sequence){n, n, 1, c->position[n]};
+        l->slot[n] = n;
+        for (int32_t i = 0; i < n_blocks; i++) l->table[n * n_blocks + i] = n == 1 ? n_blocks - 1 - i : (i + 7 * n) % n_blocks;
+    }
+    l->step = (struct step){.n_rows = n, .position = c->position, .slot = l->slot, .n_sequences = n,
+                            .sequences = l->sequences, .block_table = l->table, .block_table_stride = n_blocks};
+    l->q = bed_random_tensor(b, b->dtype, n, width, 4);
+    l->out.x = bed_tensor(b, b->dtype, n, width, NULL);
+}
+
+static float *long_attend(struct bed *b, struct long_rows *l, int32_t *n_splits) {
+    const struct step *step = step_upload(b->dev, &l->step);
+    *n_splits = op_attention_splits(b->dev, &l->h.shape, b->dtype, step);
+    op_attention(b->dev, &l->out, &l->q, l->h.kv, 0, &l->h.shape, step);
+    return bed_get(b, &l->out.x);
+}
+
+static void long_close(struct bed *b, struct long_rows *l) {
+    kv_cache_close(b->dev, l->h.kv);
+    free(l->table);
+}
+
+/* Room for what any of the cases needs. */
+static void reserve_long(struct bed *b) {
+    step_reserve(b->dev, &(struct step_limits){.n_rows = BED_SLOTS, .n_slots = BED_SLOTS, .n_blocks = 1024,
+                                               .kv_dtype = b->dtype, .head_dim = 256, .n_heads = 32, .n_kv_heads = 8});
+}
+
+/* Split by split as long as nobody has made room for their sums, then side by side: the same bits. */
+static void check_long(struct bed *b, const struct long_case *cases, size_t n_cases) {
+    struct long_rows rows[16];
+    float *want[16];
+    int32_t n_splits;
+    assert_true(n_cases <= 16);
+    for (size_t i = 0; i < n_cases; i++) {
+        long_open(b, &rows[i], &cases[i]);
+        want[i] = long_attend(b, &rows[i], &n_splits);
+        assert_int_equal(n_splits, 1);
+    }
+    reserve_long(b);
+    for (size_t i = 0; i < n_cases; i++) {
+        float *got = long_attend(b, &rows[i], &n_splits);
+        size_t n = (size_t)rows[i].out.x.shape[0] * (size_t)rows[i].out.x.shape[1];
+        assert_int_equal(n_splits, b->dtype == DTYPE_F32 ? 1 : cases[i].n_splits);
+        if (memcmp(got, want[i], n * sizeof *got) != 0) fail_msg("%s, case %zu: other bits", dtype_name(b->dtype), i);
+        long_close(b, &rows[i]);
+    }
+}
+
+static void splits(struct bed *b) {
+    if (strcmp(dev_kind(b->dev), "cuda") != 0) return; /* a CPU always walks */
+    const struct long_case cases[] = {
+        {shape_of(8, 2, 128, 0), false, 3, {1025, 1024, 1023}},
+        {shape_of(2, 1, 16, 0), false, 4, {1536, 1535, 511}},
+        {shape_of(4, 2, 64, 0), false, 5, {2049, 2048, 2047}},
+        {shape_of(20, 1, 80, 0), false, 4, {1600, 1100, 0}}, /* two tiles of rows */
+        {shape_of(71, 1, 64, 0), false, 4, {1700, 600, -1}},  /* five */
+        {shape_of(2, 2, 256, 0), false, 4, {1999, 512, 63}},
+        {shape_of(3, 1, 72, 700), false, 3, {2000, 1300, 800}}, /* windows: not all splits are in sight */
+        {shape_of(4, 1, 96, 1024), false, 3, {1600, 1535, 1023}},
+        {shape_of(3, 1, 192, 1500), false, 4, {4000, 3071, 1499}},
+        {capped(shape_of(2, 1, 112, 0), 2), false, 3, {1300, 1151, 1087}},
+        {with_alibi(shape_of(7, 7, 64, 0), 0.125f, false), false, 3, {1300, 1024, 40}},
+        {with_alibi(capped(shape_of(4, 2, 24, 900), 3), 0.125f, true), false, 3, {1300, 1024, 40}},
+    };
+    check_long(b, cases, sizeof cases / sizeof *cases);
+}
+
+static void fp8_splits(struct bed *b) {
+    if (strcmp(dev_kind(b->dev), "cuda") != 0) return;
+    const struct long_case cases[] = {
+        {shape_of(8, 2, 128, 0), true, 3, {1025, 1024, 1023}}, {shape_of(2, 1, 40, 0), true, 4, {1536, 1535, 511}},
+        {shape_of(4, 1, 64, 0), true, 5, {2049, 2048, 2047}},  {shape_of(20, 1, 80, 0), true, 4, {1600, 1100, 0}},
+        {shape_of(2, 2, 256, 600), true, 3, {1999, 512, 63}},  {capped(shape_of(3, 1, 136, 0), 2), true, 3, {1300, 1024, 5}},
+    };
+    check_long(b, cases, sizeof cases / sizeof *cases);
+}
+
+/* More splits than a fold takes in at once, and than run at once. */
+static void many_splits(struct bed *b) {
+    if (strcmp(dev_kind(b->dev), "cuda") != 0 || b->dtype == DTYPE_F32) return;
+    const struct long_case cases[] = {
+        {shape_of(32, 8, 128, 0), false, 20, {10015, 9999, -1}}, {shape_of(16, 8, 64, 0), false, 36, {18000, 8703, 8704}},
+        {shape_of(8, 8, 160, 9000), false, 19, {10015, 9000, 8999}}, {shape_of(16, 8, 256, 0), true, 20, {9999, 512, -1}},
+        {shape_of(32, 8, 128, 0), true, 36, {18000, 17919, 17920}},
+    };
+    check_long(b, cases, sizeof cases / sizeof *cases);
+}
+
+/* A recorded graph serves all steps whose tables are as wide: positions come from memory. */
+static void replays(struct bed *b) {
+    if (!dev_can_record(b->dev) || b->dtype == DTYPE_F32) return;
+    const struct long_case late = {shape_of(8, 2, 128, 0), false, 4, {1600, 1100, 700}};
+    struct long_case early = late;
+    struct long_rows l;
+    int32_t n_splits;
+    reserve_long(b);
+    long_open(b, &l, &late);
+    float *want = long_attend(b, &l, &n_splits);
+    for (int32_t i = 0; i < LONG_ROWS; i++) early.position[i] = l.sequences[i].first_position -= 512;
+    l.step.position = early.position;
+    const struct step *step = step_upload(b->dev, &l.step);
+    assert_int_equal(n_splits, late.n_splits);
+    assert_int_equal(op_attention_splits(b->dev, &l.h.shape, b->dtype, step), late.n_splits);
+    dev_record(b->dev);
+    op_attention(b->dev, &l.out, &l.q, l.h.kv, 0, &l.h.shape, step);
+    dev_record_end(b->dev, 1);
+    size_t bytes = (size_t)l.out.x.shape[0] * (size_t)l.out.x.shape[1] * sizeof *want;
+    assert_true(memcmp(bed_get(b, &l.out.x), want, bytes) != 0);
+    for (int32_t i = 0; i < LONG_ROWS; i++) l.sequences[i].first_position = late.position[i];
+    l.step.position = late.position;
+    step_upload(b->dev, &l.step);
+    assert_true(dev_replay(b->dev, 1));
+    assert_memory_equal(bed_get(b, &l.out.x), want, bytes);
+    long_close(b, &l);
+}
+
+static void splits_side_by_side_give_the_bits_of_a_walk(void **state) {
+    each_bed(splits);
+    each_bed(fp8_splits);
+    each_bed(many_splits);
+}
+
+/* Against the reference; rows that are alone in their sequence are among chunks. */
+static void long_contexts(struct bed *b) {
+    static const int32_t far[] = {1023, 1024, 1535, 1300};
+    const struct attention_shape wide = shape_of(4, 2, 128, 0), windowed = shape_of(2, 1, 72, 700);
+    reserve_long(b);
+    check_attention(b, wide, far);
+    check_attention(b, windowed, far);
+    check_attention(b, shape_of(1, 1, 256, 1100), far);
+    check_attention(b, with_alibi(capped(shape_of(2, 2, 64, 0), 3), 0.125f, false), far);
+    check_attention_over(b, DTYPE_F8_E4M3, wide, far);
+    check_attention_over(b, DTYPE_F8_E4M3, windowed, far);
+}
+
+static void a_graph_of_splits_serves_later_positions(void **state) {
+    each_bed(replays);
+}
+
+static void attention_over_long_contexts(void **state) {
+    each_bed(long_contexts);
+}
+
 /* ---------------------------------------------------------------- numbers that are none */
 
 /* A NaN that a row does see is not swept under the rug. */
@@ -547,6 +729,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(scores_are_capped_and_slope),
     cmocka_unit_test(chunks_neighbours_and_block_order_do_not_matter),
     cmocka_unit_test(blocks_of_one_warp_give_the_same_bits),
+    cmocka_unit_test(splits_side_by_side_give_the_bits_of_a_walk),
+    cmocka_unit_test(a_graph_of_splits_serves_later_positions),
+    cmocka_unit_test(attention_over_long_contexts),
     cmocka_unit_test(a_nan_in_sight_stays_nan),
 };
 UNIT_MAIN(tests)

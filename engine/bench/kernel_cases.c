@@ -165,7 +165,9 @@ static void reserve_step(struct kernel_bench *b, const struct step *s, enum dtyp
                                                .n_slots = s->n_sequences,
                                                .n_blocks = s->block_table_stride,
                                                .kv_dtype = kv_dtype,
-                                               .head_dim = b->shape->head_dim});
+                                               .head_dim = b->shape->head_dim,
+                                               .n_heads = b->shape->n_heads,
+                                               .n_kv_heads = b->shape->n_kv_heads});
 }
 
 /* n_seqs sequences of `rows` rows each behind `first` positions, in each layer of a cache. */

@@ -179,7 +179,9 @@ static int reserve(struct runner *r, struct err *err) {
                                  .n_allowed = LISTED,
                                  .vocab = r->model->config.info.vocab,
                                  .kv_dtype = r->model->kv_dtype,
-                                 .head_dim = r->model->config.info.head_dim};
+                                 .head_dim = r->model->config.info.head_dim,
+                                 .n_heads = r->model->config.info.n_heads,
+                                 .n_kv_heads = r->model->config.info.n_kv_heads};
     step_reserve(r->dev, &limits);
     for (int32_t i = 0; i < w->n_layers; i++) {
         const struct layer_weights *l = &w->layers[i];

@@ -170,6 +170,9 @@ void cuda_moe_experts(struct dev *dev, struct tensor *out, const struct activati
 void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,
                     const struct kv_cache *kv, int32_t layer, const struct attention_shape *shape,
                     const struct step *step);
+int32_t cuda_attention_splits(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
+                              const struct step *step);
+void cuda_attention_reserve(struct cuda_dev *cuda, const struct step_limits *limits);
 
 /* cuda_sample.cu */
 void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,

@@ -1,5 +1,5 @@
 /* cuda_attention.cu - paged attention on the GPU: on the tensor cores for 16-bit numbers, by the
- * plain kernel for float32. */
+ * plain kernel for float32; and when the splits of a row's keys are taken side by side. */
 #include "kernels/cuda/cuda_attention.cuh"
 #include "kernels/cuda/cuda_attention_plain.cuh"
 
@@ -32,6 +32,62 @@ static struct attention_args args_of(const struct attention_shape *shape, const 
     return a;
 }
 
+/* ---------------------------------------------------------------- splits side by side */
+
+/* Where a walk would leave multiprocessors idle and is long enough for a second kernel to pay.
+ * The choice rests on what a graph's key knows, the rows and the table's width, and never shows in
+ * the bits. */
+enum { LEAST_SPLITS = 3 };
+static const int64_t MOST_SPLIT_BYTES = (int64_t)64 << 20;
+
+/* Splits that keys in so many blocks, or of a window among them, can lie in. */
+static int32_t most_splits(int32_t n_blocks, int32_t window) {
+    int64_t all = ((int64_t)n_blocks * KV_BLOCK + ATTENTION_SPLIT - 1) / ATTENTION_SPLIT;
+    int64_t seen = window > 0 ? ((int64_t)window + ATTENTION_SPLIT - 2) / ATTENTION_SPLIT + 1 : all;
+    return (int32_t)(seen < all ? seen : all);
+}
+
+static int64_t split_bytes(int64_t n_items, int32_t n_heads, int32_t head_dim, int32_t n_splits) {
+    return n_items * n_heads * n_splits * (head_dim + 2) * (int64_t)sizeof(float);
+}
+
+/* So many items' blocks, that walk all splits, find a multiprocessor each and leave some idle. */
+static int64_t most_idle_items(const struct cuda_dev *cuda, int32_t n_heads, int32_t n_kv_heads) {
+    int32_t tiles = (n_heads / n_kv_heads + 63) / 64;
+    return (cuda->prop.multiProcessorCount - 1) / ((int64_t)n_kv_heads * tiles);
+}
+
+int32_t cuda_attention_splits(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
+                              const struct step *step) {
+    const struct cuda_dev *cuda = (const struct cuda_dev *)dev;
+    int32_t n = most_splits(step->block_table_stride, shape->sliding_window);
+    int64_t n_items = cuda_step_of(step)->n_single;
+    if (dtype == DTYPE_F32 || n < LEAST_SPLITS || n_items == 0) return 1;
+    if (n_items > most_idle_items(cuda, shape->n_heads, shape->n_kv_heads)) return 1;
+    int64_t bytes = split_bytes(n_items, shape->n_heads, shape->head_dim, n);
+    return bytes <= (int64_t)cuda->scratch_bytes ? n : 1;
+}
+
+void cuda_attention_reserve(struct cuda_dev *cuda, const struct step_limits *limits) {
+    int32_t n_splits = most_splits(limits->n_blocks, 0);
+    if (limits->n_heads == 0 || limits->kv_dtype == DTYPE_F32 || n_splits < LEAST_SPLITS) return;
+    int64_t n_items = most_idle_items(cuda, limits->n_heads, limits->n_kv_heads);
+    if (n_items > limits->n_slots) n_items = limits->n_slots;
+    int64_t bytes = split_bytes(n_items, limits->n_heads, limits->head_dim, n_splits);
+    cuda_scratch(cuda, (size_t)(bytes < MOST_SPLIT_BYTES ? bytes : MOST_SPLIT_BYTES));
+}
+
+static struct split_room room_of(const struct cuda_dev *cuda, const struct attention_shape *shape,
+                                 enum dtype dtype, const struct step *step) {
+    struct split_room room = {cuda_attention_splits(&cuda->dev, shape, dtype, step), (float *)cuda->scratch,
+                              NULL};
+    int64_t places = (int64_t)cuda_step_of(step)->n_single * shape->n_heads * room.n_splits;
+    room.ml = (float2 *)(room.o + places * shape->head_dim);
+    return room;
+}
+
+/* ---------------------------------------------------------------- the operation */
+
 void cuda_attention(struct dev *dev, struct activation *out, const struct tensor *q,
                     const struct kv_cache *kv, int32_t layer, const struct attention_shape *shape,
                     const struct step *step) {
@@ -49,6 +105,7 @@ void cuda_attention(struct dev *dev, struct activation *out, const struct tensor
     } else {
         attention_fn *run = q->dtype == DTYPE_F16 ? (is_fp8 ? cuda_attention_f16_fp8 : cuda_attention_f16)
                                                   : (is_fp8 ? cuda_attention_bf16_fp8 : cuda_attention_bf16);
-        run(cuda, out, q, kv, layer, &a, step);
+        const struct split_room room = room_of(cuda, shape, q->dtype, step);
+        run(cuda, out, q, kv, layer, &a, &room, step);
     }
 }

@@ -48,10 +48,17 @@ __device__ __forceinline__ int32_t first_key_of(const attention_args &a, int32_t
     return a.window > 0 && position >= a.window ? position - a.window + 1 : 0;
 }
 
+/* Where sums of splits wait to be folded, for each item of one token, head and split. */
+struct split_room {
+    int32_t n_splits; /* places of a row and head; 1: none are used, a block walks all of a row's splits */
+    float *o;         /* [items][n_heads][n_splits][head_dim] */
+    float2 *ml;       /* [items][n_heads][n_splits]: m, l */
+};
+
 /* Kernels on the tensor cores, of one compute dtype and one kind of cache each. */
 typedef void attention_fn(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                           const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
-                          const struct step *step);
+                          const struct split_room *room, const struct step *step);
 attention_fn cuda_attention_bf16, cuda_attention_bf16_fp8, cuda_attention_f16, cuda_attention_f16_fp8;
 
 #endif

@@ -3,6 +3,6 @@
 
 void cuda_attention_f16_fp8(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                             const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
-                            const struct step *step) {
-    attention_of_type<__half, true>(cuda, out, q, kv, layer, a, step);
+                            const struct split_room *room, const struct step *step) {
+    attention_of_type<__half, true>(cuda, out, q, kv, layer, a, room, step);
 }

@@ -4,7 +4,7 @@
 #ifndef BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 #define BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 
-#include "kernels/cuda/cuda_attention_mma.cuh"
+#include "kernels/cuda/cuda_attention_split.cuh"
 #include "kernels/cuda/cuda_attention_wgmma.cuh"
 
 template <typename T> struct attention_call {
@@ -16,6 +16,7 @@ template <typename T> struct attention_call {
     int64_t slab_rows; /* of head_dim numbers */
     const struct cuda_step *step;
     struct attention_args a;
+    struct split_room room;
 };
 
 /* Shared memory above what a kernel may use unasked. */
@@ -106,10 +107,27 @@ static void launch_items(const struct attention_call<typename H::number> *c, int
         launch_mma<H, 4>(c, first, n, rows);
 }
 
+/* Items of one token, their splits side by side: blocks of one warp, for there are many. */
+template <typename H> static void launch_splits(const struct attention_call<typename H::number> *c) {
+    constexpr int STAGES = mma_stages<H, 1>, BYTES = mma_room<H, 1, STAGES>();
+    static bool allowed;
+    auto kernel = mma_split_kernel<H, STAGES>;
+    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    unsigned n = (unsigned)c->step->n_single, tiles = (unsigned)(c->a.group + 15) / 16;
+    dim3 grid(n, (unsigned)c->a.n_kv_heads, tiles * (unsigned)c->room.n_splits);
+    cuda_launch(c->cuda, "attention", kernel, grid, 32, BYTES, c->room, c->q, c->slab, c->step->items,
+                c->step->step.block_table, c->a);
+    cuda_launch(c->cuda, "attention", fold_splits_kernel<typename H::number>, dim3(n, (unsigned)c->a.n_heads),
+                (unsigned)(c->a.head_dim + 63) / 64 * 32, 0, c->out, c->room, c->step->items, c->a);
+}
+
 template <typename T, int WIDTH, bool EXACT, bool FP8> static void attend(const struct attention_call<T> *c) {
     using kind = head_kind<T, WIDTH, EXACT, FP8>;
     int32_t n_single = c->step->n_single;
-    launch_items<kind>(c, 0, n_single, 1);
+    if (c->room.n_splits > 1)
+        launch_splits<kind>(c);
+    else
+        launch_items<kind>(c, 0, n_single, 1);
     launch_items<kind>(c, n_single, c->step->n_items - n_single, c->step->most_tokens);
 }
 
@@ -140,7 +158,7 @@ template <typename T, bool FP8> static void attend_by_size(const struct attentio
 template <typename T, bool FP8>
 static void attention_of_type(struct cuda_dev *cuda, struct activation *out, const struct tensor *q,
                               const struct kv_cache *kv, int32_t layer, const struct attention_args *a,
-                              const struct step *step) {
+                              const struct split_room *room, const struct step *step) {
     struct attention_call<T> c = {};
     c.cuda = cuda;
     c.out = (T *)out->x.data;
@@ -150,6 +168,7 @@ static void attention_of_type(struct cuda_dev *cuda, struct activation *out, con
     c.slab_rows = (int64_t)kv->n_blocks * 2 * kv->n_kv_heads * KV_BLOCK;
     c.step = cuda_step_of(step);
     c.a = *a;
+    c.room = *room;
     attend_by_size<T, FP8>(&c);
 }
 

@@ -332,6 +332,30 @@ __device__ __forceinline__ void store_rows(typename H::number *out, const mma_su
     }
 }
 
+/* Fresh sums of tiles first .. end - 1 of the ring, the first of which begins with `stage`. */
+template <typename H, int WARPS, int STAGES>
+__device__ __forceinline__ void
+walk_tiles(mma_sums<H::WIDTH> &sums, const kv_ring<H, WARPS, STAGES> &ring, const query_rows<H> &queries,
+           const mma_rows &rows, const attention_args &a, int first, int end, int &stage, int lane) {
+    sums_clear(sums);
+    for (int n = first; n < end; n++) {
+        float s[8][4];
+#pragma unroll
+        for (int part = 0; part < H::PARTS; part++, stage++)
+            if constexpr (H::FP8)
+                stage_scores_fp8<H>(s + part * H::KEYS / 8, queries, ring.next(a, stage), lane);
+            else
+                stage_scores<H>(s + part * H::KEYS / 8, queries, ring.next(a, stage), lane);
+        tile_weights(s, sums, rows, ring.first_tile + n * ATTENTION_TILE, a, lane);
+#pragma unroll
+        for (int part = 0; part < H::PARTS; part++, stage++)
+            if constexpr (H::FP8)
+                stage_values_fp8<H>(sums.o, s + part * H::KEYS / 8, ring.next(a, stage), lane);
+            else
+                stage_values<H>(sums.o, s + part * H::KEYS / 8, ring.next(a, stage), lane);
+    }
+}
+
 template <typename H, int WARPS, int STAGES> constexpr int mma_room() {
     return STAGES * H::BYTES + WARPS * H::QUERY_BYTES;
 }
@@ -371,23 +395,7 @@ __global__ void __launch_bounds__(WARPS * 32)
     for (int n = 0, stage = 0, split_end; n < n_tiles; n = split_end) {
         bool is_first = n == 0;
         split_end = min(n_tiles, tiles_to_split_end(first_tile, n));
-        sums_clear(sums);
-        for (; n < split_end; n++) {
-            float s[8][4];
-#pragma unroll
-            for (int part = 0; part < H::PARTS; part++, stage++)
-                if constexpr (H::FP8)
-                    stage_scores_fp8<H>(s + part * H::KEYS / 8, queries, ring.next(a, stage), lane);
-                else
-                    stage_scores<H>(s + part * H::KEYS / 8, queries, ring.next(a, stage), lane);
-            tile_weights(s, sums, rows, first_tile + n * ATTENTION_TILE, a, lane);
-#pragma unroll
-            for (int part = 0; part < H::PARTS; part++, stage++)
-                if constexpr (H::FP8)
-                    stage_values_fp8<H>(sums.o, s + part * H::KEYS / 8, ring.next(a, stage), lane);
-                else
-                    stage_values<H>(sums.o, s + part * H::KEYS / 8, ring.next(a, stage), lane);
-        }
+        walk_tiles<H>(sums, ring, queries, rows, a, n, split_end, stage, lane);
         if (!is_first) sums_fold(kept, sums);
         if (split_end < n_tiles) sums_keep(kept, sums);
     }

@@ -53,17 +53,22 @@ template <int HP> __device__ __forceinline__ void sums_keep(kept_sums<HP> &kept,
     for (int i = 0; i < HP / 8; i++) kept.put(i, sums.o[i]);
 }
 
+/* The next split's m and l become those of all so far; what is kept is to be multiplied by x, what is
+ * next by y. */
+__device__ __forceinline__ void fold_weights(float &x, float &y, float kept_m, float kept_l, float &m,
+                                             float &l) {
+    float most = fmaxf(kept_m, m), base = most > -INFINITY ? most : 0.0f;
+    x = fast_exp2(kept_m - base);
+    y = fast_exp2(m - base);
+    l = fmaf(l, y, kept_l * x);
+    m = most;
+}
+
 /* The next split's sums become those of all splits so far. */
 template <int HP> __device__ __forceinline__ void sums_fold(const kept_sums<HP> &kept, mma_sums<HP> &next) {
     float x[2], y[2];
 #pragma unroll
-    for (int h = 0; h < 2; h++) {
-        float m = fmaxf(kept.m[h], next.m[h]), base = m > -INFINITY ? m : 0.0f;
-        x[h] = fast_exp2(kept.m[h] - base);
-        y[h] = fast_exp2(next.m[h] - base);
-        next.l[h] = fmaf(next.l[h], y[h], kept.l[h] * x[h]);
-        next.m[h] = m;
-    }
+    for (int h = 0; h < 2; h++) fold_weights(x[h], y[h], kept.m[h], kept.l[h], next.m[h], next.l[h]);
 #pragma unroll
     for (int i = 0; i < HP / 8; i++) {
         float before[4];

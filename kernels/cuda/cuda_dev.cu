@@ -184,6 +184,7 @@ static const struct backend *cuda_backend(void) {
     b.residual_norm = cuda_residual_norm;
     b.qkv_finish = cuda_qkv_finish;
     b.attention = cuda_attention;
+    b.attention_splits = cuda_attention_splits;
     b.glu = cuda_glu;
     b.act = cuda_act;
     b.moe_experts = cuda_moe_experts;

@@ -89,6 +89,7 @@ void cuda_step_reserve(struct dev *dev, const struct step_limits *limits) {
     size_t device = step_bytes(&n), host = device + n.items * sizeof(struct attention_item);
     for (int i = 0; i < CUDA_STAGINGS; i++) host_room(cuda, &cuda->staging[i], host);
     device_room(cuda, device);
+    cuda_attention_reserve(cuda, limits);
 }
 
 void cuda_step_close(struct cuda_dev *cuda) {
