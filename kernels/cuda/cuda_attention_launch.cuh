@@ -100,7 +100,7 @@ static void launch_items(const struct attention_call<typename H::number> *c, int
     bool is_lonely = n * c->a.n_kv_heads < 2 * c->cuda->prop.multiProcessorCount;
     bool has_room = (size_t)mma_room<H, 4, mma_stages<H, 4>>() <= c->cuda->prop.sharedMemPerBlockOptin;
     if ((rows <= 16 && !is_lonely) || !has_room)
-        launch_mma<H, 1>(c, first, n, rows);
+        launch_mma<typename H::lean, 1>(c, first, n, rows);
     else if (HAS_TWO && rows <= 32 && !is_lonely)
         launch_mma<H, HAS_TWO ? 2 : 4>(c, first, n, rows);
     else

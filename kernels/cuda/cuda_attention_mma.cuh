@@ -22,25 +22,31 @@
 #include "kernels/cuda/cuda_attention_rows.cuh"
 
 /* A kind of head, and its tiles in shared memory: rows of WIDTH numbers or codes. A stage of
- * the ring holds KEYS of them; wide heads take two stages a tile, so that a block with one
- * warp stays small. Eight rows must begin in eight different groups of banks: chunks of 16
- * bytes are swapped by XOR where a row has a multiple of eight of them, else rows are padded
- * to an odd number. */
-template <typename T, int WIDTH_, bool EXACT_, bool FP8_> struct head_kind {
+ * the ring holds KEYS of them; wide heads and lean blocks take two stages a tile, so that a
+ * block with one warp stays small. Eight rows must begin in eight different groups of banks:
+ * chunks of 16 bytes are swapped by XOR where a row has a multiple of eight of them, else rows
+ * are padded to an odd number.
+ *
+ * Decoding over codes waits for instructions rather than for memory, which more warps hide: its
+ * blocks of one warp are lean. */
+template <typename T, int WIDTH_, bool EXACT_, bool FP8_, bool LEAN_ = false> struct head_kind {
     using number = T;
+    using lean = head_kind<T, WIDTH_, EXACT_, FP8_, FP8_ && WIDTH_ <= 128>;
     static constexpr int WIDTH = WIDTH_;     /* a multiple of 16 */
     static constexpr bool EXACT = EXACT_;    /* head_dim is WIDTH */
     static constexpr bool FP8 = FP8_;        /* of the cache */
     static constexpr int STEPS = WIDTH / 16; /* of a score */
-    static constexpr int KEYS = WIDTH > 128 ? 32 : 64, PARTS = ATTENTION_TILE / KEYS;
+    static constexpr bool LEAN = LEAN_;
+    static constexpr bool FEW_REGISTERS = WIDTH > 128 || LEAN; /* for queries, and for the sums of two splits */
+    static constexpr int KEYS = FEW_REGISTERS ? 32 : 64, PARTS = ATTENTION_TILE / KEYS;
     static constexpr int BYTES_EACH = FP8 ? 1 : 2, CHUNKS = WIDTH * BYTES_EACH / 16;
     static constexpr int COPY = FP8 && !EXACT ? 8 : 16; /* bytes of a row that are copied at once */
     static constexpr bool XOR = CHUNKS % 8 == 0;
     static constexpr int STRIDE = XOR ? CHUNKS : CHUNKS | 1; /* chunks from row to row */
     static constexpr int SCALES = KEYS * STRIDE * 16;        /* where the scales of an fp8 stage are */
     static constexpr int BYTES = SCALES + (FP8 ? KEYS * 4 : 0);
-    static constexpr bool SHARED_QUERIES = WIDTH > 128;                      /* registers do not hold them */
-    static constexpr int QUERY_BYTES = SHARED_QUERIES ? STEPS * 32 * 16 : 0; /* of a warp */
+    static constexpr int QUERY_BYTES = FEW_REGISTERS ? STEPS * 32 * 16 : 0; /* of a warp, in shared memory */
+    static constexpr int LEAST_BLOCKS = LEAN ? 12 : 0; /* of one warp, that a multiprocessor runs at once */
 
     static __device__ __forceinline__ int at(int row, int chunk) { /* bytes */
         return (row * STRIDE + (XOR ? chunk ^ (row & 7) : chunk)) * 16;
@@ -54,17 +60,17 @@ template <typename T, int WIDTH_, bool EXACT_, bool FP8_> struct head_kind {
 
 /* A warp's fragments of q, a k step each: in registers, or where each lane finds its own. */
 template <typename H> struct query_rows {
-    uint32_t q[H::SHARED_QUERIES ? 1 : H::STEPS][4];
+    uint32_t q[H::FEW_REGISTERS ? 1 : H::STEPS][4];
     uint32_t room; /* this lane's, in shared memory */
 
     __device__ __forceinline__ void put(int step, const uint32_t a[4]) {
-        if constexpr (H::SHARED_QUERIES)
+        if constexpr (H::FEW_REGISTERS)
             store_shared(room + (uint32_t)step * 512, a);
         else
             for (int i = 0; i < 4; i++) q[step][i] = a[i];
     }
     __device__ __forceinline__ void get(uint32_t a[4], int step) const {
-        if constexpr (H::SHARED_QUERIES)
+        if constexpr (H::FEW_REGISTERS)
             load_shared(a, room + (uint32_t)step * 512);
         else
             for (int i = 0; i < 4; i++) a[i] = q[step][i];
@@ -268,7 +274,10 @@ template <typename H, int WARPS, int STAGES, int FIRST = 0> struct kv_ring {
             int row = i / UNITS, unit = i % UNITS;
             bool there = key + row >= first && key + row < end && (H::EXACT || unit * EACH < hd);
             uint32_t place = (uint32_t)H::at(first_row + row, unit * H::COPY / 16) + unit * H::COPY % 16;
-            copy_async<H::COPY>(to + place, from + (row * hd + unit * EACH) * H::BYTES_EACH, there);
+            if constexpr (H::LEAN && H::EXACT) /* the same place, by fewer instructions */
+                copy_async<H::COPY>(to + place, from + i * H::COPY, there);
+            else
+                copy_async<H::COPY>(to + place, from + (row * hd + unit * EACH) * H::BYTES_EACH, there);
         }
         if constexpr (H::FP8)
             if (thread() < KV_BLOCK) {
@@ -361,7 +370,7 @@ template <typename H, int WARPS, int STAGES> constexpr int mma_room() {
 }
 
 template <typename H, int WARPS, int STAGES>
-__global__ void __launch_bounds__(WARPS * 32)
+__global__ void __launch_bounds__(WARPS * 32, WARPS == 1 ? H::LEAST_BLOCKS : 0)
     mma_attention_kernel(typename H::number *out, const typename H::number *q, const void *slab,
                          const struct attention_item *items, const int32_t *block_table, attention_args a) {
     extern __shared__ __align__(128) char room[];
@@ -391,7 +400,7 @@ __global__ void __launch_bounds__(WARPS * 32)
     load_queries<H>(queries, q, a, kv_head, item.first_row, n_rows, tile_row, lane);
     const mma_rows rows = rows_of_lane(a, item, kv_head, tile_row, lane);
     mma_sums<H::WIDTH> sums;
-    kept_sums<H::WIDTH> kept;
+    kept_sums<H::WIDTH, H::FEW_REGISTERS> kept;
     for (int n = 0, stage = 0, split_end; n < n_tiles; n = split_end) {
         bool is_first = n == 0;
         split_end = min(n_tiles, tiles_to_split_end(first_tile, n));

@@ -23,27 +23,28 @@ template <int HP> __device__ __forceinline__ void sums_clear(mma_sums<HP> &s) {
     for (int i = 0; i < HP / 8; i++) s.o[i][0] = s.o[i][1] = s.o[i][2] = s.o[i][3] = 0.0f;
 }
 
-/* The sums of splits so far, while the next one's are made. Wide heads' wait in local memory: a
- * lane has no registers for both. */
-template <int HP> struct kept_sums {
+/* The sums of splits so far, while the next one's are made; in local memory where a lane has no
+ * registers for both. */
+template <int HP, bool LOCAL> struct kept_sums {
     float m[2], l[2];
     alignas(16) float o[HP / 8][4];
 
     __device__ __forceinline__ void put(int i, const float v[4]) {
-        if constexpr (HP > 128)
+        if constexpr (LOCAL)
             store_own(o[i], v);
         else
             for (int c = 0; c < 4; c++) o[i][c] = v[c];
     }
     __device__ __forceinline__ void get(float v[4], int i) const {
-        if constexpr (HP > 128)
+        if constexpr (LOCAL)
             load_own(v, o[i]);
         else
             for (int c = 0; c < 4; c++) v[c] = o[i][c];
     }
 };
 
-template <int HP> __device__ __forceinline__ void sums_keep(kept_sums<HP> &kept, const mma_sums<HP> &sums) {
+template <int HP, bool LOCAL>
+__device__ __forceinline__ void sums_keep(kept_sums<HP, LOCAL> &kept, const mma_sums<HP> &sums) {
 #pragma unroll
     for (int h = 0; h < 2; h++) {
         kept.m[h] = sums.m[h];
@@ -65,7 +66,8 @@ __device__ __forceinline__ void fold_weights(float &x, float &y, float kept_m, f
 }
 
 /* The next split's sums become those of all splits so far. */
-template <int HP> __device__ __forceinline__ void sums_fold(const kept_sums<HP> &kept, mma_sums<HP> &next) {
+template <int HP, bool LOCAL>
+__device__ __forceinline__ void sums_fold(const kept_sums<HP, LOCAL> &kept, mma_sums<HP> &next) {
     float x[2], y[2];
 #pragma unroll
     for (int h = 0; h < 2; h++) fold_weights(x[h], y[h], kept.m[h], kept.l[h], next.m[h], next.l[h]);

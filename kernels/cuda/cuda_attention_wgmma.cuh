@@ -253,7 +253,7 @@ __device__ __forceinline__ void wide_consume(T *out, const T *q, const wide_ring
                              tile_row / WGMMA_ROWS * WGMMA_ROWS);
     const mma_rows rows = rows_of_lane(a, w.item, w.kv_head, tile_row, lane);
     mma_sums<HD> sums;
-    kept_sums<HD> kept;
+    kept_sums<HD, (HD > 128)> kept;
     float s[8][4];
     auto release = [&](int stage) {
         if (lane == 0) barrier_arrive(ring.empty_of(stage));
