@@ -125,7 +125,7 @@ template <typename T, int WIDTH, bool EXACT, bool FP8> static void attend(const 
     using kind = head_kind<T, WIDTH, EXACT, FP8>;
     int32_t n_single = c->step->n_single;
     if (c->room.n_splits > 1)
-        launch_splits<kind>(c);
+        launch_splits<typename kind::lean>(c);
     else
         launch_items<kind>(c, 0, n_single, 1);
     launch_items<kind>(c, n_single, c->step->n_items - n_single, c->step->most_tokens);

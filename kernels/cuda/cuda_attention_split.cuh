@@ -62,7 +62,7 @@ __device__ __forceinline__ void store_split(const split_room &to, const mma_sums
 
 /* A block of one warp: an item of one token, a KV head, a split, 16 rows. */
 template <typename H, int STAGES>
-__global__ void __launch_bounds__(32)
+__global__ void __launch_bounds__(32, H::LEAST_BLOCKS)
     mma_split_kernel(split_room to, const typename H::number *q, const void *slab,
                      const struct attention_item *items, const int32_t *block_table, attention_args a) {
     extern __shared__ __align__(128) char room[];
