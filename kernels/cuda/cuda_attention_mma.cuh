@@ -84,8 +84,8 @@ __device__ __forceinline__ void query_pairs(uint32_t pair[2], const typename H::
     if constexpr (H::FP8) {
         int d = 16 * step + 4 * (lane & 3);
         uint2 v = there && d < head_dim ? *(const uint2 *)(row + d) : make_uint2(0, 0);
-        pair[0] = v.x;
-        pair[1] = v.y;
+        pair[0] = even_halves(v.x, v.y);
+        pair[1] = odd_halves(v.x, v.y);
     } else
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -164,7 +164,7 @@ __device__ __forceinline__ void stage_scores_fp8(float (*s)[4], const query_rows
             load_matrices(codes, keys + (uint32_t)H::at(8 * j + lane, step));
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                multiply_add<T>(s[j + i], q, codes_low<T>(codes[i]), codes_high<T>(codes[i]));
+                multiply_add<T>(s[j + i], q, codes_even<T>(codes[i]), codes_odd<T>(codes[i]));
         }
     }
 #pragma unroll

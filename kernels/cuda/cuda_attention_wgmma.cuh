@@ -84,16 +84,16 @@ __device__ __forceinline__ void wide_produce(const wide_ring<HD> &ring, const CU
  * which mma.sync's kernel multiplies them (keys). */
 template <typename T, int HD, bool IN_ORDER>
 __device__ __forceinline__ void widen_codes(uint32_t tile_room, int row, int unit, const uint32_t codes[4]) {
-    uint32_t low[4], high[4];
+    uint32_t one[4], two[4];
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        low[i] = codes_low<T>(codes[i]);
-        high[i] = codes_high<T>(codes[i]);
-    }
-    const uint32_t one[4] = {low[0], IN_ORDER ? high[0] : low[1], IN_ORDER ? low[1] : low[2],
-                             IN_ORDER ? high[1] : low[3]};
-    const uint32_t two[4] = {IN_ORDER ? low[2] : high[0], IN_ORDER ? high[2] : high[1],
-                             IN_ORDER ? low[3] : high[2], high[3]};
+    for (int i = 0; i < 4; i++)
+        if (IN_ORDER) {
+            (i < 2 ? one : two)[i % 2 * 2] = codes_low<T>(codes[i]);
+            (i < 2 ? one : two)[i % 2 * 2 + 1] = codes_high<T>(codes[i]);
+        } else {
+            one[i] = codes_even<T>(codes[i]);
+            two[i] = codes_odd<T>(codes[i]);
+        }
     store_shared(wide_at<HD>(tile_room, row, 2 * unit), one);
     store_shared(wide_at<HD>(tile_room, row, 2 * unit + 1), two);
 }
@@ -157,6 +157,16 @@ template <int HD> __device__ __forceinline__ void clear_values(uint32_t tile_roo
 
 /* ---------------------------------------------------------------- kernel */
 
+/* 16 numbers of q, as query_pairs of mma.sync's kernel takes them. */
+__device__ __forceinline__ void order_as_codes(uint32_t one[4], uint32_t two[4]) {
+    const uint32_t all[8] = {one[0], one[1], one[2], one[3], two[0], two[1], two[2], two[3]};
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        one[i] = even_halves(all[2 * i], all[2 * i + 1]);
+        two[i] = odd_halves(all[2 * i], all[2 * i + 1]);
+    }
+}
+
 /* A warpgroup's 64 rows of q, in boxes like a tile's; for an fp8 cache in the order of its keys. */
 template <typename T, int HD, bool FP8>
 __device__ __forceinline__ void wide_queries(uint32_t room, const T *q, const attention_args &a,
@@ -173,8 +183,8 @@ __device__ __forceinline__ void wide_queries(uint32_t room, const T *q, const at
             v = from[0];
             w = from[1];
         }
-        const uint32_t one[4] = {v.x, FP8 ? v.z : v.y, FP8 ? w.x : v.z, FP8 ? w.z : v.w};
-        const uint32_t two[4] = {FP8 ? v.y : w.x, FP8 ? v.w : w.y, FP8 ? w.y : w.z, w.w};
+        uint32_t one[4] = {v.x, v.y, v.z, v.w}, two[4] = {w.x, w.y, w.z, w.w};
+        if (FP8) order_as_codes(one, two);
         store_shared(wide_at<HD>(room, row, 2 * unit), one);
         store_shared(wide_at<HD>(room, row, 2 * unit + 1), two);
     }

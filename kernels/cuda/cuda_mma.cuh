@@ -169,6 +169,10 @@ template <> __device__ __forceinline__ uint32_t codes_as<__half>(uint32_t upper)
     return *(uint32_t *)&v;
 }
 
+/* Of four 16-bit numbers the first and third, the second and fourth. */
+__device__ __forceinline__ uint32_t even_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x5410); }
+__device__ __forceinline__ uint32_t odd_halves(uint32_t a, uint32_t b) { return __byte_perm(a, b, 0x7632); }
+
 /* Of four codes two: the first, the last, those in even bytes, those in odd ones. */
 template <typename T> __device__ __forceinline__ uint32_t codes_low(uint32_t codes) {
     return codes_as<T>(__byte_perm(codes, 0, 0x1404));
