@@ -55,8 +55,11 @@ static enum dtype dtype_of(const char *asked, const struct model_info *m) {
 /* Rows that are drawn from with penalties at once: two a multiprocessor. */
 enum { GPU_ROOMS = 2 * 132 };
 
-static int64_t sample_bytes(const struct runner_options *r, int64_t vocab) {
-    return smaller(r->max_samples, GPU_ROOMS) * ((vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
+/* step_reserve_bytes of the largest GPU. */
+static int64_t reserve_bytes(const struct step_limits *l) {
+    int64_t expanded, sample = smaller(l->n_samples, GPU_ROOMS) * ((l->vocab + 3) / 4 * 4) * (int64_t)sizeof(float);
+    step_expanded_tiles(l, &expanded);
+    return sample > expanded ? sample : expanded;
 }
 
 /* Reads the folder into m and counts its weights; a GPU keeps those in fp8 with scales for blocks. */
@@ -79,10 +82,11 @@ int model_plan(struct model_plan *out, const struct engine_options *o, struct er
     int r = plan_weights(&plan, &m, o, err);
     if (r < 0) return r;
     const struct model_info *info = &m.config.info;
-    enum dtype kv_dtype = plan_has_fp8_cache(o) ? DTYPE_F8_E4M3 : m.dtype;
     struct runner_options runner = plan_runner(o, true);
-    plan.step_bytes = runner_tensor_bytes(&m, &runner) + sample_bytes(&runner, info->vocab);
-    plan.kv_block_bytes = kv_cache_block_bytes(kv_dtype, info->n_layers, info->n_kv_heads, info->head_dim);
+    m.kv_dtype = plan_has_fp8_cache(o) ? DTYPE_F8_E4M3 : m.dtype;
+    struct step_limits limits = runner_limits(&m, &runner);
+    plan.step_bytes = runner_tensor_bytes(&m, &runner) + reserve_bytes(&limits);
+    plan.kv_block_bytes = kv_cache_block_bytes(m.kv_dtype, info->n_layers, info->n_kv_heads, info->head_dim);
     plan.kv_token_bytes = plan.kv_block_bytes / KV_BLOCK;
     plan.max_num_seqs = runner.n_slots;
     plan.max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : info->context;

@@ -72,6 +72,7 @@ struct backend {
     /* See op_linear_reserve and step_reserve; may be NULL. */
     void (*linear_reserve)(struct dev *dev, const struct weight *w, int64_t max_rows);
     void (*step_reserve)(struct dev *dev, const struct step_limits *limits);
+    int64_t (*step_reserve_bytes)(const struct dev *dev, const struct step_limits *limits);
 
     /* Bytes that stay as they are until dev_sync, of a weight that is read after it. NULL: dev_upload. */
     void (*weight_upload)(struct dev *dev, void *to, const void *from, size_t bytes);
@@ -116,7 +117,6 @@ struct backend {
     void (*logits_finish)(struct dev *dev, struct product *logits, float softcap);
     void (*sample)(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                    const struct product *logits, const struct step *step);
-    int64_t (*sample_bytes)(const struct dev *dev, int64_t n_samples, int64_t vocab);
     void (*sample_reserve)(struct dev *dev, int64_t n_samples, int64_t vocab);
 };
 

@@ -226,10 +226,6 @@ void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sam
         dev->backend->sample(dev, drawn, last_sample, logprobs, logits, step);
 }
 
-int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
-    return dev->backend->sample_bytes(dev, n_samples, vocab);
-}
-
 void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
     dev->backend->sample_reserve(dev, n_samples, vocab);
 }
@@ -237,6 +233,22 @@ void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
 void step_reserve(struct dev *dev, const struct step_limits *limits) {
     dev->backend->sample_reserve(dev, limits->n_samples, limits->vocab);
     if (dev->backend->step_reserve) dev->backend->step_reserve(dev, limits);
+}
+
+int64_t step_reserve_bytes(const struct dev *dev, const struct step_limits *limits) {
+    return dev->backend->step_reserve_bytes ? dev->backend->step_reserve_bytes(dev, limits) : 0;
+}
+
+/* Enough for the chunks of most steps; the keys of others stay codes, which costs time alone. */
+int32_t step_expanded_tiles(const struct step_limits *limits, int64_t *bytes) {
+    const int64_t most_bytes = (int64_t)128 << 20;
+    int64_t hd = limits->head_dim, tile = 2 * (int64_t)limits->n_kv_heads * ATTENTION_TILE * (hd * 2 + 4);
+    *bytes = 0;
+    if (limits->kv_dtype != DTYPE_F8_E4M3 || limits->n_kv_heads < 1 || (hd != 64 && hd != 128 && hd != 256)) return 0;
+    int64_t n = limits->n_rows / ATTENTION_TILE + 1024, fit = most_bytes / tile;
+    if (n > fit) n = fit;
+    *bytes = n * tile;
+    return (int32_t)n;
 }
 
 const struct step *step_upload(struct dev *dev, const struct step *host) {

@@ -289,6 +289,13 @@ struct step_limits {
  * it is short, the device fails. Steps that have more than that take it when they come. */
 void step_reserve(struct dev *dev, const struct step_limits *limits);
 
+/* Device memory of it, but for copies of steps. */
+int64_t step_reserve_bytes(const struct dev *dev, const struct step_limits *limits);
+
+/* The part of it in which a GPU of compute capability 9.0 turns an fp8 cache's codes into numbers for
+ * chunks of prompts: how many tiles of ATTENTION_TILE keys and values, and the bytes of all. 0: none. */
+int32_t step_expanded_tiles(const struct step_limits *limits, int64_t *bytes);
+
 /* The same for products of up to max_rows rows. */
 void op_linear_reserve(struct dev *dev, const struct weight *w, int64_t max_rows);
 
@@ -454,9 +461,7 @@ void op_logits_finish(struct dev *dev, struct product *logits, float softcap);
 void op_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                const struct product *logits, const struct step *step);
 
-/* Device memory that op_sample works in with up to so many samples. Take it before the
- * first step, so that no step allocates. */
-int64_t op_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
+/* Take the memory that op_sample works in with up to so many samples; step_reserve does. */
 void op_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
 /* A view of the device's copy of a step, good until the step after next is uploaded. Its block

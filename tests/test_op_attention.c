@@ -455,6 +455,41 @@ static void attention_bits(struct bed *b) {
     }
 }
 
+/* A GPU turns the codes of a chunk's keys into numbers beforehand where there is room: the same bits. */
+static void check_expanded(struct bed *b, struct attention_shape shape) {
+    enum { N = 230 };
+    const struct step_limits without = {.n_rows = BED_ROWS, .n_slots = BED_SLOTS, .n_blocks = BED_STRIDE};
+    struct step_limits with = without;
+    with.kv_dtype = DTYPE_F8_E4M3;
+    with.head_dim = shape.head_dim;
+    with.n_heads = shape.n_heads;
+    with.n_kv_heads = shape.n_kv_heads;
+    int32_t width = shape.n_heads * shape.head_dim;
+    struct tensor rows = bed_random_tensor(b, b->dtype, N, width + 2 * shape.n_kv_heads * shape.head_dim, 2);
+    for (int chunk = 70; chunk <= N; chunk += 80) {
+        const struct pace pace = {chunk, 0, 2, 7 + (uint64_t)chunk};
+        step_reserve(b->dev, &without);
+        float *want = run_prompt(b, shape, DTYPE_F8_E4M3, &rows, pace);
+        step_reserve(b->dev, &with);
+        float *got = run_prompt(b, shape, DTYPE_F8_E4M3, &rows, pace);
+        assert_memory_equal(got, want, (size_t)(N * width) * sizeof *want);
+    }
+}
+
+static void expanded(struct bed *b) {
+    check_expanded(b, shape_of(8, 2, 64, 0));
+    if (strcmp(dev_kind(b->dev), "cuda") != 0) return; /* which knows one way alone */
+    check_expanded(b, shape_of(8, 1, 128, 0));
+    check_expanded(b, shape_of(16, 4, 128, 75));
+    check_expanded(b, shape_of(4, 1, 256, 100));
+    check_expanded(b, capped(shape_of(8, 2, 128, 0), 2));
+    check_expanded(b, with_alibi(shape_of(4, 1, 64, 0), 1, false));
+}
+
+static void codes_expanded_beforehand_give_the_same_bits(void **state) {
+    each_bed(expanded);
+}
+
 static void chunks_neighbours_and_block_order_do_not_matter(void **state) {
     each_bed(attention_bits);
 }
@@ -732,6 +767,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(splits_side_by_side_give_the_bits_of_a_walk),
     cmocka_unit_test(a_graph_of_splits_serves_later_positions),
     cmocka_unit_test(attention_over_long_contexts),
+    cmocka_unit_test(codes_expanded_beforehand_give_the_same_bits),
     cmocka_unit_test(a_nan_in_sight_stays_nan),
 };
 UNIT_MAIN(tests)

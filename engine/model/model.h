@@ -63,7 +63,10 @@ struct runner_options {
 /* Memory of a step's tensors: a matter of the model's config and dtype alone. */
 int64_t runner_tensor_bytes(const struct model *m, const struct runner_options *options);
 
-/* Device memory that a step takes, the KV cache left out: tensors, and room to draw. */
+/* The most that its steps have. */
+struct step_limits runner_limits(const struct model *m, const struct runner_options *options);
+
+/* Device memory that a step takes, the KV cache left out: tensors, and what is reserved beside them. */
 int64_t runner_step_bytes(const struct model *m, const struct runner_options *options);
 
 /* E_NO_MEMORY: the KV cache or a step's tensors do not fit. One runner a device at a time. */

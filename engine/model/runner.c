@@ -119,8 +119,29 @@ int64_t runner_tensor_bytes(const struct model *model, const struct runner_optio
     return o->max_rows * row + o->max_samples * sample;
 }
 
+/* Lists that requests bring have no bound; these are long ones. */
+enum { BANNED_OF_SAMPLE = 16, LISTED = 1 << 16 };
+
+struct step_limits runner_limits(const struct model *model, const struct runner_options *o) {
+    const struct model_info *m = &model->config.info;
+    int32_t n_blocks = (o->max_len + KV_BLOCK - 1) / KV_BLOCK;
+    return (struct step_limits){.n_rows = o->max_rows,
+                                .n_samples = o->max_samples,
+                                .n_slots = o->n_slots,
+                                .n_blocks = o->max_len > 0 && n_blocks < o->n_blocks ? n_blocks : o->n_blocks,
+                                .n_banned = o->max_samples * BANNED_OF_SAMPLE,
+                                .n_bias = LISTED,
+                                .n_allowed = LISTED,
+                                .vocab = m->vocab,
+                                .kv_dtype = model->kv_dtype,
+                                .head_dim = m->head_dim,
+                                .n_heads = m->n_heads,
+                                .n_kv_heads = m->n_kv_heads};
+}
+
 int64_t runner_step_bytes(const struct model *model, const struct runner_options *o) {
-    return runner_tensor_bytes(model, o) + op_sample_bytes(model->dev, o->max_samples, model->config.info.vocab);
+    struct step_limits limits = runner_limits(model, o);
+    return runner_tensor_bytes(model, o) + step_reserve_bytes(model->dev, &limits);
 }
 
 /* The system hands out more memory than there is, so ask before. */
@@ -162,26 +183,10 @@ static void reserve_product(struct runner *r, const struct weight *w) {
     if (w) op_linear_reserve(r->dev, w, rows);
 }
 
-/* Lists that requests bring have no bound; these are long ones. */
-enum { BANNED_OF_SAMPLE = 16, LISTED = 1 << 16 };
-
 /* So that a step allocates nothing: what its operations need beside their tensors. */
 static int reserve(struct runner *r, struct err *err) {
-    const struct runner_options *o = &r->options;
     const struct weights *w = &r->model->weights;
-    int32_t n_blocks = (o->max_len + KV_BLOCK - 1) / KV_BLOCK;
-    struct step_limits limits = {.n_rows = o->max_rows,
-                                 .n_samples = o->max_samples,
-                                 .n_slots = o->n_slots,
-                                 .n_blocks = o->max_len > 0 && n_blocks < o->n_blocks ? n_blocks : o->n_blocks,
-                                 .n_banned = o->max_samples * BANNED_OF_SAMPLE,
-                                 .n_bias = LISTED,
-                                 .n_allowed = LISTED,
-                                 .vocab = r->model->config.info.vocab,
-                                 .kv_dtype = r->model->kv_dtype,
-                                 .head_dim = r->model->config.info.head_dim,
-                                 .n_heads = r->model->config.info.n_heads,
-                                 .n_kv_heads = r->model->config.info.n_kv_heads};
+    struct step_limits limits = runner_limits(r->model, &r->options);
     step_reserve(r->dev, &limits);
     for (int32_t i = 0; i < w->n_layers; i++) {
         const struct layer_weights *l = &w->layers[i];

@@ -67,7 +67,6 @@ void cpu_attention(struct dev *dev, struct activation *out, const struct tensor 
 /* cpu_sample.c */
 void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                 const struct product *logits, const struct step *step);
-int64_t cpu_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
 void cpu_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
 #endif

@@ -164,7 +164,6 @@ static const struct backend cpu_backend = {
     .gather = cpu_gather,
     .logits_finish = cpu_logits_finish,
     .sample = cpu_sample,
-    .sample_bytes = cpu_sample_bytes,
     .sample_reserve = cpu_sample_reserve,
 };
 

@@ -291,11 +291,6 @@ void cpu_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sa
         if (!step->samples[i].has_target) last_sample[step->samples[i].slot] = drawn[i];
 }
 
-/* It is the host's memory, and only what is used of it counts. */
-int64_t cpu_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
-    return 0;
-}
-
 void cpu_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
     struct cpu_dev *cpu = cpu_of(dev);
     cpu_scratch(cpu, thread_bytes(vocab) * (size_t)pool_n_threads(cpu->pool));

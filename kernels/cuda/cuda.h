@@ -19,13 +19,30 @@ struct attention_item { /* consecutive query rows of one sequence */
     int32_t first_row;      /* of the step */
     int32_t n_rows;         /* 1 .. ATTENTION_QUERIES */
     int32_t first_position; /* of first_row; its last key is itself */
+    int32_t tile;           /* of the sequence's keys, where they are expanded (struct expanded_room); -1 = they are not */
+};
+
+/* Scratch memory for keys and values of an fp8 cache as 16-bit numbers: cuda_attention_expand.cuh. */
+struct expanded_room {
+    int32_t n_tiles;             /* of ATTENTION_TILE keys; 0 = there is none */
+    int32_t n_kv_heads, head_dim; /* that it was reserved for, */
+    int32_t group;               /* and query heads to one of keys */
+    size_t bytes;
+};
+
+struct expanded_tile {
+    int32_t slot, first_key;     /* a multiple of ATTENTION_TILE */
+    int32_t first_position, end; /* of the sequence's rows: what they see may begin behind first_key, or end before */
 };
 
 struct cuda_step {                      /* a step whose arrays are on the device */
     struct step step;                   /* counts are for the host, pointers for the device */
-    const struct attention_item *items; /* device: those of one row first, then longest context first */
-    int32_t n_items, n_single;          /* n_single: of one row */
+    const struct attention_item *items; /* device: those of one row first, then those whose keys are expanded;
+                                           longest context first */
+    int32_t n_items, n_single, n_expanded; /* n_single: of one row */
     int32_t most_tokens;                /* of an item */
+    const struct expanded_tile *tiles;  /* device: [n_tiles] */
+    int32_t n_tiles;
 };
 
 struct cuda_staging { /* of one step under way */
@@ -62,6 +79,7 @@ struct cuda_dev {
     bool is_recording;          /* what is launched becomes a graph */
     struct cuda_graph *graphs;  /* a list */
     struct cuda_quant *quant;   /* cuda_quantize.cu: scratch of quantized products */
+    struct expanded_room expanded;
     void *scratch;              /* cuda_scratch */
     size_t scratch_bytes;
     int64_t n_allocations;
@@ -89,6 +107,7 @@ void *cuda_scratch(struct cuda_dev *cuda, size_t bytes);
 /* cuda_step.cu */
 const struct step *cuda_step_upload(struct dev *dev, const struct step *host);
 void cuda_step_reserve(struct dev *dev, const struct step_limits *limits);
+int64_t cuda_step_reserve_bytes(const struct dev *dev, const struct step_limits *limits);
 void cuda_step_close(struct cuda_dev *cuda);
 
 /* cuda_profile.cu */
@@ -172,12 +191,13 @@ void cuda_attention(struct dev *dev, struct activation *out, const struct tensor
                     const struct step *step);
 int32_t cuda_attention_splits(const struct dev *dev, const struct attention_shape *shape, enum dtype dtype,
                               const struct step *step);
+int64_t cuda_attention_reserve_bytes(const struct cuda_dev *cuda, const struct step_limits *limits);
 void cuda_attention_reserve(struct cuda_dev *cuda, const struct step_limits *limits);
 
 /* cuda_sample.cu */
 void cuda_sample(struct dev *dev, int32_t *drawn, int32_t *last_sample, struct sample_logprobs *logprobs,
                  const struct product *logits, const struct step *step);
-int64_t cuda_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab);
+int64_t cuda_sample_bytes(const struct cuda_dev *cuda, int64_t n_samples, int64_t vocab);
 void cuda_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab);
 
 #ifdef __cplusplus

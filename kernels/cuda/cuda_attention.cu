@@ -68,13 +68,13 @@ int32_t cuda_attention_splits(const struct dev *dev, const struct attention_shap
     return bytes <= (int64_t)cuda->scratch_bytes ? n : 1;
 }
 
-void cuda_attention_reserve(struct cuda_dev *cuda, const struct step_limits *limits) {
+static int64_t split_reserve_bytes(const struct cuda_dev *cuda, const struct step_limits *limits) {
     int32_t n_splits = most_splits(limits->n_blocks, 0);
-    if (limits->n_heads == 0 || limits->kv_dtype == DTYPE_F32 || n_splits < LEAST_SPLITS) return;
+    if (limits->n_heads == 0 || limits->kv_dtype == DTYPE_F32 || n_splits < LEAST_SPLITS) return 0;
     int64_t n_items = most_idle_items(cuda, limits->n_heads, limits->n_kv_heads);
     if (n_items > limits->n_slots) n_items = limits->n_slots;
     int64_t bytes = split_bytes(n_items, limits->n_heads, limits->head_dim, n_splits);
-    cuda_scratch(cuda, (size_t)(bytes < MOST_SPLIT_BYTES ? bytes : MOST_SPLIT_BYTES));
+    return bytes < MOST_SPLIT_BYTES ? bytes : MOST_SPLIT_BYTES;
 }
 
 static struct split_room room_of(const struct cuda_dev *cuda, const struct attention_shape *shape,
@@ -84,6 +84,23 @@ static struct split_room room_of(const struct cuda_dev *cuda, const struct atten
     int64_t places = (int64_t)cuda_step_of(step)->n_single * shape->n_heads * room.n_splits;
     room.ml = (float2 *)(room.o + places * shape->head_dim);
     return room;
+}
+
+/* ---------------------------------------------------------------- memory */
+
+int64_t cuda_attention_reserve_bytes(const struct cuda_dev *cuda, const struct step_limits *limits) {
+    int64_t expanded = 0, splits = split_reserve_bytes(cuda, limits);
+    if (cuda->has_wgmma) step_expanded_tiles(limits, &expanded);
+    return expanded > splits ? expanded : splits;
+}
+
+void cuda_attention_reserve(struct cuda_dev *cuda, const struct step_limits *limits) {
+    int64_t bytes = 0;
+    int32_t n_tiles = cuda->has_wgmma ? step_expanded_tiles(limits, &bytes) : 0;
+    cuda->expanded = {};
+    if (!cuda_scratch(cuda, (size_t)cuda_attention_reserve_bytes(cuda, limits)) || n_tiles == 0) return;
+    cuda->expanded = {n_tiles, limits->n_kv_heads, limits->head_dim, limits->n_heads / limits->n_kv_heads,
+                      (size_t)bytes};
 }
 
 /* ---------------------------------------------------------------- the operation */

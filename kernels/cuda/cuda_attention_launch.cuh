@@ -4,6 +4,7 @@
 #ifndef BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 #define BATCHD_KERNELS_CUDA_ATTENTION_LAUNCH_CUH
 
+#include "kernels/cuda/cuda_attention_expand.cuh"
 #include "kernels/cuda/cuda_attention_split.cuh"
 #include "kernels/cuda/cuda_attention_wgmma.cuh"
 
@@ -75,6 +76,39 @@ static bool launch_wide_fp8(const struct attention_call<T> *c, int32_t first, in
     return true;
 }
 
+/* False: not of these heads, or not on this device. */
+template <typename T, int HD>
+static bool launch_expanded(const struct attention_call<T> *c, int32_t first, int32_t n, int32_t rows) {
+    constexpr int BYTES = wide_expanded<HD>::ROOM;
+    const struct expanded_room *room = &c->cuda->expanded;
+    const struct cuda_step *step = c->step;
+    static bool allowed;
+    CUtensorMap map;
+    auto kernel = expanded_attention_kernel<T, HD>;
+    if (room->head_dim != HD || room->n_kv_heads != c->a.n_kv_heads) return false;
+    void *scratch = cuda_scratch(c->cuda, room->bytes);
+    if (!scratch) return false;
+    const expanded_rows<T> numbers = expanded_rows_at<T>(scratch, room);
+    if (!tma_map(&map, DTYPE_BF16, scratch, numbers.n_rows(), HD, HD, ATTENTION_TILE)) return false;
+    dim3 tiles((unsigned)step->n_tiles, (unsigned)c->a.n_kv_heads, 2);
+    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_launch(c->cuda, "attention", expand_kernel<T, HD>, tiles, EXPAND_THREADS, 0, numbers,
+                (const char *)c->slab, step->tiles, step->step.block_table, c->a);
+    cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
+                map, numbers, step->items + first, c->a);
+    return true;
+}
+
+/* Chunks whose keys are to be expanded. */
+template <typename H>
+static bool try_expanded(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
+                         int32_t rows) {
+    if constexpr (!H::FP8 || !H::EXACT || (H::WIDTH != 64 && H::WIDTH != 128 && H::WIDTH != 256))
+        return false;
+    else
+        return n > 0 && launch_expanded<typename H::number, H::WIDTH>(c, first, n, rows);
+}
+
 /* The kernels of wgmma, for chunks; false: there is none for this kind of head. */
 template <typename H>
 static bool try_wide(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
@@ -123,12 +157,15 @@ template <typename H> static void launch_splits(const struct attention_call<type
 
 template <typename T, int WIDTH, bool EXACT, bool FP8> static void attend(const struct attention_call<T> *c) {
     using kind = head_kind<T, WIDTH, EXACT, FP8>;
-    int32_t n_single = c->step->n_single;
+    int32_t n_single = c->step->n_single, n_expanded = c->step->n_expanded, most = c->step->most_tokens;
+    int32_t rest = n_single + n_expanded;
     if (c->room.n_splits > 1)
         launch_splits<typename kind::lean>(c);
     else
         launch_items<kind>(c, 0, n_single, 1);
-    launch_items<kind>(c, n_single, c->step->n_items - n_single, c->step->most_tokens);
+    if (!try_expanded<kind>(c, n_single, n_expanded, most * c->a.group))
+        launch_items<kind>(c, n_single, n_expanded, most);
+    launch_items<kind>(c, rest, c->step->n_items - rest, most);
 }
 
 /* Sizes that models have go through kernels of their own, others through the next wider one. */

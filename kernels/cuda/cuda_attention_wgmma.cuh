@@ -80,20 +80,27 @@ __device__ __forceinline__ void wide_produce(const wide_ring<HD> &ring, const CU
     }
 }
 
-/* 16 codes of a key as 16-bit numbers in a tile's row, as they are (values), or in the order in
+/* 16 codes of a key as 16-bit numbers, eight and eight, as they are (values), or in the order in
  * which mma.sync's kernel multiplies them (keys). */
-template <typename T, int HD, bool IN_ORDER>
-__device__ __forceinline__ void widen_codes(uint32_t tile_room, int row, int unit, const uint32_t codes[4]) {
-    uint32_t one[4], two[4];
+template <typename T>
+__device__ __forceinline__ void codes_widened(uint32_t one[4], uint32_t two[4], const uint32_t codes[4],
+                                              bool in_order) {
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        if (IN_ORDER) {
+        if (in_order) {
             (i < 2 ? one : two)[i % 2 * 2] = codes_low<T>(codes[i]);
             (i < 2 ? one : two)[i % 2 * 2 + 1] = codes_high<T>(codes[i]);
         } else {
             one[i] = codes_even<T>(codes[i]);
             two[i] = codes_odd<T>(codes[i]);
         }
+}
+
+/* They, in a tile's row. */
+template <typename T, int HD, bool IN_ORDER>
+__device__ __forceinline__ void widen_codes(uint32_t tile_room, int row, int unit, const uint32_t codes[4]) {
+    uint32_t one[4], two[4];
+    codes_widened<T>(one, two, codes, IN_ORDER);
     store_shared(wide_at<HD>(tile_room, row, 2 * unit), one);
     store_shared(wide_at<HD>(tile_room, row, 2 * unit + 1), two);
 }

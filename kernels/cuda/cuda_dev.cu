@@ -180,6 +180,7 @@ static const struct backend *cuda_backend(void) {
     b.quantize = cuda_quantize;
     b.linear_reserve = cuda_linear_reserve;
     b.step_reserve = cuda_step_reserve;
+    b.step_reserve_bytes = cuda_step_reserve_bytes;
     b.embed = cuda_embed;
     b.residual_norm = cuda_residual_norm;
     b.qkv_finish = cuda_qkv_finish;
@@ -191,7 +192,6 @@ static const struct backend *cuda_backend(void) {
     b.logits_finish = cuda_logits_finish;
     b.gather = cuda_gather;
     b.sample = cuda_sample;
-    b.sample_bytes = cuda_sample_bytes;
     b.sample_reserve = cuda_sample_reserve;
     return &b;
 }

@@ -81,16 +81,16 @@ static int64_t n_rooms(const struct cuda_dev *cuda, int64_t n_samples) {
     return n_samples < most ? n_samples : most;
 }
 
-int64_t cuda_sample_bytes(const struct dev *dev, int64_t n_samples, int64_t vocab) {
-    return n_rooms((const struct cuda_dev *)dev, n_samples) * room_stride(vocab) * (int64_t)sizeof(float);
+int64_t cuda_sample_bytes(const struct cuda_dev *cuda, int64_t n_samples, int64_t vocab) {
+    return n_rooms(cuda, n_samples) * room_stride(vocab) * (int64_t)sizeof(float);
 }
 
 void cuda_sample_reserve(struct dev *dev, int64_t n_samples, int64_t vocab) {
-    cuda_scratch(cuda_of(dev), (size_t)cuda_sample_bytes(dev, n_samples, vocab));
+    cuda_scratch(cuda_of(dev), (size_t)cuda_sample_bytes(cuda_of(dev), n_samples, vocab));
 }
 
 static void draw_adjusted(struct cuda_dev *cuda, const struct sampling *k) {
-    float *room = (float *)cuda_scratch(cuda, (size_t)cuda_sample_bytes(&cuda->dev, k->n_samples, k->vocab));
+    float *room = (float *)cuda_scratch(cuda, (size_t)cuda_sample_bytes(cuda, k->n_samples, k->vocab));
     if (!room) return;
     unsigned blocks = (unsigned)n_rooms(cuda, k->n_samples);
     cuda_launch(cuda, "sample with penalties", adjusted_kernel, blocks, THREADS, 0, *k, cuda->dev.history,

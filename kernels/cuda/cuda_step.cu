@@ -14,7 +14,7 @@ enum { LEAST_STRIDE = 32 }; /* blocks: 1,024 tokens */
 
 /* What the copy's arrays are counted by. */
 struct step_sizes {
-    size_t rows, sequences, samples, items, banned, bias, allowed, table; /* table: numbers in it */
+    size_t rows, sequences, samples, items, tiles, banned, bias, allowed, table; /* table: numbers in it */
 };
 
 static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -23,7 +23,8 @@ static size_t aligned(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
 static size_t step_bytes(const struct step_sizes *n) {
     return 3 * aligned(n->rows * sizeof(int32_t)) + aligned(n->sequences * sizeof(struct step_sequence)) +
            aligned(n->samples * sizeof(struct step_sample)) +
-           aligned(n->items * sizeof(struct attention_item)) + aligned(n->banned * sizeof(int32_t)) +
+           aligned(n->items * sizeof(struct attention_item)) +
+           aligned(n->tiles * sizeof(struct expanded_tile)) + aligned(n->banned * sizeof(int32_t)) +
            aligned(n->bias * sizeof(struct logit_bias)) + aligned(n->allowed * sizeof(int32_t)) +
            aligned(n->table * sizeof(int32_t));
 }
@@ -77,10 +78,12 @@ static int32_t table_stride(int32_t n_blocks, int32_t most) {
 void cuda_step_reserve(struct dev *dev, const struct step_limits *limits) {
     struct cuda_dev *cuda = cuda_of(dev);
     size_t rows = (size_t)limits->n_rows, slots = (size_t)limits->n_slots;
+    cuda_attention_reserve(cuda, limits);
     struct step_sizes n = {rows,
                            slots,
                            (size_t)limits->n_samples,
                            slots + rows / ATTENTION_QUERIES,
+                           (size_t)cuda->expanded.n_tiles,
                            (size_t)limits->n_banned,
                            (size_t)limits->n_bias,
                            (size_t)limits->n_allowed,
@@ -89,7 +92,14 @@ void cuda_step_reserve(struct dev *dev, const struct step_limits *limits) {
     size_t device = step_bytes(&n), host = device + n.items * sizeof(struct attention_item);
     for (int i = 0; i < CUDA_STAGINGS; i++) host_room(cuda, &cuda->staging[i], host);
     device_room(cuda, device);
-    cuda_attention_reserve(cuda, limits);
+}
+
+/* The kernels' scratch is one after another's. */
+int64_t cuda_step_reserve_bytes(const struct dev *dev, const struct step_limits *limits) {
+    const struct cuda_dev *cuda = (const struct cuda_dev *)dev;
+    int64_t sample = cuda_sample_bytes(cuda, limits->n_samples, limits->vocab);
+    int64_t attention = cuda_attention_reserve_bytes(cuda, limits);
+    return sample > attention ? sample : attention;
 }
 
 void cuda_step_close(struct cuda_dev *cuda) {
@@ -122,9 +132,11 @@ static int32_t n_items_of(const struct step *s) {
     return n;
 }
 
-/* Decode rows apart from chunks of prompts; of each kind the longest first. */
+/* Decode rows apart from chunks of prompts, and of these those whose keys are expanded; of each
+ * kind the longest first. */
 static bool comes_before(const struct attention_item *x, const struct attention_item *y) {
     if ((x->n_rows == 1) != (y->n_rows == 1)) return x->n_rows == 1;
+    if (x->n_rows > 1 && (x->tile < 0) != (y->tile < 0)) return x->tile >= 0;
     int64_t wx = (int64_t)x->first_position + x->n_rows, wy = (int64_t)y->first_position + y->n_rows;
     return wx != wy ? wx > wy : x->first_row < y->first_row;
 }
@@ -144,20 +156,46 @@ static void sort_items(struct attention_item *x, int32_t n, struct attention_ite
             merge_items(x + at, run, n - at < 2 * run ? n - at : 2 * run, spare);
 }
 
-/* spare: room for as many. */
-static void make_items(struct attention_item *items, struct attention_item *spare, const struct step *s,
-                       int32_t *n_single, int32_t *most_tokens) {
+/* Tiles that a sequence's keys take where they are expanded: many rows read them, and there is
+ * room behind `used`. 0: they stay codes. */
+static int32_t expanded_tiles(const struct expanded_room *room, const struct step_sequence *q, int32_t used) {
+    enum { LEAST_ROWS = 256 }; /* of (token, head) pairs: twice what one block turns codes into numbers for */
+    int32_t n = (q->first_position + q->n_rows + ATTENTION_TILE - 1) / ATTENTION_TILE;
+    return q->n_rows > 1 && q->n_rows * room->group >= LEAST_ROWS && n <= room->n_tiles - used ? n : 0;
+}
+
+static int32_t n_tiles_of(const struct expanded_room *room, const struct step *s) {
     int32_t n = 0;
-    *n_single = *most_tokens = 0;
+    for (int32_t i = 0; i < s->n_sequences; i++) n += expanded_tiles(room, &s->sequences[i], n);
+    return n;
+}
+
+/* Writes the n tiles of a sequence from `tile` on. */
+static void make_tiles(struct expanded_tile *tiles, int32_t tile, int32_t n, const struct step_sequence *q) {
+    for (int32_t i = 0; i < n; i++)
+        tiles[tile + i] = {q->slot, i * ATTENTION_TILE, q->first_position, q->first_position + q->n_rows};
+}
+
+/* spare: room for as many items. */
+static void make_items(struct attention_item *items, struct attention_item *spare,
+                       struct expanded_tile *tiles, const struct expanded_room *room, const struct step *s,
+                       struct cuda_step *out) {
+    int32_t n = 0;
+    out->n_single = out->n_expanded = out->most_tokens = out->n_tiles = 0;
     for (int32_t i = 0; i < s->n_sequences; i++) {
         const struct step_sequence *q = &s->sequences[i];
+        int32_t n_tiles = expanded_tiles(room, q, out->n_tiles), tile = n_tiles > 0 ? out->n_tiles : -1;
+        make_tiles(tiles, out->n_tiles, n_tiles, q);
+        out->n_tiles += n_tiles;
         for (int32_t r = 0; r < q->n_rows; r += ATTENTION_QUERIES) {
             int32_t rows = q->n_rows - r < ATTENTION_QUERIES ? q->n_rows - r : ATTENTION_QUERIES;
-            *n_single += rows == 1;
-            if (rows > *most_tokens) *most_tokens = rows;
-            items[n++] = {q->slot, q->first_row + r, rows, q->first_position + r};
+            out->n_single += rows == 1;
+            out->n_expanded += rows > 1 && tile >= 0;
+            if (rows > out->most_tokens) out->most_tokens = rows;
+            items[n++] = {q->slot, q->first_row + r, rows, q->first_position + r, tile};
         }
     }
+    out->n_items = n;
     sort_items(items, n, spare);
 }
 
@@ -213,6 +251,7 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
                            (size_t)host->n_sequences,
                            (size_t)host->n_samples,
                            n_items,
+                           (size_t)n_tiles_of(&cuda->expanded, host),
                            (size_t)n_banned_of(host),
                            (size_t)host->n_bias,
                            (size_t)host->n_allowed,
@@ -229,12 +268,12 @@ const struct step *cuda_step_upload(struct dev *dev, const struct step *host) {
                                                       (size_t)host->n_sequences * sizeof *host->sequences);
     d->samples =
         (const struct step_sample *)pack(&p, host->samples, (size_t)host->n_samples * sizeof *host->samples);
-    s->step.n_items = (int32_t)n_items;
-    struct attention_item *spare = (struct attention_item *)(s->host + step_bytes(&n));
-    make_items((struct attention_item *)(s->host + p.at), spare, host, &s->step.n_single,
-               &s->step.most_tokens);
-    s->step.items = (const struct attention_item *)(cuda->step_room + p.at);
-    p.at += aligned(n_items * sizeof(struct attention_item));
+    struct attention_item *items = (struct attention_item *)(s->host + p.at),
+                          *spare = (struct attention_item *)(s->host + step_bytes(&n));
+    s->step.items = (const struct attention_item *)pack(&p, NULL, n_items * sizeof *items);
+    struct expanded_tile *tiles = (struct expanded_tile *)(s->host + p.at);
+    s->step.tiles = (const struct expanded_tile *)pack(&p, NULL, n.tiles * sizeof *tiles);
+    make_items(items, spare, tiles, &cuda->expanded, host, &s->step);
     /* What differs from step to step of one size comes last, so that the rest keeps its place. */
     d->banned = (const int32_t *)pack(&p, host->banned, n.banned * 4);
     d->bias = (const struct logit_bias *)pack(&p, host->bias, n.bias * sizeof *host->bias);

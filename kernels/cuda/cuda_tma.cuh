@@ -54,6 +54,13 @@ __device__ __forceinline__ void tma_fetch(uint32_t to, const CUtensorMap *map, i
                  : "memory");
 }
 
+/* Bytes as they are, a multiple of 16 from a multiple of 16 to one. */
+__device__ __forceinline__ void bulk_fetch(uint32_t to, const void *from, uint32_t bytes, uint32_t barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 /* ---------------------------------------------------------------- two blocks as a cluster */
 
 __device__ __forceinline__ uint32_t cluster_rank() {
