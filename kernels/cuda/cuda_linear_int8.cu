@@ -14,13 +14,14 @@
  * GROUP lists them all. */
 #include "kernels/cuda/cuda_fp8.cuh"
 #include "kernels/cuda/cuda_linear.h"
+#include "kernels/cuda/cuda_mma.cuh"
 #include "kernels/cuda/cuda_quantize.h"
 
 #include <assert.h>
 
-/* SLAB: rows at once, which bounds the memory of codes. PIECE: integers at once, of some columns of y, so
- * many that they are still in the cache (50 MB on an H200) when they are read back. */
-enum { SLAB = 2048, THREADS = 256, WARP = 32, GROUP = THREADS / WARP, GROUPS = SLAB / GROUP, PIECE = 8 << 20 };
+/* SLAB: rows quantized at once, STRIP: of these, rows multiplied at once. They bound the memory of codes and
+ * of integers. */
+enum { SLAB = 4096, STRIP = 2048, THREADS = 256, WARP = 32, GROUP = THREADS / WARP, GROUPS = SLAB / GROUP };
 
 /* ---------------------------------------------------------------- scratch */
 
@@ -32,21 +33,14 @@ struct int8_room {
     int32_t *n_listed;  /* [GROUPS + 1]: columns of a group, and of all */
     uint16_t *listed;   /* [GROUPS + 1][k]: those, ascending */
     int32_t *place;     /* [k]: of a column among those of all */
-    int8_t *gathered;   /* [k][n]: the weight's codes in those columns */
-    int32_t *integers;  /* [m][columns of a piece] */
+    uint8_t *gathered;  /* [k][n]: the weight's codes in those columns, 128 more than they are */
+    int32_t *integers;  /* [STRIP][n] */
     int32_t words;
     bool by_batch;
 };
 
-/* Columns of y at once for m rows: all, or one of as many even pieces as a slab needs. */
-static int64_t piece_columns(const struct weight *w, int64_t m) {
-    int64_t pieces = m * w->n <= PIECE ? 1 : (SLAB * w->n + PIECE - 1) / PIECE;
-    return ((w->n + pieces - 1) / pieces + 15) / 16 * 16;
-}
-
 static struct int8_room room_at(char *base, const struct weight *w, size_t *bytes) {
     size_t m = SLAB, k = (size_t)w->k, n = (size_t)w->n, words = (k + 31) / 32;
-    size_t of_slab = m * (size_t)piece_columns(w, SLAB), of_few = m * n < PIECE ? m * n : (size_t)PIECE;
     struct int8_room r = {};
     const struct room_part parts[] = {{(void **)&r.codes, m * k},
                                       {(void **)&r.scale, m * sizeof(float)},
@@ -55,7 +49,7 @@ static struct int8_room room_at(char *base, const struct weight *w, size_t *byte
                                       {(void **)&r.listed, (GROUPS + 1) * k * sizeof(uint16_t)},
                                       {(void **)&r.place, k * sizeof(int32_t)},
                                       {(void **)&r.gathered, k * n},
-                                      {(void **)&r.integers, (of_slab > of_few ? of_slab : of_few) * sizeof(int32_t)}};
+                                      {(void **)&r.integers, STRIP * n * sizeof(int32_t)}};
     *bytes = room_lay_out(base, parts, sizeof parts / sizeof *parts);
     r.in_group = r.in_some + words;
     r.words = (int32_t)words;
@@ -71,7 +65,9 @@ size_t cuda_int8_room(const struct weight *w) {
 
 /* ---------------------------------------------------------------- numbers to codes */
 
-__device__ __forceinline__ bool is_outlier(float x) { return !(fabsf(x) < (float)INT8_OUTLIER); } /* a NaN is one */
+__device__ __forceinline__ bool is_outlier(float x) {
+    return !(fabsf(x) < (float)INT8_OUTLIER);
+} /* a NaN is one */
 
 /* One block a row. */
 template <typename T> __global__ void mark_kernel(uint32_t *words, const T *x, int64_t k) {
@@ -85,16 +81,23 @@ template <typename T> __global__ void mark_kernel(uint32_t *words, const T *x, i
 }
 
 template <typename T> static void mark(struct cuda_dev *cuda, uint32_t *words, const struct tensor *x) {
-    cuda_launch(cuda, "outliers", mark_kernel<T>, (unsigned)x->shape[0], THREADS, 0, words, (const T *)x->data,
-                x->shape[1]);
+    cuda_launch(cuda, "outliers", mark_kernel<T>, (unsigned)x->shape[0], THREADS, 0, words,
+                (const T *)x->data, x->shape[1]);
 }
 
 void int8_mark_columns(struct cuda_dev *cuda, uint32_t *words, const struct tensor *x) {
     BY_DTYPE(x->dtype, mark, cuda, words, x);
 }
 
+/* x, of at most 2^22, to the nearest integer, ties to even, and its last byte: at 1.5 * 2^23 a float's last
+ * bit counts ones. The machine's own conversion is slow. */
+__device__ __forceinline__ int8_t nearest_code(float x) {
+    return (int8_t)__float_as_uint(__fadd_rn(x, 12582912.0f));
+}
+
 /* One block a row. */
-template <typename T> __global__ void __launch_bounds__(THREADS) quantize_kernel(int8_room out, const T *x, int64_t k) {
+template <typename T>
+__global__ void __launch_bounds__(THREADS) quantize_kernel(int8_room out, const T *x, int64_t k) {
     __shared__ float partial[32];
     constexpr int V = 8;
     cuda_begin();
@@ -122,7 +125,7 @@ template <typename T> __global__ void __launch_bounds__(THREADS) quantize_kernel
         for (int j = 0; j < V; j++) {
             float number = cuda_float(v.x[j]);
             is_out |= (unsigned)is_outlier(number) << j;
-            codes.x[j] = is_out >> j & 1 ? (int8_t)0 : (int8_t)rintf(number * factor);
+            codes.x[j] = is_out >> j & 1 ? (int8_t)0 : nearest_code(__fmul_rn(number, factor));
         }
         store<int8_t, V>(out.codes + row * k + i, codes);
         if (is_out == 0 || out.by_batch) continue;
@@ -136,19 +139,26 @@ template <typename T> __global__ void __launch_bounds__(THREADS) quantize_kernel
 /* One warp: the set bits of words[n_words] as an ascending list, which `add` takes; how many. */
 template <typename List>
 __device__ __forceinline__ int32_t list_bits(const uint32_t *words, int32_t n_words, List add) {
+    constexpr int AHEAD = 8; /* words of a lane on their way at once */
     int lane = (int)threadIdx.x % WARP;
     int32_t n = 0;
-    for (int32_t first = 0; first < n_words; first += WARP) {
-        int32_t word = first + lane;
-        uint32_t bits = word < n_words ? words[word] : 0;
-        int32_t mine = __popc(bits), upto = mine;
-        if (__ballot_sync(~0u, mine > 0) == 0) continue;
-        for (int d = 1; d < WARP; d *= 2) {
-            int32_t other = __shfl_up_sync(~0u, upto, d);
-            if (lane >= d) upto += other;
+    for (int32_t first = lane; first < (n_words + WARP - 1) / WARP * WARP; first += AHEAD * WARP) {
+        uint32_t several[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) several[i] = first + i * WARP < n_words ? words[first + i * WARP] : 0;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            uint32_t bits = several[i];
+            int32_t mine = __popc(bits), upto = mine, column = (first + i * WARP) * 32;
+            if (__ballot_sync(~0u, mine > 0) == 0) continue;
+            for (int d = 1; d < WARP; d *= 2) {
+                int32_t other = __shfl_up_sync(~0u, upto, d);
+                if (lane >= d) upto += other;
+            }
+            for (int32_t at = n + upto - mine; bits; bits &= bits - 1)
+                add(at++, column + __ffs((int)bits) - 1);
+            n += __shfl_sync(~0u, upto, WARP - 1);
         }
-        for (int32_t at = n + upto - mine; bits; bits &= bits - 1) add(at++, word * 32 + __ffs((int)bits) - 1);
-        n += __shfl_sync(~0u, upto, WARP - 1);
     }
     return n;
 }
@@ -169,13 +179,19 @@ __global__ void list_kernel(int8_room room, int64_t k) {
     if (threadIdx.x == 0) room.n_listed[group] = n;
 }
 
-enum { TILE_ROWS = 64, TILE_COLUMNS = 128, TILE_STRIDE = TILE_COLUMNS + 16, LANES = TILE_ROWS / 4 };
+enum { TILE_ROWS = 64, TILE_COLUMNS = 128, LANES = TILE_ROWS / 4, UNIT = 16 };
+
+/* Where a tile's code is in shared memory. Every four rows have their units of 16 codes in another order, so
+ * that threads which write a column, each four rows of it, read different banks. */
+__device__ __forceinline__ int tile_at(int row, int column) {
+    return row * TILE_COLUMNS + ((column / UNIT ^ row / 4) % (TILE_COLUMNS / UNIT)) * UNIT + column % UNIT;
+}
 
 /* The listed columns of a tile of the weight, which goes through shared memory, for they are
  * read along one dimension and written along the other. LANES threads write a column. */
 __global__ void __launch_bounds__(THREADS)
     gather_columns_kernel(int8_room room, const int8_t *codes, int64_t n, int64_t k) {
-    __shared__ __align__(16) int8_t tile[TILE_ROWS][TILE_STRIDE];
+    __shared__ __align__(16) uint8_t tile[TILE_ROWS * TILE_COLUMNS];
     cuda_begin();
     int64_t row = (int64_t)blockIdx.x * TILE_ROWS, column = (int64_t)blockIdx.y * TILE_COLUMNS;
     const uint32_t *listed = room.in_some + column / 32;
@@ -183,68 +199,92 @@ __global__ void __launch_bounds__(THREADS)
     uint32_t some = 0;
     for (int i = 0; i < words; i++) some |= listed[i];
     if (some == 0) return;
-    for (int i = threadIdx.x; i < TILE_ROWS * TILE_COLUMNS / 16; i += THREADS) {
-        int r = i / (TILE_COLUMNS / 16), c = i % (TILE_COLUMNS / 16) * 16;
+    for (int i = threadIdx.x; i < TILE_ROWS * TILE_COLUMNS / UNIT; i += THREADS) {
+        int r = i / (TILE_COLUMNS / UNIT), c = i % (TILE_COLUMNS / UNIT) * UNIT;
         if (row + r < n && column + c < k)
-            *(uint4 *)&tile[r][c] = *(const uint4 *)(codes + (row + r) * k + column + c);
+            *(uint4 *)&tile[tile_at(r, c)] = *(const uint4 *)(codes + (row + r) * k + column + c);
     }
     __syncthreads();
     int r = (int)threadIdx.x % LANES * 4;
     if (row + r >= n) return;
     for (int c = (int)threadIdx.x / LANES; c < words * 32; c += THREADS / LANES) {
         if (!(listed[c / 32] >> (c % 32) & 1)) continue;
-        char4 four = make_char4(tile[r][c], tile[r + 1][c], tile[r + 2][c], tile[r + 3][c]);
-        *(char4 *)(room.gathered + (int64_t)room.place[column + c] * n + row + r) = four;
+        uchar4 four = make_uchar4(tile[tile_at(r, c)], tile[tile_at(r + 1, c)], tile[tile_at(r + 2, c)],
+                                  tile[tile_at(r + 3, c)]);
+        *(uint32_t *)(room.gathered + (int64_t)room.place[column + c] * n + row + r) =
+            *(uint32_t *)&four ^ 0x80808080u;
     }
 }
 
-static void find_columns(struct cuda_dev *cuda, const struct int8_room *room, const struct weight *w, int64_t n_groups) {
-    dim3 tiles((unsigned)((w->n + TILE_ROWS - 1) / TILE_ROWS), (unsigned)((w->k + TILE_COLUMNS - 1) / TILE_COLUMNS));
+static void find_columns(struct cuda_dev *cuda, const struct int8_room *room, const struct weight *w,
+                         int64_t n_groups) {
+    dim3 tiles((unsigned)((w->n + TILE_ROWS - 1) / TILE_ROWS),
+               (unsigned)((w->k + TILE_COLUMNS - 1) / TILE_COLUMNS));
     cuda_launch(cuda, "outliers", list_kernel, (unsigned)n_groups + 1, WARP, 0, *room, w->k);
-    cuda_launch(cuda, "outliers", gather_columns_kernel, tiles, THREADS, 0, *room, (const int8_t *)w->data, w->n, w->k);
+    cuda_launch(cuda, "outliers", gather_columns_kernel, tiles, THREADS, 0, *room, (const int8_t *)w->data,
+                w->n, w->k);
 }
 
 /* ---------------------------------------------------------------- integers to numbers */
 
-enum { V = 4, LISTED = 2 * WARP }; /* columns of y a thread; listed columns at once */
+/* Columns of y a thread and a block; listed columns at once. */
+enum { V = 4, COLUMNS = THREADS * V, LISTED = WARP };
 
 struct own_outlier {
-    int32_t place; /* among the gathered columns */
+    int32_t at; /* of codes[][] */
     float x;
 };
 
-struct listed_outliers { /* of a group's rows in LISTED columns */
-    int32_t place[LISTED];
-    float x[LISTED][GROUP];               /* 0: it is in the row's codes */
+struct listed_outliers {            /* of a group's rows in LISTED columns */
+    uint8_t codes[LISTED][COLUMNS]; /* of the weight, as gathered */
+    float x[LISTED][GROUP];         /* 0: it is in the row's codes */
+    int32_t place[LISTED];          /* among the gathered columns */
     int32_t n_own[GROUP];
-    own_outlier own[GROUP][LISTED];       /* the same, row by row */
+    own_outlier own[GROUP][LISTED]; /* x again, row by row */
 };
 
-/* One warp a row looks up what it has in listed columns [0, n). */
+struct looked_up { /* by a lane: a listed column, of its warp's row */
+    int32_t place;
+    float x;
+};
+
+/* The first LISTED of n listed columns. */
 template <typename T>
-__device__ __forceinline__ void look_up(listed_outliers *o, const int8_room &room, const T *x, const uint16_t *listed,
-                                        int32_t n, bool is_row) {
-    int r = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
-    int32_t n_own = 0;
-#pragma unroll
-    for (int i = lane; i < LISTED; i += WARP) {
-        int32_t column = i < n ? listed[i] : 0, place = room.place[column];
-        float number = i < n && is_row ? cuda_float(x[column]) : 0.0f;
-        bool is_own = i < n && is_row && (room.by_batch || is_outlier(number));
-        uint32_t all = __ballot_sync(~0u, is_own);
-        own_outlier one = {place, number};
-        if (is_own) o->own[r][n_own + __popc(all & ((1u << lane) - 1))] = one;
-        n_own += __popc(all);
-        o->x[i][r] = is_own ? number : 0.0f;
-        if (r == 0) o->place[i] = place;
-    }
-    if (lane == 0) o->n_own[r] = n_own;
+__device__ __forceinline__ looked_up look_up(const int8_room &room, const T *x, const uint16_t *listed,
+                                             int32_t n, bool is_row) {
+    int lane = (int)threadIdx.x % WARP;
+    if (lane >= n) return {0, 0.0f};
+    int32_t column = listed[lane];
+    return {room.place[column], is_row ? cuda_float(x[column]) : 0.0f};
 }
 
-/* A byte of four codes. 2^23 + 128 + code is a number whose last byte is the code's, its sign turned; the
- * machine's own conversion is slow. */
+__device__ __forceinline__ void note(listed_outliers *o, looked_up found, bool by_batch) {
+    int r = (int)threadIdx.x / WARP, lane = (int)threadIdx.x % WARP;
+    bool is_own = by_batch ? found.x != 0.0f : is_outlier(found.x);
+    uint32_t all = __ballot_sync(~0u, is_own);
+    own_outlier one = {lane * COLUMNS, found.x};
+    if (is_own) o->own[r][__popc(all & ((1u << lane) - 1))] = one;
+    o->x[lane][r] = is_own ? found.x : 0.0f;
+    if (r == 0) o->place[lane] = found.place;
+    if (lane == 0) o->n_own[r] = __popc(all);
+}
+
+/* The codes of the n columns noted, for the block's columns of y, of which there are `left`. */
+__device__ __forceinline__ void fetch(listed_outliers *o, int32_t n, const uint8_t *gathered, int64_t stride,
+                                      int64_t left) {
+    constexpr int UNITS = COLUMNS / UNIT;
+    for (int32_t i = (int32_t)threadIdx.x; i < n * UNITS; i += THREADS) {
+        int at = i / UNITS, column = i % UNITS * UNIT;
+        copy_async((uint32_t)__cvta_generic_to_shared(&o->codes[at][column]),
+                   gathered + o->place[at] * stride + column, column < left);
+    }
+    copies_commit();
+}
+
+/* A byte of four codes that are 128 more than they are. 2^23 and the byte is a number whose last byte it is;
+ * the machine's own conversion is slow. */
 __device__ __forceinline__ float code_number(uint32_t four, int i) {
-    return __uint_as_float(__byte_perm(four ^ 0x80808080u, 0x4b000000u, 0x7650u | (unsigned)i)) - 8388736.0f;
+    return __uint_as_float(__byte_perm(four, 0x4b000000u, 0x7650u | (unsigned)i)) - 8388736.0f;
 }
 
 /* Two numbers rounded at once. */
@@ -253,12 +293,15 @@ template <> __device__ __forceinline__ float2 rounded_pair<__half>(float a, floa
     return __half22float2(__floats2half2_rn(a, b));
 }
 template <> __device__ __forceinline__ float2 rounded_pair<__nv_bfloat16>(float a, float b) {
-    return __bfloat1622float2(__floats2bfloat162_rn(a, b));
+    __nv_bfloat162 two = __floats2bfloat162_rn(a, b);
+    uint32_t bits = *(const uint32_t *)&two; /* the upper half of a float each */
+    return make_float2(__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000u));
 }
 
-/* V of the weight's numbers in a gathered column, as LLM.int8's 16-bit part has them. */
+/* The weight's numbers in a listed column, for a thread's columns of y, as LLM.int8's 16-bit part has them.
+ */
 template <typename T>
-__device__ __forceinline__ floats<V> weight_numbers(const int8_t *codes, const pack_of<float, V> &scale) {
+__device__ __forceinline__ floats<V> weight_numbers(const uint8_t *codes, const pack_of<float, V> &scale) {
     uint32_t four = *(const uint32_t *)codes;
     floats<V> w;
 #pragma unroll
@@ -280,11 +323,11 @@ __device__ __forceinline__ void add(float sum[V], float x, const floats<V> &w) {
 
 /* The n listed columns, all rows at once: 0 times a number changes no sum. */
 template <typename T>
-__device__ __forceinline__ void add_together(float sum[GROUP][V], const listed_outliers &o, int32_t n, const int8_t *gathered,
-                                             int64_t stride, const pack_of<float, V> &scale) {
+__device__ __forceinline__ void add_together(float sum[GROUP][V], const listed_outliers &o, int32_t n,
+                                             const pack_of<float, V> &scale) {
 #pragma unroll 2
     for (int32_t i = 0; i < n; i++) {
-        floats<V> w = weight_numbers<T>(gathered + o.place[i] * stride, scale);
+        floats<V> w = weight_numbers<T>(&o.codes[i][threadIdx.x * V], scale);
         floats<GROUP> x = load_floats<GROUP>(o.x[i]);
 #pragma unroll
         for (int r = 0; r < GROUP; r++) add(sum[r], x.x[r], w);
@@ -293,46 +336,52 @@ __device__ __forceinline__ void add_together(float sum[GROUP][V], const listed_o
 
 /* Row by row. */
 template <typename T>
-__device__ __forceinline__ void add_own(float sum[GROUP][V], const listed_outliers &o, const int8_t *gathered, int64_t stride,
+__device__ __forceinline__ void add_own(float sum[GROUP][V], const listed_outliers &o,
                                         const pack_of<float, V> &scale) {
+    const uint8_t *codes = &o.codes[0][threadIdx.x * V];
 #pragma unroll
     for (int r = 0; r < GROUP; r++) {
         int32_t n = o.n_own[r];
 #pragma unroll 4
         for (int32_t i = 0; i < n; i++) {
             own_outlier one = o.own[r][i];
-            add(sum[r], one.x, weight_numbers<T>(gathered + one.place * stride, scale));
+            add(sum[r], one.x, weight_numbers<T>(codes + one.at, scale));
         }
     }
 }
 
-struct piece { /* columns of y */
-    int64_t first, n;
+struct strip { /* of a slab's rows */
+    int64_t first, m;
 };
 
+/* Blocks of the same columns follow each other: the gathered codes that they share stay in the cache. */
 template <typename U, typename T>
-__global__ void __launch_bounds__(THREADS, 3) finish_kernel(U *y, int8_room room, const T *x, const float *column_scale,
-                                                            piece p, int64_t m, int64_t n, int64_t k) {
+__global__ void __launch_bounds__(THREADS, 3)
+    finish_kernel(U *y, int8_room room, const T *x, const float *column_scale, strip rows, int64_t n,
+                  int64_t k) {
     __shared__ __align__(16) listed_outliers outliers;
     cuda_begin();
-    int64_t first = (int64_t)blockIdx.y * GROUP, of_piece = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
-    int64_t column = p.first + of_piece, my_row = first + threadIdx.x / WARP;
-    bool is_inside = of_piece < p.n;
+    int64_t group = rows.first / GROUP + blockIdx.x, first = group * GROUP, end = rows.first + rows.m;
+    int64_t of_block = (int64_t)blockIdx.y * COLUMNS, column = of_block + threadIdx.x * V;
+    int64_t my_row = first + threadIdx.x / WARP;
+    bool is_inside = column < n;
     pack_of<float, V> scale = {};
     pack_of<int32_t, V> integers[GROUP] = {};
     float sum[GROUP][V];
     if (is_inside) scale = load<float, V>(column_scale + column);
 #pragma unroll
     for (int r = 0; r < GROUP; r++)
-        if (is_inside && first + r < m) integers[r] = load<int32_t, V>(room.integers + (first + r) * p.n + of_piece);
-    int64_t group = room.by_batch ? (int64_t)GROUPS : (int64_t)blockIdx.y;
-    const uint16_t *listed = room.listed + group * k;
-    int32_t n_listed = room.n_listed[group];
+        if (is_inside && first + r < end)
+            integers[r] = load<int32_t, V>(room.integers + (first + r - rows.first) * n + column);
+    int64_t list = room.by_batch ? (int64_t)GROUPS : group;
+    const uint16_t *listed = room.listed + list * k;
+    int32_t n_listed = room.n_listed[list];
     x += my_row * k;
-    if (n_listed > 0) look_up<T>(&outliers, room, x, listed, n_listed, my_row < m); /* while integers are on their way */
+    looked_up found =
+        look_up<T>(room, x, listed, n_listed, my_row < end); /* while integers are on their way */
 #pragma unroll
     for (int r = 0; r < GROUP; r++) {
-        float row_scale = first + r < m ? room.scale[first + r] : 0.0f;
+        float row_scale = first + r < end ? room.scale[first + r] : 0.0f;
 #pragma unroll
         for (int j = 0; j < V; j++) /* + 0: a -0 would become 0 where other rows of the group have outliers */
             sum[r][j] = __fmaf_rn(__fmul_rn((float)integers[r].x[j], __fmul_rn(row_scale, scale.x[j])),
@@ -340,21 +389,22 @@ __global__ void __launch_bounds__(THREADS, 3) finish_kernel(U *y, int8_room room
     }
     for (int32_t at = 0; at < n_listed; at += LISTED) {
         int32_t n_now = min(n_listed - at, (int32_t)LISTED), n_own = 0;
-        if (at > 0) {
-            __syncthreads();
-            look_up<T>(&outliers, room, x, listed + at, n_now, my_row < m);
-        }
+        if (at > 0) __syncthreads(); /* the columns before have been added */
+        note(&outliers, found, room.by_batch);
+        __syncthreads();
+        fetch(&outliers, n_now, room.gathered + of_block, n, n - of_block);
+        found = look_up<T>(room, x, listed + at + LISTED, n_listed - at - LISTED, my_row < end);
+        copies_wait<0>();
         __syncthreads();
         for (int r = 0; r < GROUP; r++) n_own += outliers.n_own[r];
-        if (!is_inside) continue;
         if (n_own >= 2 * n_now) /* as dear, each turning its own codes into numbers */
-            add_together<T>(sum, outliers, n_now, room.gathered + column, n, scale);
+            add_together<T>(sum, outliers, n_now, scale);
         else
-            add_own<T>(sum, outliers, room.gathered + column, n, scale);
+            add_own<T>(sum, outliers, scale);
     }
 #pragma unroll
     for (int r = 0; r < GROUP; r++) {
-        if (!is_inside || first + r >= m) continue;
+        if (!is_inside || first + r >= end) continue;
         pack_of<U, V> out;
 #pragma unroll
         for (int j = 0; j < V; j++) out.x[j] = cuda_round<U>(sum[r][j]);
@@ -365,12 +415,11 @@ __global__ void __launch_bounds__(THREADS, 3) finish_kernel(U *y, int8_room room
 /* ---------------------------------------------------------------- the product */
 
 template <typename U, typename T>
-static void finish(struct cuda_dev *cuda, void *y, const struct int8_room *room, const T *x, const struct weight *w,
-                   struct piece p, int64_t m) {
-    int64_t columns = THREADS * V;
-    dim3 grid((unsigned)((p.n + columns - 1) / columns), (unsigned)((m + GROUP - 1) / GROUP));
+static void finish(struct cuda_dev *cuda, void *y, const struct int8_room *room, const T *x,
+                   const struct weight *w, struct strip rows) {
+    dim3 grid((unsigned)((rows.m + GROUP - 1) / GROUP), (unsigned)((w->n + COLUMNS - 1) / COLUMNS));
     cuda_launch(cuda, "integers to numbers", finish_kernel<U, T>, grid, THREADS, 0, (U *)y, *room, x,
-                (const float *)w->scale.data, p, m, w->n, w->k);
+                (const float *)w->scale.data, rows, w->n, w->k);
 }
 
 static void forget_columns(struct cuda_dev *cuda, const struct int8_room *room, int64_t n_groups) {
@@ -385,16 +434,15 @@ static void slab_product(struct cuda_dev *cuda, void *y, enum dtype out, const T
     if (!room->by_batch) forget_columns(cuda, room, n_groups);
     cuda_launch(cuda, "quantize", quantize_kernel<T>, (unsigned)m, THREADS, 0, *room, x, w->k);
     if (!room->by_batch) find_columns(cuda, room, w, n_groups);
-    int64_t columns = piece_columns(w, m);
-    for (int64_t first = 0; first < w->n; first += columns) {
-        struct piece p = {first, w->n - first < columns ? w->n - first : columns};
-        struct linear_shape s = {p.n, w->k, w->k_pad, DTYPE_I8, DTYPE_I32};
-        struct linear_operands o = {room->integers, room->codes, (const int8_t *)w->data + first * w->k_pad};
-        algorithms_multiply(cuda, &s, m, &o);
+    struct linear_shape s = {w->n, w->k, w->k_pad, DTYPE_I8, DTYPE_I32};
+    for (struct strip rows = {}; rows.first < m; rows.first += STRIP) {
+        rows.m = m - rows.first < STRIP ? m - rows.first : STRIP;
+        struct linear_operands o = {room->integers, room->codes + rows.first * w->k, w->data};
+        algorithms_multiply(cuda, &s, rows.m, &o);
         if (out == DTYPE_F32)
-            finish<float, T>(cuda, y, room, x, w, p, m);
+            finish<float, T>(cuda, y, room, x, w, rows);
         else
-            finish<T, T>(cuda, y, room, x, w, p, m);
+            finish<T, T>(cuda, y, room, x, w, rows);
     }
 }
 
@@ -414,7 +462,8 @@ static void product(struct cuda_dev *cuda, struct tensor *y, const struct tensor
     }
 }
 
-void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w) {
+void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
+                      const struct weight *w) {
     if (w->dtype == DTYPE_F16)
         product<__half>(cuda, y, x, w);
     else
