@@ -78,16 +78,37 @@ static int create_beside(struct buf *temp, const char *path) {
     return -1;
 }
 
+/* What a symbolic link names, whether it is there or not; the path itself where it is none. NULL and errno
+ * when links go round. */
+static char *behind_links(const char *path) {
+    enum { MOST = 40 }; /* as Linux follows */
+    char *at = mem_strdup(path), target[4096];
+    ssize_t n;
+    for (int i = 0; (n = readlink(at, target, sizeof target - 1)) > 0; i++) {
+        target[n] = 0;
+        char *next = target[0] == '/' ? mem_strdup(target) : path_join(dirname(at), target);
+        free(at);
+        at = next;
+        if (i < MOST) continue;
+        free(at);
+        errno = ELOOP;
+        return NULL;
+    }
+    return at;
+}
+
 int file_new_open(struct file_new **out, const char *path, struct err *err) {
     struct buf temp = BUF_INIT(0);
-    int fd = create_beside(&temp, path);
+    char *real = behind_links(path);
+    int fd = real ? create_beside(&temp, real) : -1;
     if (fd < 0) {
-        int r = create_error(err, path);
+        int r = create_error(err, real ? real : path);
         buf_clear(&temp);
+        free(real);
         return r;
     }
     struct file_new *f = mem_zalloc(1, sizeof *f);
-    f->path = mem_strdup(path);
+    f->path = real;
     f->temp = buf_take(&temp);
     f->stream = fdopen(fd, "w");
     if (!f->stream) abort();

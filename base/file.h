@@ -20,7 +20,8 @@ int file_read(const char *path, size_t max, char **data, size_t *n, struct err *
 char *path_join(const char *dir, const char *name);
 
 /* A file that replaces `path` whole or not at all: written beside it under
- * another name, synced, renamed. file_new_commit or file_new_abort ends it and frees. */
+ * another name, synced, renamed. Where `path` is a symbolic link it stays one, and
+ * what it names is replaced. file_new_commit or file_new_abort ends it and frees. */
 struct file_new;
 int file_new_open(struct file_new **out, const char *path, struct err *err);
 FILE *file_new_stream(struct file_new *f); /* borrowed until commit or abort */

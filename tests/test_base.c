@@ -242,6 +242,44 @@ static void a_new_file_has_the_rights_that_the_umask_leaves(void **state) {
     free(path);
 }
 
+static void put(const char *path, const char *text) {
+    struct err err = ERR_INIT;
+    struct file_new *f;
+    assert_ok(file_new_open(&f, path, &err), &err);
+    fputs(text, file_new_stream(f));
+    assert_ok(file_new_commit(f, &err), &err);
+}
+
+static void a_link_stays_one_and_what_it_names_is_replaced(void **state) {
+    char dir[] = "/tmp/batchd-test-XXXXXX", *text = NULL;
+    struct err err = ERR_INIT;
+    struct file_new *f;
+    struct stat st;
+    size_t n;
+    assert_non_null(mkdtemp(dir));
+    char *sub = path_join(dir, "sub"), *file = path_join(sub, "out"), *near = path_join(sub, "near"), *far = path_join(dir, "far"),
+         *round = path_join(dir, "round");
+    assert_int_equal(mkdir(sub, 0777), 0);
+    assert_int_equal(symlink("out", near), 0);
+    assert_int_equal(symlink("sub/near", far), 0);
+    assert_int_equal(symlink("round", round), 0);
+    put(far, "one"); /* names nothing yet */
+    put(far, "two");
+    assert_int_equal(lstat(far, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    assert_int_equal(lstat(near, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    assert_ok(file_read(file, 100, &text, &n, &err), &err);
+    assert_string_equal(text, "two");
+    assert_err(file_new_open(&f, round, &err), E_IO, "round", &err);
+    free(text);
+    char *all[] = {far, near, round, file};
+    for (int i = 0; i < 4; i++) unlink(all[i]), free(all[i]);
+    rmdir(sub);
+    rmdir(dir);
+    free(sub);
+}
+
 static void file_replaces_whole_or_not_at_all(void **state) {
     char dir[] = "/tmp/batchd-test-XXXXXX";
     assert_non_null(mkdtemp(dir));
@@ -282,7 +320,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(suggest_finds_the_typo),
     cmocka_unit_test(mailbox_keeps_order_and_ends),
     cmocka_unit_test(mailbox_waits_no_longer_than_told),
-    cmocka_unit_test(file_replaces_whole_or_not_at_all),
+    cmocka_unit_test(a_link_stays_one_and_what_it_names_is_replaced),
+        cmocka_unit_test(file_replaces_whole_or_not_at_all),
     cmocka_unit_test(a_new_file_has_the_rights_that_the_umask_leaves),
     cmocka_unit_test(a_message_is_one_harmless_line),
 };
