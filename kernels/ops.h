@@ -84,6 +84,16 @@ struct weight *weight_new_fp8_blocks(struct dev *dev, int64_t n, int64_t k, enum
 /* What such a weight of `n_tensors` checkpoint tensors will hold, bias left out; fp8-block: and the scales. */
 size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant, int n_tensors);
 
+/* Scratch that products with quantized weights take on a GPU, beside the weights: of each kind as much as the
+ * weight takes that needs most. Of dtype, where the weight suits the tensor cores: in 16 bits, n and k in
+ * multiples of 16. 8-bit kinds in float32 or of other shapes take something else, of the same order. */
+struct weight_scratch {
+    size_t numbers; /* codes turned back */
+    size_t codes;   /* rows turned into codes, and sums of their products */
+};
+struct weight_scratch weight_scratch_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant);
+bool weight_has_scratch(const struct dev *dev); /* does this device take any? */
+
 /* Copy a checkpoint tensor's rows from host memory (row-major [rows, k], F32,
  * F16 or BF16, unaligned is fine; there until dev_sync) to rows [first_row, first_row + rows).
  * A quantized weight rounds them to its dtype and quantizes them, as one tensor; they must be

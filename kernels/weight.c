@@ -4,6 +4,7 @@
 #include "base/mem.h"
 #include "kernels/backend.h"
 #include "kernels/ops.h"
+#include "kernels/product_room.h"
 
 #include <assert.h>
 #include <math.h>
@@ -99,6 +100,16 @@ size_t weight_bytes_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_k
     if (!quant_is_4bit(quant)) return bytes + (size_t)n_pad * 4;
     if (quant != QUANT_NF4_DQ) return bytes + (size_t)blocks * 4;
     return bytes + (size_t)blocks + (size_t)(quant_blocks(blocks, QUANT_NESTED_BLOCK) + n_tensors * 257) * 4;
+}
+
+struct weight_scratch weight_scratch_planned(int64_t n, int64_t k, enum dtype dtype, enum quant_kind quant) {
+    struct weight_scratch s = {.codes = product_room_bytes(quant, n, k)};
+    if (quant_is_decoded(quant)) s.numbers = (size_t)round_up(n, 16) * (size_t)round_up(k, 16) * dtype_bytes(dtype);
+    return s;
+}
+
+bool weight_has_scratch(const struct dev *dev) {
+    return dev->backend->weight_reserve != NULL;
 }
 
 /* ---------------------------------------------------------------- segments */

@@ -3,9 +3,11 @@
 #include "tests/unit.h"
 
 #include "engine/engine.h"
-#include "engine/model/model.h"
+#include "engine/model/model_private.h"
 #include "engine/plan.h"
 #include "kernels/dev.h"
+
+#include <unistd.h>
 
 #define MIB ((int64_t)1 << 20)
 
@@ -21,6 +23,28 @@ static struct model_plan plan_of(const struct engine_options *o) {
     struct err err = ERR_INIT;
     assert_ok(model_plan(&p, o, &err), &err);
     return p;
+}
+
+static void add_scratch(struct weight_scratch *most, const struct weight *w) {
+    if (!w) return;
+    struct weight_scratch s = weight_scratch_planned(w->n, w->k, w->dtype, w->quant);
+    if (s.numbers > most->numbers) most->numbers = s.numbers;
+    if (s.codes > most->codes) most->codes = s.codes;
+}
+
+/* What a GPU, which this device need not be, would hold beside the weights. */
+static int64_t scratch_of(const struct weights *w) {
+    struct weight_scratch most = {0};
+    for (int32_t i = 0; i < w->n_layers; i++) {
+        const struct layer_weights *l = &w->layers[i];
+        struct weight *const all[] = {l->qkv, l->o, l->up, l->down};
+        for (size_t k = 0; k < sizeof all / sizeof *all; k++) add_scratch(&most, all[k]);
+        for (int32_t e = 0; l->expert_up && e < w->n_experts; e++) {
+            add_scratch(&most, l->expert_up[e]);
+            add_scratch(&most, l->expert_down[e]);
+        }
+    }
+    return (int64_t)(most.numbers + most.codes);
 }
 
 static void weights_take_what_was_planned(void **state) {
@@ -39,9 +63,10 @@ static void weights_take_what_was_planned(void **state) {
             assert_ok(quantization_parse(&mo.quantization, kinds[k], &err), &err);
             assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
             assert_ok(model_open(&m, dev, &mo, &err), &err);
-            double held = (double)model_weight_bytes(m), planned = (double)p.weight_bytes;
-            bool has_scratch = strncmp(kinds[k], "nf4", 3) == 0 || d >= 3; /* room to turn weights back, which a CPU has not */
-            if (planned < held || (!has_scratch && planned > 1.001 * held))
+            int64_t scratch = scratch_of(&m->weights);
+            assert_int_equal(scratch > 0, k > 0 || d >= 3);
+            double held = (double)model_weight_bytes(m), planned = (double)(p.weight_bytes - scratch);
+            if (planned < held || planned > 1.01 * held) /* with 4 bits a block more a tensor */
                 fail_msg("%s %s: %.0f planned, %.0f held", dirs[d], kinds[k], planned, held);
             struct runner_options r = plan_runner(&o, true);
             assert_true(p.step_bytes >= runner_tensor_bytes(m, &r));
@@ -101,11 +126,79 @@ static void weights_in_fp8_blocks_take_a_byte_each(void **state) {
     assert_int_equal(plan_of(&blocks).weight_bytes, plan_of(&plain).weight_bytes - numbers + 4 * scales + scratch);
 }
 
+/* ---------------------------------------------------------------- rooms of products of codes */
+
+struct shape { /* of a model whose config.json alone is there */
+    const char *type, *more;
+    int64_t layers, hidden, heads, kv_heads, ffn, vocab, experts;
+};
+static const struct shape mistral_7b = {"mistral", "", 32, 4096, 32, 8, 14336, 32000, 1};
+static const struct shape llama_70b = {"llama", "", 80, 8192, 64, 8, 28672, 128256, 1};
+static const struct shape mixtral = {
+    "mixtral", ",\"num_local_experts\":8,\"num_experts_per_tok\":2", 32, 4096, 32, 8, 14336, 32000,
+    8};
+
+static int64_t planned(const struct shape *s, const char *quantization) {
+    char dir[] = "/tmp/batchd-test-plan-XXXXXX", path[64];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fprintf(f,
+            "{\"model_type\":\"%s\",\"num_hidden_layers\":%d,\"hidden_size\":%d,\"num_attention_heads\":%d,"
+            "\"num_key_value_heads\":%d,\"intermediate_size\":%d,\"vocab_size\":%d,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false%s}",
+            s->type, (int)s->layers, (int)s->hidden, (int)s->heads, (int)s->kv_heads, (int)s->ffn, (int)s->vocab, s->more);
+    assert_int_equal(fclose(f), 0);
+    struct engine_options o = of(dir, quantization);
+    o.load_format = "dummy";
+    int64_t bytes = plan_of(&o).weight_bytes;
+    unlink(path);
+    rmdir(dir);
+    return bytes;
+}
+
+/* Embedding, head, router and norms stay as they are; the rest is `number` bytes a number and `row` a row. */
+static int64_t weights_of(const struct shape *s, int64_t number, int64_t row) {
+    int64_t h = s->hidden, q = h, qkv = q + 2 * s->kv_heads * 128;
+    int64_t router = s->experts > 1 ? 16 * h * 2 : 0; /* 8 rows and 8 of zeros */
+    int64_t attention = number * (qkv * h + h * q) + row * (qkv + h);
+    int64_t mlp = number * (2 * s->ffn * h + h * s->ffn) + row * (2 * s->ffn + h);
+    return 2 * s->vocab * h * 2 + s->layers * (attention + router + s->experts * mlp + 2 * h * 4) + h * 4;
+}
+
+/* The parts in the order in which they lie, each with an end at a multiple of 256 bytes. Of gate and up
+ * together, n = 28,672 or 57,344: their integers make theirs the largest. */
+static void int8_has_room_for_codes_columns_and_integers(void **state) {
+    int64_t mistral = 4096LL * 4096 + 4096 * 4 + 513 * (4096 / 32) * 4 + (513 * 4 + 252) + 513 * 4096 * 2 + 4096 * 4 +
+                      4096LL * 28672 + 2048LL * 28672 * 4;
+    int64_t llama = 4096LL * 8192 + 4096 * 4 + 513 * (8192 / 32) * 4 + (513 * 4 + 252) + 513 * 8192 * 2 + 8192 * 4 +
+                    8192LL * 57344 + 2048LL * 57344 * 4;
+    assert_int_equal(planned(&mistral_7b, "int8"), weights_of(&mistral_7b, 1, 4) + mistral);
+    assert_int_equal(planned(&llama_70b, "int8"), weights_of(&llama_70b, 1, 4) + llama);
+    assert_int_equal(planned(&mixtral, "int8"), weights_of(&mixtral, 1, 4) + mistral); /* one expert at a time */
+}
+
+/* Of the longest rows, those of the MLP's way down. */
+static void fp8_has_room_for_the_codes_of_4096_rows(void **state) {
+    assert_int_equal(planned(&mistral_7b, "fp8"), weights_of(&mistral_7b, 1, 4) + 4096LL * 14336 + 4096 * 4);
+    assert_int_equal(planned(&llama_70b, "fp8"), weights_of(&llama_70b, 1, 4) + 4096LL * 28672 + 4096 * 4);
+    assert_int_equal(planned(&mixtral, "fp8"), weights_of(&mixtral, 1, 4) + 4096LL * 14336 + 4096 * 4);
+}
+
+static void numbers_of_16_bits_need_no_room(void **state) {
+    assert_int_equal(planned(&mistral_7b, "none"), weights_of(&mistral_7b, 2, 0));
+    assert_int_equal(planned(&llama_70b, "none"), weights_of(&llama_70b, 2, 0));
+    assert_int_equal(planned(&mixtral, "none"), weights_of(&mixtral, 2, 0));
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_take_what_was_planned),
     cmocka_unit_test(memory_is_divided_as_documented),
     cmocka_unit_test(weights_in_fp8_blocks_take_a_byte_each),
     cmocka_unit_test(an_fp8_cache_and_quantized_weights_take_less),
+    cmocka_unit_test(int8_has_room_for_codes_columns_and_integers),
+    cmocka_unit_test(fp8_has_room_for_the_codes_of_4096_rows),
+    cmocka_unit_test(numbers_of_16_bits_need_no_room),
 };
 
 UNIT_MAIN(tests)

@@ -275,8 +275,9 @@ static void plan_kind(struct loader *l, enum quant_kind kind) {
 }
 
 static void plan_scratch(struct loader *l, int64_t n, int64_t k, enum quant_kind kind) {
-    int64_t bytes = quant_is_decoded(kind) ? padded(n) * padded(k) * (int64_t)dtype_bytes(l->dtype) : 0;
-    if (bytes > l->plan.scratch_bytes) l->plan.scratch_bytes = bytes;
+    struct weight_scratch *most = &l->plan.scratch, s = weight_scratch_planned(n, k, l->dtype, kind);
+    if (s.numbers > most->numbers) most->numbers = s.numbers;
+    if (s.codes > most->codes) most->codes = s.codes;
 }
 
 static int64_t planned_bytes(const struct loader *l, int64_t n, int64_t k, enum quant_kind kind, const struct part *parts,

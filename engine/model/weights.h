@@ -38,7 +38,7 @@ static inline bool norm_exists(const struct norm *n) {
 
 struct weights_plan {
     int64_t bytes;    /* on the device, in the dtype and with the quantization asked for */
-    int64_t scratch_bytes; /* on a GPU: where weights are turned back into numbers, the largest at once */
+    struct weight_scratch scratch; /* on a GPU */
     int64_t n_params; /* a tied embedding counts once */
     bool is_quantized; /* some weights are, or become so */
     bool has_int8;    /* to int8 */

@@ -7,8 +7,7 @@
 
 #include <assert.h>
 
-/* Rows at once, which bounds the memory of codes. */
-enum { FP8_SLAB = 4096, THREADS = 256 };
+enum { THREADS = 256 };
 
 bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w) {
     bool is_known = (w->quant == QUANT_FP8 && cuda->capability >= 89) ||
@@ -19,24 +18,20 @@ bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w) 
 
 /* ---------------------------------------------------------------- scratch */
 
-struct fp8_room {
-    uint8_t *codes; /* [m][k] */
-    float *scale;   /* [m] */
+struct fp8_room { /* the parts of product_room.h */
+    uint8_t *codes;
+    float *scale;
 };
 
-static struct fp8_room fp8_room_at(char *base, const struct weight *w, size_t *bytes) {
+static struct fp8_room fp8_room_at(char *base, const struct weight *w) {
     struct fp8_room r;
-    const struct room_part parts[] = {{(void **)&r.codes, (size_t)(FP8_SLAB * w->k)},
-                                      {(void **)&r.scale, FP8_SLAB * sizeof(float)}};
-    *bytes = room_lay_out(base, parts, 2);
+    size_t parts[N_FP8_PARTS];
+    void **at[N_FP8_PARTS];
+    at[FP8_CODES] = (void **)&r.codes;
+    at[FP8_SCALE] = (void **)&r.scale;
+    fp8_room_parts(parts, w->k);
+    room_lay_out(base, at, parts, N_FP8_PARTS);
     return r;
-}
-
-size_t cuda_codes_room(const struct weight *w) {
-    size_t bytes;
-    if (w->quant == QUANT_INT8) return cuda_int8_room(w);
-    fp8_room_at(NULL, w, &bytes);
-    return bytes;
 }
 
 /* ---------------------------------------------------------------- the product of codes */
@@ -113,8 +108,8 @@ static void scale_rows(struct cuda_dev *cuda, void *y, const float *row_scale, i
 /* Numbers are made codes a slab at a time; their scales go to `scale`, or if that is NULL into y. */
 static void fp8_of_numbers(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w,
                            float *scale) {
-    size_t bytes, in = dtype_bytes(x->dtype), out = dtype_bytes(y->dtype);
-    struct fp8_room room = fp8_room_at((char *)cuda->quant->rows, w, &bytes);
+    size_t in = dtype_bytes(x->dtype), out = dtype_bytes(y->dtype);
+    struct fp8_room room = fp8_room_at((char *)cuda->quant->rows, w);
     for (int64_t r = 0, m; r < y->shape[0]; r += m) {
         m = y->shape[0] - r < FP8_SLAB ? y->shape[0] - r : FP8_SLAB;
         char *to = (char *)y->data + (size_t)(r * w->n) * out;

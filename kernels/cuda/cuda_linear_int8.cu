@@ -19,48 +19,42 @@
 
 #include <assert.h>
 
-/* SLAB: rows quantized at once, STRIP: of these, rows multiplied at once. They bound the memory of codes and
- * of integers. */
-enum { SLAB = 4096, STRIP = 2048, THREADS = 256, WARP = 32, GROUP = THREADS / WARP, GROUPS = SLAB / GROUP };
+enum { SLAB = INT8_SLAB, STRIP = INT8_STRIP, GROUP = INT8_GROUP, GROUPS = INT8_GROUPS, WARP = 32, THREADS = GROUP * WARP };
 
 /* ---------------------------------------------------------------- scratch */
 
-struct int8_room {
-    int8_t *codes;      /* [m][k] */
-    float *scale;       /* [m] */
+struct int8_room { /* the parts of product_room.h */
+    int8_t *codes;
+    float *scale;
     uint32_t *in_some;  /* [words] of 32 columns: the bits of all rows, */
     uint32_t *in_group; /* [GROUPS][words]: and those of a group, right behind */
-    int32_t *n_listed;  /* [GROUPS + 1]: columns of a group, and of all */
-    uint16_t *listed;   /* [GROUPS + 1][k]: those, ascending */
-    int32_t *place;     /* [k]: of a column among those of all */
-    uint8_t *gathered;  /* [k][n]: the weight's codes in those columns, 128 more than they are */
-    int32_t *integers;  /* [STRIP][n] */
+    int32_t *n_listed;
+    uint16_t *listed;   /* ascending; the list of all is the last */
+    int32_t *place;
+    uint8_t *gathered;  /* codes are 128 more than they are */
+    int32_t *integers;
     int32_t words;
     bool by_batch;
 };
 
-static struct int8_room room_at(char *base, const struct weight *w, size_t *bytes) {
-    size_t m = SLAB, k = (size_t)w->k, n = (size_t)w->n, words = (k + 31) / 32;
+static struct int8_room room_at(char *base, const struct weight *w) {
     struct int8_room r = {};
-    const struct room_part parts[] = {{(void **)&r.codes, m * k},
-                                      {(void **)&r.scale, m * sizeof(float)},
-                                      {(void **)&r.in_some, (GROUPS + 1) * words * sizeof(uint32_t)},
-                                      {(void **)&r.n_listed, (GROUPS + 1) * sizeof(int32_t)},
-                                      {(void **)&r.listed, (GROUPS + 1) * k * sizeof(uint16_t)},
-                                      {(void **)&r.place, k * sizeof(int32_t)},
-                                      {(void **)&r.gathered, k * n},
-                                      {(void **)&r.integers, STRIP * n * sizeof(int32_t)}};
-    *bytes = room_lay_out(base, parts, sizeof parts / sizeof *parts);
-    r.in_group = r.in_some + words;
-    r.words = (int32_t)words;
+    size_t parts[N_INT8_PARTS];
+    void **at[N_INT8_PARTS];
+    at[INT8_CODES] = (void **)&r.codes;
+    at[INT8_SCALE] = (void **)&r.scale;
+    at[INT8_BITS] = (void **)&r.in_some;
+    at[INT8_N_LISTED] = (void **)&r.n_listed;
+    at[INT8_LISTED] = (void **)&r.listed;
+    at[INT8_PLACE] = (void **)&r.place;
+    at[INT8_GATHERED] = (void **)&r.gathered;
+    at[INT8_INTEGERS] = (void **)&r.integers;
+    int8_room_parts(parts, w->n, w->k);
+    room_lay_out(base, at, parts, N_INT8_PARTS);
+    r.words = (int32_t)int8_bit_words(w->k);
+    r.in_group = r.in_some + r.words;
     r.by_batch = w->outliers == INT8_OUTLIERS_BATCH;
     return r;
-}
-
-size_t cuda_int8_room(const struct weight *w) {
-    size_t bytes;
-    room_at(NULL, w, &bytes);
-    return bytes;
 }
 
 /* ---------------------------------------------------------------- numbers to codes */
@@ -448,8 +442,7 @@ static void slab_product(struct cuda_dev *cuda, void *y, enum dtype out, const T
 
 template <typename T>
 static void product(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w) {
-    size_t bytes;
-    struct int8_room room = room_at((char *)cuda->quant->rows, w, &bytes);
+    struct int8_room room = room_at((char *)cuda->quant->rows, w);
     if (room.by_batch) {
         forget_columns(cuda, &room, 0);
         int8_mark_columns(cuda, room.in_some, x);

@@ -90,7 +90,7 @@ void cuda_quantized_reserve(struct dev *dev, const struct weight *w) {
     if (!cuda->quant) cuda->quant = (struct cuda_quant *)mem_zalloc(1, sizeof *cuda->quant);
     struct cuda_quant *q = cuda->quant;
     if (cuda_multiplies_codes(cuda, w)) {
-        grow(cuda, &q->rows, &q->rows_bytes, cuda_codes_room(w));
+        grow(cuda, &q->rows, &q->rows_bytes, product_room_bytes(w->quant, w->n, w->k));
         return;
     }
     if (!quant_is_decoded(w->quant)) slab_at(NULL, w, w->dtype, SLAB, &bytes);

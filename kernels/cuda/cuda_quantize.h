@@ -14,6 +14,7 @@
 #define BATCHD_KERNELS_CUDA_QUANTIZE_H
 
 #include "kernels/cuda/cuda.h"
+#include "kernels/product_room.h"
 
 struct cuda_quant { /* scratch, as large as the largest weight so far needs it */
     void *weights; /* of the compute dtype: [n_pad][k_pad]; int8: [K / span][n_pad][span, padded] */
@@ -22,19 +23,9 @@ struct cuda_quant { /* scratch, as large as the largest weight so far needs it *
     size_t rows_bytes;
 };
 
-struct room_part { /* of a piece of scratch */
-    void **at;
-    size_t bytes;
-};
-
-/* Lays parts out one behind the other; the bytes of all. */
-static inline size_t room_lay_out(char *base, const struct room_part *parts, int n) {
-    size_t at = 0;
-    for (int i = 0; i < n; i++) {
-        *parts[i].at = base + at;
-        at += (parts[i].bytes + 255) / 256 * 256;
-    }
-    return at;
+/* Lays the parts of a room out one behind the other; *at[i] becomes where part i is. */
+static inline void room_lay_out(char *base, void **const *at, const size_t *parts, int n_parts) {
+    for (int i = 0; i < n_parts; base += room_rounded(parts[i++])) *at[i] = base;
 }
 
 /* y[m, n] = x[m, k] numbers[n_pad, k]^T, rows ld apart: the ordinary product. The numbers stand
@@ -42,13 +33,11 @@ static inline size_t room_lay_out(char *base, const struct room_part *parts, int
 void quantized_multiply(struct cuda_dev *cuda, const struct tensor *y, const void *x, const struct weight *w,
                         const void *numbers, int64_t k, int64_t ld);
 
-/* cuda_linear_8bit.cu. Which 8-bit weights are for it, and the scratch that it takes. */
+/* cuda_linear_8bit.cu. Which 8-bit weights are for it; its scratch is a room of product_room.h. */
 bool cuda_multiplies_codes(const struct cuda_dev *cuda, const struct weight *w);
-size_t cuda_codes_room(const struct weight *w);
 void cuda_linear_8bit(struct cuda_dev *cuda, struct product *y, const struct activation *x, const struct weight *w);
 
 /* cuda_linear_int8.cu; y and x as cuda_linear has them. */
-size_t cuda_int8_room(const struct weight *w);
 void cuda_linear_int8(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x, const struct weight *w);
 
 /* A bit for each column in which some row of x[m, k] has an outlier: of words[k / 32, rounded up], which are
