@@ -73,6 +73,7 @@ enum param_bit {
 
 struct params { /* all zero = nothing set; give back with params_clear */
     uint32_t set; /* param_bit */
+    uint32_t second; /* of these: last given by a second name, as max_completion_tokens */
     int64_t max_tokens, min_tokens, top_k;
     int64_t logprobs, top_logprobs, prompt_logprobs; /* but for top_logprobs, -1 = none, though the job has some */
     double temperature, top_p, min_p;
@@ -96,7 +97,8 @@ bool params_is_key(const char *key);
 
 /* Set one key from JSON text of its value; null sets nothing, as with the peers. E_RANGE or E_PARSE: "temperature: 11 is not
  * in 0 .. 10"; E_UNSUPPORTED: a key that is known by name but not built, with a value
- * that would change the result ("n: 2 is not built yet; only 1"); E_NOT_FOUND: no such key. */
+ * that would change the result ("n: 2 is not built yet; only 1 is"); E_NOT_FOUND: no such key.
+ * max_completion_tokens is max_tokens; given by both names, the two must agree (E_PARSE). */
 int params_set_json(struct params *p, const char *key, const char *json, struct err *err);
 
 /* Set one key from a flag's or a cell's plain text ("0.8", "END"). Same errors. */

@@ -15,6 +15,7 @@ enum { MAX_STOPS = 16, MAX_STOP_BYTES = 256, MAX_STOP_IDS = 64, MAX_IDS = 1024, 
 
 enum kind { KIND_INT, KIND_REAL, KIND_SEED, KIND_BOOL, KIND_STOP, KIND_IDS, KIND_BIAS, KIND_LOGPROBS };
 
+/* Two lines in a row with one bit are two names of one parameter; the second is read, never written. */
 static const struct spec {
     const char *name;
     enum param_bit bit;
@@ -26,6 +27,7 @@ static const struct spec {
     size_t longest;
 } specs[] = {
     {"max_tokens", PARAM_MAX_TOKENS, KIND_INT, offsetof(struct params, max_tokens), 1, 1 << 20, false, 0, 0},
+    {"max_completion_tokens", PARAM_MAX_TOKENS, KIND_INT, offsetof(struct params, max_tokens), 1, 1 << 20, false, 0, 0},
     {"min_tokens", PARAM_MIN_TOKENS, KIND_INT, offsetof(struct params, min_tokens), 0, 1 << 20, false, 0, 0},
     {"temperature", PARAM_TEMPERATURE, KIND_REAL, offsetof(struct params, temperature), 0, 10, false, 0, 0},
     {"top_p", PARAM_TOP_P, KIND_REAL, offsetof(struct params, top_p), 0, 1, true, 0, 0},
@@ -55,17 +57,30 @@ static const struct spec {
 static const struct neutral {
     const char *name;
     double number; /* this number, or null, false, {} or []; tool_choice and response_format have a word, too */
+    const char *remedy; /* what to write, where it is not simply less */
 } neutrals[] = {
-    {"n", 1},           {"best_of", 1},           {"tools", 0},
-    {"tool_choice", 0}, {"response_format", 0},   {"stream", 0},          {"functions", 0},
-    {"echo", 0},        {"guided_json", NAN},     {"bad_words", 0},       {"length_penalty", 1},
-    {"use_beam_search", 0}, {"max_completion_tokens", NAN},
+    {"n", 1, "only 1 is; give each completion a line of its own"},
+    {"best_of", 1, "only 1 is"},
+    {"tools", 0, "beside messages it goes to the chat template"},
+    {"tool_choice", 0, "only \"none\" and \"auto\" are"},
+    {"response_format", 0, "only {\"type\": \"text\"} is"},
+    {"stream", 0, "leave it out, results are read when they are whole"},
+    {"functions", 0, NULL},
+    {"echo", 0, NULL},
+    {"guided_json", NAN, NULL},
+    {"bad_words", 0, NULL},
+    {"length_penalty", 1, "only 1 is"},
+    {"use_beam_search", 0, NULL},
 };
 
 static const struct spec *find_spec(const char *key) {
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++)
         if (strcmp(specs[i].name, key) == 0) return &specs[i];
     return NULL;
+}
+
+static bool is_second(const struct spec *s) {
+    return s > specs && s[-1].bit == s->bit;
 }
 
 static const struct neutral *find_neutral(const char *key) {
@@ -117,14 +132,30 @@ static int range_error(const struct spec *s, double v, struct err *err) {
     return err_set(err, E_RANGE, fmt, s->name, v, s->least, s->most);
 }
 
+/* By which other name was p given what `s` names? NULL: by none. */
+static const char *given_as(const struct params *p, const struct spec *s) {
+    bool now = is_second(s), before = p->second & s->bit;
+    if (!(p->set & s->bit) || now == before) return NULL;
+    return now ? s[-1].name : s[1].name;
+}
+
+static int put_int(struct params *p, const struct spec *s, int64_t x, struct err *err) {
+    int64_t *at = (int64_t *)((char *)p + s->offset);
+    const char *before = given_as(p, s);
+    if (before && *at != x)
+        return err_set(err, E_PARSE, "%s: %" PRId64 " here and %" PRId64 " as %s, which is the same; leave one out", s->name, x, *at, before);
+    *at = x;
+    return 0;
+}
+
 static int set_number(struct params *p, const struct spec *s, const json_t *v, struct err *err) {
     double x = json_number_value(v);
     bool whole = json_is_integer(v) || (json_is_real(v) && x == floor(x) && fabs(x) < 1e15);
     if (!json_is_number(v)) return err_set(err, E_PARSE, "%s: not a number", s->name);
     if (s->kind != KIND_REAL && !whole) return err_set(err, E_PARSE, "%s: %g is not a whole number", s->name, x);
     if (!(x <= s->most) || !(s->above ? x > s->least : x >= s->least)) return range_error(s, x, err);
-    if (s->kind != KIND_REAL) *(int64_t *)((char *)p + s->offset) = (int64_t)x;
-    else *(double *)((char *)p + s->offset) = x;
+    if (s->kind != KIND_REAL) return put_int(p, s, (int64_t)x, err);
+    *(double *)((char *)p + s->offset) = x;
     return 0;
 }
 
@@ -220,7 +251,9 @@ static int set_bias(struct params *p, const struct spec *s, const json_t *v, str
 static bool is_neutral(const struct neutral *k, const json_t *v) {
     if (json_is_null(v) || json_is_false(v)) return true;
     if (json_is_number(v)) return json_number_value(v) == k->number;
-    if (json_is_string(v)) return strcmp(k->name, "tool_choice") == 0 && strcmp(json_string_value(v), "none") == 0;
+    if (json_is_string(v))
+        return strcmp(k->name, "tool_choice") == 0 &&
+               (strcmp(json_string_value(v), "none") == 0 || strcmp(json_string_value(v), "auto") == 0);
     const char *type = json_string_value(json_object_get(v, "type"));
     if (strcmp(k->name, "response_format") == 0 && type && strcmp(type, "text") == 0) return true;
     return (json_is_object(v) && json_object_size(v) == 0) || (json_is_array(v) && json_array_size(v) == 0);
@@ -233,8 +266,8 @@ static int set_value(struct params *p, const char *key, const json_t *v, struct 
     if (k && is_neutral(k, v)) return 0;
     if (k) {
         char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        int r = err_set(err, E_UNSUPPORTED, "%s: %.60s is not built yet%s", key, text ? text : "?",
-                        k->number == 1 ? "; only 1 is" : "");
+        int r = err_set(err, E_UNSUPPORTED, "%s: %.60s is not built yet%s%s", key, text ? text : "?", k->remedy ? "; " : "",
+                        k->remedy ? k->remedy : "");
         free(text);
         return r;
     }
@@ -252,8 +285,10 @@ static int set_value(struct params *p, const char *key, const json_t *v, struct 
         r = json_is_boolean(v) ? 0 : err_set(err, E_PARSE, "%s: neither true nor false", key);
         if (r == 0) p->ignore_eos = json_is_true(v);
     }
-    if (r == 0) p->set |= s->bit;
-    return r;
+    if (r < 0) return r;
+    p->set |= s->bit;
+    p->second = is_second(s) ? p->second | s->bit : p->second & ~(uint32_t)s->bit;
+    return 0;
 }
 
 /* ---------------------------------------------------------------- the interface */
@@ -292,7 +327,7 @@ char *params_to_json(const struct params *p) {
     json_t *o = json_object();
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         const struct spec *s = &specs[i];
-        if (!(p->set & s->bit)) continue;
+        if (!(p->set & s->bit) || is_second(s)) continue;
         const char *at = (const char *)p + s->offset;
         json_t *v = NULL;
         if (s->kind == KIND_INT) v = json_integer(*(const int64_t *)at);
@@ -334,7 +369,7 @@ int params_from_json(struct params *p, const char *json, struct err *err) {
 void params_overlay(struct params *p, const struct params *over) {
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) {
         const struct spec *s = &specs[i];
-        if (!(over->set & s->bit)) continue;
+        if (!(over->set & s->bit) || is_second(s)) continue;
         char *to = (char *)p + s->offset;
         const char *from = (const char *)over + s->offset;
         if (s->kind == KIND_BOOL) p->ignore_eos = over->ignore_eos;

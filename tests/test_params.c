@@ -11,6 +11,7 @@
 
 static void every_key_takes_the_ends_of_its_range(void **state) {
     static const char *const good[][2] = {
+        {"max_completion_tokens", "1"}, {"max_completion_tokens", "1048576"},
         {"max_tokens", "1"},          {"max_tokens", "1048576"},  {"max_tokens", "20.0"}, {"min_tokens", "0"},
         {"min_tokens", "1048576"},    {"temperature", "0"},       {"temperature", "10"},  {"temperature", "0.7"},
         {"top_p", "1"},               {"top_p", "1e-9"},          {"top_k", "0"},         {"top_k", "16777216"},
@@ -146,6 +147,8 @@ static const struct refused {
     {"max_tokens", "\"many\"", E_PARSE, "max_tokens: not a number"},
     {"max_tokens", "true", E_PARSE, "max_tokens: not a number"},
     {"max_tokens", "9223372036854775807", E_RANGE, "max_tokens: "},
+    {"max_completion_tokens", "0", E_RANGE, "max_completion_tokens: 0 is not in 1 .. 1048576"},
+    {"max_completion_tokens", "8", E_PARSE, "max_completion_tokens: 8 here and 9 as max_tokens, which is the same; leave one out"},
     {"min_tokens", "-1", E_RANGE, "min_tokens: -1 is not in 0 .. 1048576"},
     {"temperature", "11", E_RANGE, "temperature: 11 is not in 0 .. 10"},
     {"temperature", "-0.5", E_RANGE, "temperature: -0.5 is not in 0 .. 10"},
@@ -257,7 +260,7 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
     static const char *const harmless[][2] = {
         {"n", "1"},      {"n", "1.0"},          {"best_of", "1"},    {"length_penalty", "1"},
         {"tools", "[]"}, {"echo", "false"},     {"stream", "false"}, {"bad_words", "[]"},
-        {"tool_choice", "\"none\""},             {"response_format", "{\"type\": \"text\"}"}};
+        {"tool_choice", "\"none\""}, {"tool_choice", "\"auto\""}, {"response_format", "{\"type\": \"text\"}"}};
     static const char *const refused[][3] = {
         {"n", "2", "n: 2 is not built yet; only 1 is"},
         {"n", "0", "n: 0 is not built yet; only 1 is"},
@@ -265,10 +268,9 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
         {"best_of", "3", "best_of: 3 is not built yet"},
         {"bad_words", "[\"x\"]", "bad_words: [\"x\"] is not built yet"},
         {"tools", "[{}]", "tools: [{}] is not built yet"},
-        {"tool_choice", "\"auto\"", "tool_choice: \"auto\" is not built yet"},
-        {"response_format", "{\"type\": \"json_object\"}", "response_format: "},
-        {"stream", "true", "stream: true is not built yet"},
-        {"max_completion_tokens", "9", "max_completion_tokens: 9 is not built yet"},
+        {"tool_choice", "\"required\"", "tool_choice: \"required\" is not built yet; only \"none\" and \"auto\" are"},
+        {"response_format", "{\"type\": \"json_object\"}", "response_format: {\"type\":\"json_object\"} is not built yet; only {\"type\": \"text\"} is"},
+        {"stream", "true", "stream: true is not built yet; leave it out"},
     };
     struct err err = ERR_INIT;
     struct params p = {0};
@@ -296,6 +298,27 @@ static void text_that_is_no_value(void **state) {
 }
 
 /* ---------------------------------------------------------------- JSON, layers */
+
+/* max_completion_tokens is OpenAI's later name of max_tokens. */
+static void one_limit_has_two_names(void **state) {
+    struct err err = ERR_INIT;
+    struct params p = {0}, q = {0};
+    assert_ok(params_from_json(&p, "{\"max_completion_tokens\": 7}", &err), &err);
+    assert_int_equal(p.set, PARAM_MAX_TOKENS);
+    assert_int_equal(p.max_tokens, 7);
+    char *text = params_to_json(&p);
+    assert_string_equal(text, "{\"max_tokens\":7}");
+    free(text);
+    assert_ok(params_set_json(&p, "max_tokens", "7", &err), &err); /* both, and they agree */
+    assert_ok(params_set_text(&p, "max_tokens", "8", &err), &err); /* a flag given again: the last one counts */
+    assert_err(params_set_text(&p, "max_completion_tokens", "7", &err), E_PARSE, "max_completion_tokens: 7 here and 8 as max_tokens", &err);
+    assert_int_equal(p.max_tokens, 8);
+    assert_ok(params_set_json(&q, "max_completion_tokens", "5", &err), &err);
+    assert_ok(params_set_json(&q, "max_tokens", "null", &err), &err);
+    assert_err(params_set_json(&q, "max_tokens", "6", &err), E_PARSE, "max_tokens: 6 here and 5 as max_completion_tokens", &err);
+    params_overlay(&p, &q); /* a row's own over the job's, by whichever name */
+    assert_int_equal(p.max_tokens, 5);
+}
 
 static void json_goes_around(void **state) {
     static const char text[] =
@@ -372,6 +395,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(lists_of_ids_have_a_ceiling),
     cmocka_unit_test(keys_that_are_not_built_are_refused_by_name),
     cmocka_unit_test(text_that_is_no_value),
+    cmocka_unit_test(one_limit_has_two_names),
     cmocka_unit_test(json_goes_around),
     cmocka_unit_test(nothing_set_is_an_empty_object),
     cmocka_unit_test(an_object_is_taken_whole_or_not_at_all),
