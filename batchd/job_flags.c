@@ -172,6 +172,8 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
         log_info("job %" PRId64 ": %s row%s read, %" PRId64 " rejected, %.2f s", report->job_id,
                  command_count(rows, report->n_rows), command_s(report->n_rows), report->n_rejected, seconds);
     if (report->prompts_are_alike) log_warn("the template has no {column} in it: every row asks the same");
+    if (*report->other_model)
+        log_warn("the lines ask for \"%s\"; the job's own model answers them, whatever their \"model\" says", report->other_model);
     if (report->n_rejected > 0 && !report->existed)
         log_info("rejected lines: %s sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", command_begin(begin, args),
                  report->job_id);

@@ -15,7 +15,8 @@ const struct verb_def verbs[N_VERBS] = {
              "\n"
              "CSV needs a header. The prompt is --template, or the column --prompt-col, or\n"
              "the column `prompt`, or the only column. JSONL lines hold \"prompt\" or \"messages\",\n"
-             "an optional \"id\", and sampling keys (max_tokens, temperature, ...) of their own row.\n"
+             "an optional \"id\", and sampling keys (max_tokens, temperature, ...) of their own row,\n"
+             "or all of that as the \"body\" of an OpenAI batch file, which loads as it is.\n"
              "\n"
              "With --key the command may be repeated: the job is stored once.\n",
          .examples =

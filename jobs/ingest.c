@@ -9,7 +9,9 @@
 #include "base/mem.h"
 #include "base/suggest.h"
 #include "base/utf8.h"
+#include "jobs/batch_line.h"
 #include "jobs/chat_settings.h"
+#include "jobs/json_text.h"
 #include "jobs/locks.h"
 #include "jobs/messages.h"
 #include "jobs/row_reader.h"
@@ -269,21 +271,20 @@ static bool json_id(struct loader *l, const struct input_row *row, struct reques
     return true;
 }
 
-static bool check_messages(const struct input_row *row, const json_t *messages, struct reject *reject) {
-    const char *code, *problem = messages_problem(messages, &code);
-    if (!problem) problem = messages_extras_problem(row->json, &code);
+/* From here on `object` is what asks: the line itself, or the body of a line of a batch file. */
+static bool check_messages(const struct input_row *row, const json_t *object, struct reject *reject) {
+    const char *code, *problem = messages_problem(json_object_get(object, "messages"), &code);
+    if (!problem) problem = messages_extras_problem(object, &code);
     return !problem || bad(reject, row, code, problem);
 }
 
-static bool json_prompt(struct loader *l, const struct input_row *row, struct reject *reject) {
-    const json_t *prompt = json_object_get(row->json, l->prompt_name), *messages = json_object_get(row->json, "messages");
+static bool json_prompt(struct loader *l, const struct input_row *row, const json_t *object, struct reject *reject) {
+    const json_t *prompt = json_object_get(object, l->prompt_name), *messages = json_object_get(object, "messages");
     char text[200];
     if (l->o->settings->template_text) return true; /* its cells are looked up when it is rendered */
     if (prompt && messages) return bad(reject, row, "bad_value", "both a prompt and messages");
-    if (messages) return check_messages(row, messages, reject);
+    if (messages) return check_messages(row, object, reject);
     if (json_is_string(prompt)) return true;
-    if (!prompt && json_is_object(json_object_get(row->json, "body")))
-        return bad(reject, row, "bad_value", "a line of OpenAI's batch files; its body is the row: jq -c '.body + {custom_id}' FILE");
     snprintf(text, sizeof text, prompt ? "%.60s: not a string" : "neither \"%.60s\" nor \"messages\"", l->prompt_name);
     return bad(reject, row, "bad_value", text);
 }
@@ -297,8 +298,8 @@ static bool is_listed(const char *list, const char *name) {
 
 /* A line with a prompt or messages is a request: its sampling keys count by their names. A
  * line that a template is filled from is data, as in a CSV file. */
-static bool is_param(const struct loader *l, const struct input_row *row, const char *key) {
-    if (messages_is_extra(key) && json_object_get(row->json, "messages")) return false;
+static bool is_param(const struct loader *l, const json_t *object, const char *key) {
+    if (messages_is_extra(key) && json_object_get(object, "messages")) return false;
     if (*key == '@' || is_listed(l->o->param_cols, key)) return true;
     return params_is_key(key) && !l->o->settings->template_text && strcmp(key, l->prompt_name) != 0;
 }
@@ -321,22 +322,50 @@ static int check_template(struct loader *l, const struct input_row *row) {
     return r < 0 ? err_wrap(l->err, "%s:%" PRId64, l->source.name, row->line) : 0;
 }
 
-static bool json_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
+static bool json_params(struct loader *l, const struct input_row *row, const json_t *object, struct params *out, struct reject *reject) {
     struct err err = ERR_INIT;
     const char *key;
     json_t *v;
-    if (!json_id(l, row, q, reject) || !json_prompt(l, row, reject)) return false;
+    json_object_foreach((json_t *)object, key, v) {
+        if (!is_param(l, object, key)) continue;
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        int r = params_set_json(out, key + (*key == '@'), text, &err); /* key itself is the loop's */
+        free(text);
+        if (r < 0) return bad(reject, row, code_name(r), err.text);
+    }
+    return true;
+}
+
+/* The first of the models that the file asks for and the job does not have, for a warning. */
+static void note_model(struct loader *l, const json_t *line) {
+    char *note = l->report->other_model;
+    const char *other = batch_line_other_model(line, l->o->settings->model);
+    if (*note || !other) return;
+    snprintf(note, sizeof l->report->other_model, "%s", other);
+    utf8_trim(note);
+}
+
+static bool batch_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
+    struct err err = ERR_INIT;
+    const json_t *body = json_object_get(row->json, "body");
+    int r = batch_line_check(row->json, l->prompt_name, &err);
+    if (r < 0) return bad(reject, row, code_name(r), err.text);
+    if (!json_prompt(l, row, body, reject) || !json_params(l, row, body, &q->params, reject)) return false;
+    note_model(l, row->json);
+    q->input = json_text(body);
+    return true;
+}
+
+static bool json_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
+    struct err err = ERR_INIT;
+    if (!json_id(l, row, q, reject)) return false;
+    if (!l->template && batch_line_is(row->json, l->prompt_name)) return batch_request(l, row, q, reject);
+    if (!json_prompt(l, row, row->json, reject)) return false;
     struct buf nothing = BUF_INIT(0);
     bool whole = !l->template || template_render(l->template, &nothing, is_there, (void *)row->json, &err) == 0;
     buf_clear(&nothing);
     if (!whole) return bad(reject, row, "missing_key", err.text);
-    json_object_foreach((json_t *)row->json, key, v) {
-        if (!is_param(l, row, key)) continue;
-        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        int r = params_set_json(&q->params, key + (*key == '@'), text, &err); /* key itself is the loop's */
-        free(text);
-        if (r < 0) return bad(reject, row, code_name(r), err.text);
-    }
+    if (!json_params(l, row, row->json, &q->params, reject)) return false;
     q->input = mem_strndup(row->text, row->text_bytes); /* as written: 0.10 stays 0.10 */
     return true;
 }

@@ -163,6 +163,7 @@ struct submit_report {
     int64_t n_rows, n_rejected;
     bool existed;              /* the key's job was there already, with the same content */
     bool prompts_are_alike;    /* the template has no column in it */
+    char other_model[100];     /* the first that a line of a batch file names and that is not the job's; "" = none */
     bool input_is_read;        /* an E_IO is the database's, not the input's */
     struct reject rejects[10]; /* the first ones */
 };

@@ -79,7 +79,6 @@ static void bad_lines_are_refused_by_name(void **state) {
         {"[\"prompt\"]", "json", "neither an object nor a string"},
         {"{\"prompt\": \"a\\u0000b\"}", "nul", "the character \\u0000 at column 21"},
         {"{\"prompt\": \"x\", \"seed\": 18446744073709551616}", "json", "a number at column "},
-        {"{\"custom_id\": \"a\", \"body\": {\"messages\": []}}", "bad_value", "its body is the row: jq -c '.body + {custom_id}' FILE"},
         {"{\"text\": \"x\"}", "bad_value", "neither \"prompt\" nor \"messages\""},
         {"{\"prompt\": 7}", "bad_value", "prompt: not a string"},
         {"{\"prompt\": null}", "bad_value", "prompt: not a string"},

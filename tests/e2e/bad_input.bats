@@ -159,6 +159,18 @@ kept() {
     kept both.jsonl 1 json
 }
 
+@test "batch files: another endpoint or method, streams: the key is named, the good lines are kept" {
+    local good='{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "x"}]}}'
+    local other=${good/'"a"'/'"b"'}
+    refuse_line() { printf '%s\n%s\n' "$good" "$1" >"$DIR/batch.jsonl"; refused 65 "batch.jsonl:2: $2" "$3" -- "$DIR/batch.jsonl"; }
+    refuse_line "${other/POST/GET}" 'method: "GET"' 'only "POST"'
+    refuse_line "${other/completions/edits}" 'url: "/v1/chat/edits"' 'only /v1/chat/completions and /v1/completions'
+    refuse_line "${other/'"messages"'/'"stream": true, "messages"'}" 'stream: true' 'leave it out'
+    refuse_line "${other/'"messages"'/'"n": 3, "messages"'}" 'n: 3' 'only 1 is'
+    refuse_line "${other/'"messages"'/'"input"'}" 'body: no "messages"' '/v1/chat/completions needs'
+    kept batch.jsonl 1 bad_value
+}
+
 @test "sampling values out of range, of a wrong type, not built" {
     for bad in '"temperature": 11' '"temperature": "hot"' '"temperature": -0.1' '"top_p": 0' '"top_p": 1.5' '"top_k": -1' \
         '"max_tokens": 0' '"max_tokens": 1.5' '"min_p": 2' '"seed": -1' '"stop": [""]' '"stop": 3' '"stop_token_ids": [-4]' \

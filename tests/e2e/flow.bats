@@ -41,6 +41,21 @@ X
     [ "$(json_of "$DIR/out.jsonl" 'd["id"], "e" in d["completion"]' 2)" = "('2', False)" ]
 }
 
+@test "run: a batch file made for OpenAI, as it is, and plain lines in it" {
+    cat >"$DIR/in.jsonl" <<'X'
+{"custom_id": "m", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "cloud-4", "messages": [{"role": "user", "content": "Count these words: bottle, harbor, acorn"}], "max_completion_tokens": 20, "temperature": 0}}
+{"custom_id": "p", "method": "POST", "url": "/v1/completions", "body": {"model": "cloud-4", "prompt": "Say <this>", "max_tokens": 2, "ignore_eos": true}}
+{"id": "q", "messages": [{"role": "user", "content": "Count these words: bottle, harbor, acorn"}]}
+X
+    run -0 "$BATCHD" run "$DIR/in.jsonl" -o "$DIR/out.jsonl"
+    [ "$(grep -c 'the lines ask for "cloud-4"; the job.s own model answers them' <<<"$output")" -eq 1 ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["completion"], d["input"]["temperature"]' 0)" = "('m', '3', 0)" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["usage"]["completion_tokens"], d["finish_reason"]' 1)" = "('p', 2, 'length')" ]
+    [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["completion"]' 2)" = "('q', '3')" ]
+    run -0 "$BATCHD" sql "SELECT prompt FROM results WHERE custom_id = 'p'"
+    [ "$output" = "Say <this>" ]
+}
+
 prompt_tokens() { # of each row of $DIR/out.jsonl
     python3 -c 'import json, sys; print([json.loads(line)["usage"]["prompt_tokens"] for line in open(sys.argv[1])])' "$DIR/out.jsonl"
 }
