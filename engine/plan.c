@@ -72,7 +72,7 @@ static int plan_weights(struct model_plan *out, struct model *m, const struct en
     if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
     if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, true, err);
     checkpoint_close(c);
-    if (r == 0) out->weight_bytes = plan.bytes + (int64_t)(plan.scratch.numbers + plan.scratch.codes);
+    if (r == 0) out->weight_bytes = plan.bytes + weights_scratch_bytes(&plan);
     return r;
 }
 

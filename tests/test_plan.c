@@ -5,7 +5,7 @@
 #include "engine/engine.h"
 #include "engine/model/model_private.h"
 #include "engine/plan.h"
-#include "kernels/dev.h"
+#include "kernels/backend.h"
 
 #include <unistd.h>
 
@@ -138,8 +138,11 @@ static const struct shape mixtral = {
     "mixtral", ",\"num_local_experts\":8,\"num_experts_per_tok\":2", 32, 4096, 32, 8, 14336, 32000,
     8};
 
-static int64_t planned(const struct shape *s, const char *quantization) {
-    char dir[] = "/tmp/batchd-test-plan-XXXXXX", path[64];
+enum { DIR_SIZE = 32 };
+
+static void shape_write(char dir[DIR_SIZE], const struct shape *s) {
+    char path[64];
+    snprintf(dir, DIR_SIZE, "/tmp/batchd-test-plan-XXXXXX");
     assert_non_null(mkdtemp(dir));
     snprintf(path, sizeof path, "%s/config.json", dir);
     FILE *f = fopen(path, "w");
@@ -149,11 +152,22 @@ static int64_t planned(const struct shape *s, const char *quantization) {
             "\"num_key_value_heads\":%d,\"intermediate_size\":%d,\"vocab_size\":%d,\"torch_dtype\":\"bfloat16\",\"tie_word_embeddings\":false%s}",
             s->type, (int)s->layers, (int)s->hidden, (int)s->heads, (int)s->kv_heads, (int)s->ffn, (int)s->vocab, s->more);
     assert_int_equal(fclose(f), 0);
+}
+
+static void shape_remove(const char *dir) {
+    char path[64];
+    snprintf(path, sizeof path, "%s/config.json", dir);
+    unlink(path);
+    rmdir(dir);
+}
+
+static int64_t planned(const struct shape *s, const char *quantization) {
+    char dir[DIR_SIZE];
+    shape_write(dir, s);
     struct engine_options o = of(dir, quantization);
     o.load_format = "dummy";
     int64_t bytes = plan_of(&o).weight_bytes;
-    unlink(path);
-    rmdir(dir);
+    shape_remove(dir);
     return bytes;
 }
 
@@ -191,6 +205,53 @@ static void numbers_of_16_bits_need_no_room(void **state) {
     assert_int_equal(planned(&mixtral, "none"), weights_of(&mixtral, 2, 0));
 }
 
+/* ---------------------------------------------------------------- what does not fit */
+
+static int64_t memory_there_is;
+
+static int64_t that_memory(const struct dev *dev) {
+    return memory_there_is;
+}
+
+static void no_reserve(struct dev *dev, const struct weight *w) {}
+
+/* Mistral-7B's sizes, on a device of so many bytes that has scratch as a GPU has, or none as the CPU. */
+static void assert_refused(int64_t memory, bool has_scratch, enum quant_kind kind, const char *text) {
+    char dir[DIR_SIZE];
+    struct dev *dev;
+    struct model *m = NULL;
+    struct err err = ERR_INIT;
+    struct model_options mo = {.dir = dir, .dtype = DTYPE_BF16, .dummy = true, .quantization = {.kind = kind}};
+    shape_write(dir, &mistral_7b);
+    assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+    const struct backend *own = dev->backend;
+    struct backend small = *own;
+    small.memory_available = that_memory;
+    small.weight_reserve = has_scratch ? no_reserve : NULL;
+    memory_there_is = memory;
+    dev->backend = &small;
+    assert_err(model_open(&m, dev, &mo, &err), E_NO_MEMORY, text, &err);
+    dev->backend = own;
+    dev_close(dev);
+    shape_remove(dir);
+}
+
+static void a_refusal_counts_scratch_and_names_what_fits_with_it(void **state) {
+    int64_t int8 = weights_of(&mistral_7b, 1, 4), room = planned(&mistral_7b, "int8") - int8;
+    int64_t nf4 = planned(&mistral_7b, "nf4");
+    char text[120];
+    assert_true(nf4 < int8);
+    snprintf(text, sizeof text, "; --quantization int8 takes %d", (int)((int8 + room) / MIB));
+    assert_refused(int8 + room, true, QUANT_NONE, text);
+    snprintf(text, sizeof text, "; --quantization nf4 takes %d", (int)(nf4 / MIB));
+    assert_refused(int8 + room - 1, true, QUANT_NONE, text);
+    snprintf(text, sizeof text, "; --quantization int8 takes %d", (int)(int8 / MIB));
+    assert_refused(int8, false, QUANT_NONE, text);
+    snprintf(text, sizeof text, "the weights need %d MiB in bfloat16, %d MiB are available", (int)((int8 + room) / MIB),
+             (int)((int8 + room - 1) / MIB));
+    assert_refused(int8 + room - 1, true, QUANT_INT8, text);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_take_what_was_planned),
     cmocka_unit_test(memory_is_divided_as_documented),
@@ -199,6 +260,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(int8_has_room_for_codes_columns_and_integers),
     cmocka_unit_test(fp8_has_room_for_the_codes_of_4096_rows),
     cmocka_unit_test(numbers_of_16_bits_need_no_room),
+    cmocka_unit_test(a_refusal_counts_scratch_and_names_what_fits_with_it),
 };
 
 UNIT_MAIN(tests)

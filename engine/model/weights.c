@@ -502,6 +502,10 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
     return r;
 }
 
+static int64_t bytes_on(const struct dev *dev, const struct weights_plan *p) {
+    return p->bytes + (weight_has_scratch(dev) ? weights_scratch_bytes(p) : 0);
+}
+
 /* What is needed, what there is, and a quantization that would fit: the finest of them. */
 static int refuse_size(const struct loader *l, int64_t available) {
     static const char *const kinds[] = {"int8", "nf4", "nf4-dq"};
@@ -511,11 +515,12 @@ static int refuse_size(const struct loader *l, int64_t available) {
         struct quantization q;
         struct weights_plan p;
         if (quantization_parse(&q, kinds[i], NULL) < 0) continue;
-        if (weights_plan(&p, l->c, l->checkpoint, l->dtype, &q, l->keeps_fp8_blocks, NULL) < 0 || p.bytes > available) continue;
-        snprintf(remedy, sizeof remedy, "; --quantization %s takes %" PRId64, kinds[i], p.bytes >> 20);
+        if (weights_plan(&p, l->c, l->checkpoint, l->dtype, &q, l->keeps_fp8_blocks, NULL) < 0) continue;
+        if (bytes_on(l->dev, &p) > available) continue;
+        snprintf(remedy, sizeof remedy, "; --quantization %s takes %" PRId64, kinds[i], bytes_on(l->dev, &p) >> 20);
     }
     return err_set(l->err, E_NO_MEMORY, "the weights need %" PRId64 " MiB in %s, %" PRId64 " MiB are available%s",
-                   l->plan.bytes >> 20, dtype_name(l->dtype), available >> 20, remedy);
+                   bytes_on(l->dev, &l->plan) >> 20, dtype_name(l->dtype), available >> 20, remedy);
 }
 
 /* Everything into *w, which is empty; after an error it is so again. The cache stays. */
@@ -551,7 +556,7 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
     int r = plan(&l);
     if (r < 0) return r;
     int64_t available = dev_memory_available(dev);
-    if (l.plan.bytes > available) return refuse_size(&l, available);
+    if (bytes_on(dev, &l.plan) > available) return refuse_size(&l, available);
     if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
         log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
     struct weight_cache *cache = weight_cache_open(cache_options, checkpoint, c, dtype, quantization);

@@ -45,6 +45,10 @@ struct weights_plan {
     bool tied;        /* the config says so, or the checkpoint has no lm_head.weight */
 };
 
+static inline int64_t weights_scratch_bytes(const struct weights_plan *p) {
+    return (int64_t)(p->scratch.numbers + p->scratch.codes);
+}
+
 /* What weights_load would do: every tensor is checked for existence, dtype and
  * shape, and an error names it; nothing is allocated. checkpoint NULL: as config.json alone says.
  * Embedding, norms and lm_head are never quantized. keeps_fp8_blocks: of the device, as
@@ -53,8 +57,8 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
                  enum dtype dtype, const struct quantization *quantization, bool keeps_fp8_blocks, struct err *err);
 
 /* Plan, then copy the tensors to the device, or what the cache has of them. checkpoint NULL:
- * random weights, N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed and what
- * there is. */
+ * random weights, N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed, a
+ * GPU's scratch for products with them included, and what there is. */
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
                  const struct weight_cache_options *cache, struct err *err);
