@@ -168,8 +168,8 @@ static void print_rooms(const struct facts *f) {
     char n[32];
     if (f->n_rooms == 0) return;
     printf("\n  tokens that the KV cache holds on a GPU of so many GB, all of it free (- : does not fit;\n"
-           "  never more than all sequences that may be under way can use); weights: and what a GPU\n"
-           "  needs to multiply with quantized ones\n\n");
+           "  never more than all sequences that may be under way can use); weights: with tables\n"
+           "  of positions, and the room that a GPU needs to multiply with quantized ones\n\n");
     printf("  %-14s  %9s", "", "weights");
     for (int i = 0; i < N_GPUS; i++) printf("  %8d GB", gpus[i]);
     putchar('\n');

@@ -114,7 +114,8 @@ static int64_t kv_bytes(const struct engine *e, const struct engine_options *o, 
     int64_t available = dev_memory_available(e->dev);
     if (o->kv_cache_memory_bytes > 0) return o->kv_cache_memory_bytes;
     if (!e->is_gpu) return min64((int64_t)1 << 30, available / 4);
-    return plan_kv_bytes(o, available, model_weight_bytes(e->model), runner_step_bytes(e->model, runner));
+    int64_t of_model = model_weight_bytes(e->model) + model_beside_bytes(e->model);
+    return plan_kv_bytes(o, available, of_model, runner_step_bytes(e->model, runner));
 }
 
 /* How many KV blocks there shall be, and whether the longest sequence fits them. */

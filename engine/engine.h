@@ -252,7 +252,7 @@ void engine_completion_free(struct engine_completion *c); /* NULL is fine */
  * and there need not be a GPU. With dummy weights config.json alone is read. The rule by which
  * engine_open divides memory. */
 struct model_plan {
-    int64_t weight_bytes;   /* and the room in which a GPU multiplies with quantized ones */
+    int64_t weight_bytes;   /* and what lies beside them: tables of positions, a GPU's scratch for quantized ones */
     int64_t step_bytes;     /* tensors of a step and room to draw */
     int64_t kv_token_bytes; /* keys and values of one token, all layers */
     int64_t kv_block_bytes;

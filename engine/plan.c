@@ -72,7 +72,8 @@ static int plan_weights(struct model_plan *out, struct model *m, const struct en
     if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
     if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, true, err);
     checkpoint_close(c);
-    if (r == 0) out->weight_bytes = plan.bytes + weights_scratch_bytes(&plan);
+    int32_t most = o->max_model_len > 0 ? (int32_t)o->max_model_len : 0;
+    if (r == 0) out->weight_bytes = plan.bytes + weights_scratch_bytes(&plan) + model_table_bytes(&m->config, most);
     return r;
 }
 

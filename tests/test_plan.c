@@ -65,7 +65,7 @@ static void weights_take_what_was_planned(void **state) {
             assert_ok(model_open(&m, dev, &mo, &err), &err);
             int64_t scratch = scratch_of(&m->weights);
             assert_int_equal(scratch > 0, k > 0 || d >= 3);
-            double held = (double)model_weight_bytes(m), planned = (double)(p.weight_bytes - scratch);
+            double held = (double)model_weight_bytes(m), planned = (double)(p.weight_bytes - scratch - model_beside_bytes(m));
             if (planned < held || planned > 1.01 * held) /* with 4 bits a block more a tensor */
                 fail_msg("%s %s: %.0f planned, %.0f held", dirs[d], kinds[k], planned, held);
             struct runner_options r = plan_runner(&o, true);
@@ -166,9 +166,12 @@ static int64_t planned(const struct shape *s, const char *quantization) {
     shape_write(dir, s);
     struct engine_options o = of(dir, quantization);
     o.load_format = "dummy";
-    int64_t bytes = plan_of(&o).weight_bytes;
+    o.max_model_len = 1024;
+    int64_t bytes = plan_of(&o).weight_bytes, tables = 2 * 1024 * (128 / 2) * 4;
+    o.max_model_len = 2048;
+    assert_int_equal(plan_of(&o).weight_bytes, bytes + tables);
     shape_remove(dir);
-    return bytes;
+    return bytes - tables;
 }
 
 /* Embedding, head, router and norms stay as they are; the rest is `number` bytes a number and `row` a row. */
@@ -205,7 +208,7 @@ static void numbers_of_16_bits_need_no_room(void **state) {
     assert_int_equal(planned(&mixtral, "none"), weights_of(&mixtral, 2, 0));
 }
 
-/* ---------------------------------------------------------------- what does not fit */
+/* ---------------------------------------------------------------- what does not fit, and what does */
 
 static int64_t memory_there_is;
 
@@ -252,6 +255,31 @@ static void a_refusal_counts_scratch_and_names_what_fits_with_it(void **state) {
     assert_refused(int8 + room - 1, true, QUANT_INT8, text);
 }
 
+/* Against what engine_open divides by: --gpu-memory-limit is for all that the model takes. */
+static void a_model_knows_what_lies_beside_its_weights(void **state) {
+    static const char *const dirs[] = {"tests/models/tiny-phi3", "tests/models/tiny-mpt", "tests/models/tiny-nf4"};
+    for (size_t d = 0; d < sizeof dirs / sizeof *dirs; d++) {
+        struct engine_options o = of(dirs[d], NULL);
+        struct err err = ERR_INIT;
+        struct dev *dev;
+        struct model *m;
+        assert_ok(dev_open(&dev, &(struct dev_options){.kind = "cpu", .threads = 1}, &err), &err);
+        const struct backend *own = dev->backend;
+        struct backend gpu = *own;
+        gpu.weight_reserve = no_reserve;
+        dev->backend = &gpu;
+        assert_ok(model_open(&m, dev, &(struct model_options){.dir = dirs[d], .dtype = DTYPE_F32}, &err), &err);
+        o.dtype = "float32";
+        double planned = (double)plan_of(&o).weight_bytes, takes = (double)(model_weight_bytes(m) + model_beside_bytes(m));
+        if (planned < takes || planned > 1.01 * takes) fail_msg("%s: %.0f planned, takes %.0f", dirs[d], planned, takes);
+        assert_int_equal(model_beside_bytes(m) > scratch_of(&m->weights), m->rope[0].n_rotated > 0);
+        assert_int_equal(scratch_of(&m->weights) > 0, strstr(dirs[d], "nf4") != NULL);
+        model_close(m);
+        dev->backend = own;
+        dev_close(dev);
+    }
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(weights_take_what_was_planned),
     cmocka_unit_test(memory_is_divided_as_documented),
@@ -261,6 +289,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(fp8_has_room_for_the_codes_of_4096_rows),
     cmocka_unit_test(numbers_of_16_bits_need_no_room),
     cmocka_unit_test(a_refusal_counts_scratch_and_names_what_fits_with_it),
+    cmocka_unit_test(a_model_knows_what_lies_beside_its_weights),
 };
 
 UNIT_MAIN(tests)

@@ -102,12 +102,24 @@ static int open_rope(struct model *m, bool is_long, int32_t n, struct err *err) 
     return rope_open(&m->rope[is_long], m->dev, inv_freq, p->n_rotated, n, p->attention_factor, err);
 }
 
-/* longrope: sequences up to its switch and longer ones each have a table of their own. */
+/* Positions of a table; 0: there is no such table. longrope: sequences up to its switch and longer ones each
+ * have a table of their own. */
+static int32_t table_length(const struct model_config *c, int32_t max_positions, bool is_long) {
+    int32_t n = max_positions > 0 ? max_positions : c->info.context, change = c->info.rope_switch;
+    bool has_two = change > 0 && change < n;
+    if (is_long) return has_two ? n : 0;
+    return has_two ? change : n;
+}
+
 static int open_ropes(struct model *m, int32_t max_positions, struct err *err) {
-    int32_t n = max_positions > 0 ? max_positions : m->config.info.context, change = m->config.info.rope_switch;
-    int r = open_rope(m, false, change > 0 && change < n ? change : n, err);
-    if (r == 0 && change > 0 && change < n) r = open_rope(m, true, n, err);
-    return r;
+    int32_t n_long = table_length(&m->config, max_positions, true);
+    int r = open_rope(m, false, table_length(&m->config, max_positions, false), err);
+    return r == 0 && n_long > 0 ? open_rope(m, true, n_long, err) : r;
+}
+
+int64_t model_table_bytes(const struct model_config *c, int32_t max_positions) {
+    int64_t n = (int64_t)table_length(c, max_positions, false) + table_length(c, max_positions, true);
+    return 2 * n * (c->positions.n_rotated / 2) * (int64_t)sizeof(float); /* cos and sin */
 }
 
 /* Everything about attention but the layer's window, and ALiBi's slopes on the device. */
@@ -176,4 +188,11 @@ const struct model_info *model_get_info(const struct model *m) {
 
 int64_t model_weight_bytes(const struct model *m) {
     return weights_bytes(&m->weights);
+}
+
+int64_t model_beside_bytes(const struct model *m) {
+    int64_t bytes = m->weights.scratch_bytes;
+    for (int i = 0; i < 2; i++)
+        if (m->rope[i].n_rotated > 0) bytes += (int64_t)(tensor_bytes(&m->rope[i].cos) + tensor_bytes(&m->rope[i].sin));
+    return bytes;
 }

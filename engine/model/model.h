@@ -41,6 +41,10 @@ int model_read_info(struct model_info *out, const char *dir, bool dummy, struct 
 const struct model_info *model_get_info(const struct model *m);
 int64_t model_weight_bytes(const struct model *m);
 
+/* What a model holds on the device beside its weights: tables of positions, and on a GPU the scratch of
+ * products with quantized weights. */
+int64_t model_beside_bytes(const struct model *m);
+
 /* Compute dtype that "auto", "float32", "bfloat16", "float16", "half" mean for this checkpoint
  * on this device: auto is the checkpoint's, or what the device has instead (fp16 checkpoints run
  * in float32 on the CPU, bf16 ones in float16 on compute capability 7.5). E_UNSUPPORTED where the

@@ -40,6 +40,9 @@ struct workspace {
  * checkpoint, NULL then; it is the caller's to close, after an error too. */
 int model_read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy, struct err *err);
 
+/* Device memory of the tables of positions; max_positions 0 = the model's context. */
+int64_t model_table_bytes(const struct model_config *c, int32_t max_positions);
+
 /* Columns of `up`. */
 static inline int64_t up_width(const struct model_config *c) {
     return (c->mlp == MLP_PLAIN ? 1 : 2) * (int64_t)c->info.intermediate;

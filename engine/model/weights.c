@@ -502,8 +502,12 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
     return r;
 }
 
+static int64_t scratch_on(const struct dev *dev, const struct weights_plan *p) {
+    return weight_has_scratch(dev) ? weights_scratch_bytes(p) : 0;
+}
+
 static int64_t bytes_on(const struct dev *dev, const struct weights_plan *p) {
-    return p->bytes + (weight_has_scratch(dev) ? weights_scratch_bytes(p) : 0);
+    return p->bytes + scratch_on(dev, p);
 }
 
 /* What is needed, what there is, and a quantization that would fit: the finest of them. */
@@ -527,6 +531,7 @@ static int refuse_size(const struct loader *l, int64_t available) {
 static int load_weights(struct loader *l, struct weight_cache *cache) {
     struct weights *w = l->w;
     *w = (struct weights){.n_layers = l->c->info.n_layers, .n_experts = l->c->n_experts, .cache = cache};
+    w->scratch_bytes = scratch_on(l->dev, &l->plan);
     w->layers = mem_zalloc((size_t)w->n_layers, sizeof *w->layers);
     int r = load_all(l);
     int synced = dev_sync(l->dev, r == 0 ? l->err : NULL); /* after an error too: pieces may be under way */

@@ -26,6 +26,7 @@ struct layer_weights {
 struct weights {
     struct layer_weights *layers;
     int32_t n_layers, n_experts;
+    int64_t scratch_bytes;      /* that a GPU holds for products with them, as planned */
     struct weight *embed;       /* [vocab, hidden] */
     struct weight *lm_head;     /* the same as embed where they are tied */
     struct norm final_norm;     /* [hidden] */
