@@ -141,11 +141,40 @@ static int size_kv_cache(struct engine *e, const struct engine_options *o, enum 
     return 0;
 }
 
-static int open_tokenizer(struct engine *e, const struct engine_options *o, bool dummy, struct err *err) {
+/* The tokenizer is read beside device and weights: a vocabulary of 128,000 takes half a second. */
+struct tokenizer_reader {
+    const char *dir;
+    struct tokenizer *tokenizer;
+    int result;
+    struct err err;
+    atomic_bool has_failed; /* so that weights need not be read */
+    pthread_t thread;
+    bool is_running;
+};
+
+static void *read_tokenizer(void *arg) {
+    struct tokenizer_reader *t = arg;
+    t->result = tokenizer_open(&t->tokenizer, t->dir, &t->err);
+    if (t->result < 0) t->has_failed = true;
+    return NULL;
+}
+
+static void reader_begin(struct tokenizer_reader *t, const char *dir, bool dummy) {
     char path[4096];
-    snprintf(path, sizeof path, "%s/tokenizer.json", o->model_dir);
-    if (dummy && access(path, F_OK) != 0) return 0;
-    return tokenizer_open(&e->tokenizer, o->model_dir, err);
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    bool is_there = access(path, F_OK) == 0;
+    if (dummy && !is_there) return;
+    t->dir = dir;
+    t->is_running = is_there && pthread_create(&t->thread, NULL, read_tokenizer, t) == 0;
+    if (!t->is_running) read_tokenizer(t);
+}
+
+/* r, or the tokenizer's error, which comes before any other. */
+static int reader_end(struct tokenizer_reader *t, struct engine *e, int r, struct err *err) {
+    if (t->is_running) pthread_join(t->thread, NULL);
+    e->tokenizer = t->tokenizer;
+    if (t->result == 0) return r;
+    return err_set(err, t->result, "%s", t->err.text);
 }
 
 static int open_model(struct engine *e, const struct engine_options *o, bool dummy, enum dtype *dtype, struct err *err) {
@@ -174,20 +203,32 @@ static struct runner_options runner_defaults(struct engine *e, const struct engi
     return runner;
 }
 
-static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
-    bool dummy = plan_is_dummy(o);
-    enum dtype dtype;
+static int open_device(struct engine *e, const struct engine_options *o, struct err *err) {
     struct dev_options device = {.kind = word_of(o->device, "auto"), .threads = o->threads};
-    int r = open_tokenizer(e, o, dummy, err);
-    if (r == 0) r = dev_open(&e->dev, &device, err);
+    int r = dev_open(&e->dev, &device, err);
     if (r < 0) return r;
     dev_profile(e->dev, o->profile_every);
     e->is_gpu = strcmp(dev_kind(e->dev), "cpu") != 0;
-    struct runner_options runner = runner_defaults(e, o);
-    r = open_model(e, o, dummy, &dtype, err);
-    if (r == 0) r = size_kv_cache(e, o, dtype, &runner, err);
-    runner.max_len = e->max_model_len;
-    if (r == 0) r = runner_open(&e->runner, e->model, &runner, err);
+    snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));
+    return 0;
+}
+
+static int open_runner(struct engine *e, const struct engine_options *o, struct runner_options *runner, struct err *err) {
+    enum dtype dtype;
+    *runner = runner_defaults(e, o);
+    int r = open_model(e, o, plan_is_dummy(o), &dtype, err);
+    if (r == 0) r = size_kv_cache(e, o, dtype, runner, err);
+    runner->max_len = e->max_model_len;
+    return r < 0 ? r : runner_open(&e->runner, e->model, runner, err);
+}
+
+static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
+    struct tokenizer_reader reader = {0};
+    struct runner_options runner = {0};
+    reader_begin(&reader, o->model_dir, plan_is_dummy(o));
+    int r = reader.has_failed ? 0 : open_device(e, o, err);
+    if (r == 0 && !reader.has_failed) r = open_runner(e, o, &runner, err);
+    r = reader_end(&reader, e, r, err);
     if (r < 0) return r;
     struct scheduler_options scheduler = {.model = &e->info,
                                           .tokenizer = e->tokenizer,
@@ -198,7 +239,6 @@ static int open_parts(struct engine *e, const struct engine_options *o, struct e
                                           .max_samples = runner.max_samples,
                                           .depth = e->lookahead + 1};
     e->scheduler = scheduler_new(&scheduler);
-    snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));
     return 0;
 }
 

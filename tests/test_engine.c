@@ -145,7 +145,7 @@ static void cold_and_hot_draws_differ(void **state) {
     engine_close(e);
 }
 
-/* ---------------------------------------------------------------- two sets of rotary frequencies */
+/* ---------------------------------------------------------------- opening */
 
 static void link_into(const char *dir, const char *from, const char *name) {
     char target[700], path[700], *whole;
@@ -156,6 +156,34 @@ static void link_into(const char *dir, const char *from, const char *name) {
     assert_int_equal(symlink(whole, path), 0);
     free(whole);
 }
+
+/* The tokenizer is read beside the weights; its error is the one that is told. */
+static void a_tokenizer_that_cannot_be_read_is_what_opening_says(void **state) {
+    static const char *const names[] = {"config.json", "model.safetensors"};
+    struct engine_options o = ENGINE_OPTIONS_DEFAULT;
+    struct err err = ERR_INIT;
+    struct engine *e;
+    char *dir = temp_path("bad-tokenizer"), path[700];
+    assert_int_equal(mkdir(dir, 0700), 0);
+    o.model_dir = dir;
+    o.device = test_device();
+    assert_err(engine_open(&e, &o, &err), E_NOT_FOUND, "tokenizer.json", &err);
+    snprintf(path, sizeof path, "%s/tokenizer.json", dir);
+    for (int i = 0; i < 2; i++) { /* without weights, and with */
+        FILE *f = fopen(path, "w");
+        fputs("{\"model\": {\"type\": \"WordPiece\"}}", f);
+        fclose(f);
+        assert_err(engine_open(&e, &o, &err), E_UNSUPPORTED, "WordPiece", &err);
+        for (int j = 0; i == 0 && j < 2; j++) link_into(dir, demo, names[j]);
+    }
+    unlink(path);
+    link_into(dir, demo, "tokenizer.json");
+    assert_ok(engine_open(&e, &o, &err), &err);
+    engine_close(e);
+    free(dir);
+}
+
+/* ---------------------------------------------------------------- two sets of rotary frequencies */
 
 enum { MAX_LINES = 16 };
 
@@ -513,6 +541,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(time_without_work_is_not_idle),
     cmocka_unit_test(refuses_options_that_make_no_sense),
     cmocka_unit_test(dummy_weights_need_no_tokenizer),
+    cmocka_unit_test(a_tokenizer_that_cannot_be_read_is_what_opening_says),
     cmocka_unit_test(longrope_follows_the_length_of_each_request),
 };
 UNIT_MAIN(tests)
