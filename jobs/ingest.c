@@ -6,18 +6,12 @@
  * or worker removes (unfinished.h). */
 #include "base/clock.h"
 #include "base/hash.h"
-#include "base/mem.h"
-#include "base/suggest.h"
 #include "base/utf8.h"
-#include "jobs/batch_line.h"
 #include "jobs/chat_settings.h"
-#include "jobs/json_text.h"
 #include "jobs/locks.h"
-#include "jobs/messages.h"
-#include "jobs/row_reader.h"
+#include "jobs/row_form.h"
 #include "jobs/seen_ids.h"
 #include "jobs/store.h"
-#include "jobs/template.h"
 #include "jobs/unfinished.h"
 
 #include <inttypes.h>
@@ -32,17 +26,11 @@ struct loader {
     const struct submit_options *o;
     struct submit_report *report;
     struct source source;
-    enum input_format format;
     struct row_reader *reader;
-    char **columns;          /* CSV: names of the header */
-    size_t n_columns;
-    int32_t prompt_column, id_column; /* CSV; -1 = none */
-    char **param_keys;       /* CSV: sampling key of each column, or NULL */
-    char *prompt_name, *id_name; /* as the job records them */
+    struct row_form form;
     int64_t job_id, chunk_rows, chunk_bytes;
     bool in_chunk;
     int lock;                /* held while loading: this job's loader is alive */
-    struct template *template; /* JSONL: of the first line */
     struct seen_ids ids;
     struct buf packed;
     struct err *err;
@@ -73,138 +61,6 @@ static int take_reject(struct loader *l, const struct reject *r) {
     return e < 0 ? e : store_reject(l, r);
 }
 
-static void make_reject(struct reject *out, const struct input_row *row, const char *code, const char *message) {
-    *out = (struct reject){.line = row->line, .byte = row->byte};
-    snprintf(out->code, sizeof out->code, "%s", code);
-    snprintf(out->message, sizeof out->message, "%.*s", (int)sizeof out->message - 1, message);
-    utf8_trim(out->message);
-}
-
-static const char *code_name(int code) {
-    switch (code) {
-    case E_RANGE: return "out_of_range";
-    case E_UNSUPPORTED: return "unsupported_parameter";
-    default: return "bad_value";
-    }
-}
-
-/* ---------------------------------------------------------------- header */
-
-static int32_t find_column(const struct loader *l, const char *name) {
-    for (size_t i = 0; i < l->n_columns; i++)
-        if (strcmp(l->columns[i], name) == 0) return (int32_t)i;
-    return -1;
-}
-
-static int wanted_column(struct loader *l, const char *name, const char *flag, int32_t *out) {
-    *out = find_column(l, name);
-    if (*out >= 0) return 0;
-    struct buf all = BUF_INIT(500);
-    for (size_t i = 0; i < l->n_columns; i++) buf_printf(&all, "%s%s", i ? ", " : "", l->columns[i]);
-    const char *near = suggest(name, (const char *const *)l->columns, l->n_columns);
-    int r = near ? err_set(l->err, E_USAGE, "%s: no column \"%s\" (%s). Did you mean \"%s\"? Columns: %s", l->source.name,
-                           name, flag, near, all.data)
-                 : err_set(l->err, E_USAGE, "%s: no column \"%s\" (%s). Columns: %s", l->source.name, name, flag,
-                           all.data ? all.data : "");
-    buf_clear(&all);
-    return r;
-}
-
-static int pick_prompt_column(struct loader *l) {
-    if (l->o->prompt_col) return wanted_column(l, l->o->prompt_col, "--prompt-col", &l->prompt_column);
-    l->prompt_column = find_column(l, "prompt");
-    if (l->prompt_column < 0 && l->n_columns == 1) {
-        l->prompt_column = 0;
-        if (!l->o->settings->template_text && strpbrk(l->columns[0], ";\t|"))
-            return err_set(l->err, E_USAGE, "%s: one column, \"%s\"; if it is several, divide them by commas, or by tabs with"
-                           " --format tsv; if not, say --prompt-col", l->source.name, l->columns[0]);
-    }
-    if (l->prompt_column >= 0 || l->o->settings->template_text) return 0;
-    struct buf all = BUF_INIT(500);
-    for (size_t i = 0; i < l->n_columns; i++) buf_printf(&all, "%s%s", i ? ", " : "", l->columns[i]);
-    int r = err_set(l->err, E_USAGE, "%s: no column \"prompt\"; say --prompt-col NAME or --template. Columns: %s",
-                    l->source.name, all.data ? all.data : "");
-    buf_clear(&all);
-    return r;
-}
-
-static int pick_id_column(struct loader *l) {
-    if (l->o->id_col) return wanted_column(l, l->o->id_col, "--id-col", &l->id_column);
-    l->id_column = find_column(l, "custom_id");
-    if (l->id_column < 0) l->id_column = find_column(l, "id");
-    return 0;
-}
-
-/* Data columns never become sampling parameters by accident: `@key`, or named by --param-cols. */
-static int pick_param_columns(struct loader *l) {
-    struct buf list = BUF_INIT(0);
-    int r = 0;
-    for (size_t i = 0; i < l->n_columns; i++)
-        if (l->columns[i][0] == '@') l->param_keys[i] = mem_strdup(l->columns[i] + 1);
-    buf_puts(&list, l->o->param_cols ? l->o->param_cols : "");
-    char *save = NULL;
-    for (char *name = list.data ? strtok_r(list.data, ",", &save) : NULL; r == 0 && name; name = strtok_r(NULL, ",", &save)) {
-        int32_t column;
-        r = wanted_column(l, name, "--param-cols", &column);
-        if (r == 0 && !l->param_keys[column]) l->param_keys[column] = mem_strdup(name);
-    }
-    for (size_t i = 0; r == 0 && i < l->n_columns; i++)
-        if (l->param_keys[i] && !params_is_key(l->param_keys[i]))
-            r = err_set(l->err, E_USAGE, "%s: column \"%s\" names no sampling parameter", l->source.name, l->columns[i]);
-    buf_clear(&list);
-    return r;
-}
-
-static int read_header(struct loader *l) {
-    struct input_row row;
-    struct reject reject;
-    enum read_result got = row_reader_next(l->reader, &row, &reject);
-    if (got == READ_END) return err_set(l->err, E_PARSE, "%s is empty; it needs a header and rows", l->source.name);
-    if (got == READ_REJECT)
-        return err_set(l->err, E_PARSE, "%s:%" PRId64 ": bad header: %s", l->source.name, reject.line, reject.message);
-    l->columns = mem_zalloc(row.n_cells, sizeof *l->columns);
-    l->param_keys = mem_zalloc(row.n_cells, sizeof *l->param_keys);
-    for (; l->n_columns < row.n_cells; l->n_columns++) {
-        const char *name = row.cells[l->n_columns];
-        if (find_column(l, name) >= 0)
-            return err_set(l->err, E_PARSE, "%s:%" PRId64 ": two columns are named \"%s\"; rename one", l->source.name, row.line, name);
-        l->columns[l->n_columns] = mem_strdup(name);
-    }
-    return 0;
-}
-
-static int set_up_csv(struct loader *l) {
-    int r = read_header(l);
-    if (r == 0) r = pick_prompt_column(l);
-    if (r == 0) r = pick_id_column(l);
-    if (r == 0) r = pick_param_columns(l);
-    if (r == 0 && l->prompt_column >= 0) l->prompt_name = mem_strdup(l->columns[l->prompt_column]);
-    if (r == 0 && l->id_column >= 0) l->id_name = mem_strdup(l->columns[l->id_column]);
-    return r;
-}
-
-static int set_up_input(struct loader *l) {
-    const char *text = l->o->settings->template_text;
-    l->prompt_column = l->id_column = -1;
-    int r = 0;
-    if (l->format == INPUT_CSV || l->format == INPUT_TSV) r = set_up_csv(l);
-    else if (l->format == INPUT_LINES) {
-        l->columns = mem_zalloc(1, sizeof *l->columns);
-        l->param_keys = mem_zalloc(1, sizeof *l->param_keys);
-        l->columns[l->n_columns++] = mem_strdup("prompt");
-        l->prompt_column = 0;
-        l->prompt_name = mem_strdup("prompt");
-    } else {
-        l->prompt_name = mem_strdup(l->o->prompt_col ? l->o->prompt_col : "prompt");
-        l->id_name = mem_strdup(l->o->id_col);
-    }
-    struct template *t = NULL;
-    if (r == 0 && text) r = template_compile(&t, text, l->columns, l->n_columns, l->err);
-    if (t) l->report->prompts_are_alike = !template_has_columns(t);
-    template_free(t);
-    return r;
-}
-
 /* ---------------------------------------------------------------- transactions */
 
 static int begin_chunk(struct loader *l) {
@@ -226,158 +82,14 @@ static int end_chunk(struct loader *l) {
 
 /* ---------------------------------------------------------------- one row */
 
-struct request { /* a row on its way into the table */
-    const char *custom_id; /* borrowed, NULL = none */
-    char id_text[32];
-    char *input;           /* JSON */
-    struct params params;
-};
-
-static void request_clear(struct request *q) {
-    free(q->input);
-    params_clear(&q->params);
-}
-
-static bool bad(struct reject *reject, const struct input_row *row, const char *code, const char *message) {
-    make_reject(reject, row, code, message);
-    return false;
-}
-
-static bool csv_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
-    struct err err = ERR_INIT;
-    json_t *cells = json_array();
-    for (size_t i = 0; i < row->n_cells; i++) json_array_append_new(cells, json_string(row->cells[i]));
-    q->input = json_dumps(cells, JSON_COMPACT);
-    json_decref(cells);
-    for (size_t i = 0; i < row->n_cells; i++) {
-        if (!l->param_keys[i] || !*row->cells[i]) continue;
-        int r = params_set_text(&q->params, l->param_keys[i], row->cells[i], &err);
-        if (r < 0) return bad(reject, row, code_name(r), err.text);
-    }
-    if (l->id_column >= 0 && *row->cells[l->id_column]) q->custom_id = row->cells[l->id_column];
-    return true;
-}
-
-static bool json_id(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
-    static const char *const names[] = {"custom_id", "id"};
-    const json_t *id = l->id_name ? json_object_get(row->json, l->id_name) : NULL;
-    for (int i = 0; !l->id_name && !id && i < 2; i++) id = json_object_get(row->json, names[i]);
-    if (!id || json_is_null(id) || (json_is_string(id) && json_string_length(id) == 0)) return true;
-    if (json_is_integer(id)) {
-        snprintf(q->id_text, sizeof q->id_text, "%" JSON_INTEGER_FORMAT, json_integer_value(id));
-        q->custom_id = q->id_text;
-    } else if (json_is_string(id)) q->custom_id = json_string_value(id);
-    else return bad(reject, row, "bad_value", "the id is neither a string nor a whole number");
-    return true;
-}
-
-/* From here on `object` is what asks: the line itself, or the body of a line of a batch file. */
-static bool check_messages(const struct input_row *row, const json_t *object, struct reject *reject) {
-    const char *code, *problem = messages_problem(json_object_get(object, "messages"), &code);
-    if (!problem) problem = messages_extras_problem(object, &code);
-    return !problem || bad(reject, row, code, problem);
-}
-
-static bool json_prompt(struct loader *l, const struct input_row *row, const json_t *object, struct reject *reject) {
-    const json_t *prompt = json_object_get(object, l->prompt_name), *messages = json_object_get(object, "messages");
-    char text[200];
-    if (l->o->settings->template_text) return true; /* its cells are looked up when it is rendered */
-    if (prompt && messages) return bad(reject, row, "bad_value", "both a prompt and messages");
-    if (messages) return check_messages(row, object, reject);
-    if (json_is_string(prompt)) return true;
-    snprintf(text, sizeof text, prompt ? "%.60s: not a string" : "neither \"%.60s\" nor \"messages\"", l->prompt_name);
-    return bad(reject, row, "bad_value", text);
-}
-
-static bool is_listed(const char *list, const char *name) {
-    size_t n = strlen(name);
-    for (const char *at = list; at && *at; at += strcspn(at, ","), at += *at == ',')
-        if (strcspn(at, ",") == n && strncmp(at, name, n) == 0) return true;
-    return false;
-}
-
-/* A line with a prompt or messages is a request: its sampling keys count by their names. A
- * line that a template is filled from is data, as in a CSV file. */
-static bool is_param(const struct loader *l, const json_t *object, const char *key) {
-    if (messages_is_extra(key) && json_object_get(object, "messages")) return false;
-    if (*key == '@' || is_listed(l->o->param_cols, key)) return true;
-    return params_is_key(key) && !l->o->settings->template_text && strcmp(key, l->prompt_name) != 0;
-}
-
-static const char *is_there(void *object, const char *name) {
-    return json_object_get(object, name) ? "" : NULL;
-}
-
-/* The first line of a JSONL file names the columns that a template may use; later lines
- * that lack one are bad lines. */
-static int check_template(struct loader *l, const struct input_row *row) {
-    size_t n = 0;
-    const char *key;
-    json_t *v;
-    if (l->template || !l->o->settings->template_text) return 0;
-    char **keys = mem_zalloc(json_object_size(row->json), sizeof *keys);
-    json_object_foreach((json_t *)row->json, key, v) keys[n++] = (char *)key;
-    int r = template_compile(&l->template, l->o->settings->template_text, keys, n, l->err);
-    free(keys);
-    return r < 0 ? err_wrap(l->err, "%s:%" PRId64, l->source.name, row->line) : 0;
-}
-
-static bool json_params(struct loader *l, const struct input_row *row, const json_t *object, struct params *out, struct reject *reject) {
-    struct err err = ERR_INIT;
-    const char *key;
-    json_t *v;
-    json_object_foreach((json_t *)object, key, v) {
-        if (!is_param(l, object, key)) continue;
-        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
-        int r = params_set_json(out, key + (*key == '@'), text, &err); /* key itself is the loop's */
-        free(text);
-        if (r < 0) return bad(reject, row, code_name(r), err.text);
-    }
-    return true;
-}
-
-/* The first of the models that the file asks for and the job does not have, for a warning. */
-static void note_model(struct loader *l, const json_t *line) {
-    char *note = l->report->other_model;
-    const char *other = batch_line_other_model(line, l->o->settings->model);
-    if (*note || !other) return;
-    snprintf(note, sizeof l->report->other_model, "%s", other);
-    utf8_trim(note);
-}
-
-static bool batch_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
-    struct err err = ERR_INIT;
-    const json_t *body = json_object_get(row->json, "body");
-    int r = batch_line_check(row->json, l->prompt_name, &err);
-    if (r < 0) return bad(reject, row, code_name(r), err.text);
-    if (!json_prompt(l, row, body, reject) || !json_params(l, row, body, &q->params, reject)) return false;
-    note_model(l, row->json);
-    q->input = json_text(body);
-    return true;
-}
-
-static bool json_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
-    struct err err = ERR_INIT;
-    if (!json_id(l, row, q, reject)) return false;
-    if (!l->template && batch_line_is(row->json, l->prompt_name)) return batch_request(l, row, q, reject);
-    if (!json_prompt(l, row, row->json, reject)) return false;
-    struct buf nothing = BUF_INIT(0);
-    bool whole = !l->template || template_render(l->template, &nothing, is_there, (void *)row->json, &err) == 0;
-    buf_clear(&nothing);
-    if (!whole) return bad(reject, row, "missing_key", err.text);
-    if (!json_params(l, row, row->json, &q->params, reject)) return false;
-    q->input = mem_strndup(row->text, row->text_bytes); /* as written: 0.10 stays 0.10 */
-    return true;
-}
-
 static bool make_request(struct loader *l, const struct input_row *row, struct request *q, struct reject *reject) {
     char text[200];
-    bool ok = row->json ? json_request(l, row, q, reject) : csv_request(l, row, q, reject);
-    if (!ok || !q->custom_id) return ok;
-    int64_t before = seen_ids_add(&l->ids, q->custom_id, row->line);
+    if (!row_form_request(&l->form, row, q, reject)) return false;
+    int64_t before = q->custom_id ? seen_ids_add(&l->ids, q->custom_id, row->line) : 0;
     if (!before) return true;
     snprintf(text, sizeof text, "id \"%.100s\" is on line %" PRId64 " already", q->custom_id, before);
-    return bad(reject, row, "duplicate_id", text);
+    row_form_reject(reject, row, "duplicate_id", text);
+    return false;
 }
 
 static int insert_request(struct loader *l, const struct request *q) {
@@ -409,7 +121,7 @@ static int insert_request(struct loader *l, const struct request *q) {
 static int take_row(struct loader *l, const struct input_row *row) {
     struct request q = {0};
     struct reject reject;
-    int r = row->json ? check_template(l, row) : 0;
+    int r = row->json ? row_form_begin(&l->form, row, l->err) : 0;
     if (r < 0) return r;
     if (!make_request(l, row, &q, &reject)) r = take_reject(l, &reject);
     else if (l->report->n_rejected == 0 || l->o->skip_rejects) r = insert_request(l, &q);
@@ -419,7 +131,7 @@ static int take_row(struct loader *l, const struct input_row *row) {
 
 /* A bare string is a prompt: the line stands for an object that holds it. */
 static int take_string(struct loader *l, const struct input_row *row) {
-    json_t *o = json_pack("{s:O}", l->prompt_name, row->json);
+    json_t *o = json_pack("{s:O}", l->form.prompt_name, row->json);
     char *text = json_dumps(o, JSON_COMPACT);
     struct input_row object = *row;
     object.json = o;
@@ -451,7 +163,7 @@ static int load_rows(struct loader *l) {
         return err_set(l->err, E_PARSE, "%s: %" PRId64 " bad lines, nothing was stored; mend them, or use --reject skip",
                        l->source.name, p->n_rejected);
     if (p->n_rows == 0 && p->n_rejected == 0)
-        return err_set(l->err, E_PARSE, "%s has no rows%s; add some", l->source.name, l->columns ? " behind its header" : "");
+        return err_set(l->err, E_PARSE, "%s has no rows%s; add some", l->source.name, l->form.columns ? " behind its header" : "");
     if (p->n_rows == 0) return err_set(l->err, E_PARSE, "%s: all %" PRId64 " lines are bad", l->source.name, p->n_rejected);
     return 0;
 }
@@ -459,9 +171,9 @@ static int load_rows(struct loader *l) {
 /* ---------------------------------------------------------------- the job */
 
 static char *columns_json(const struct loader *l) {
-    if (!l->columns) return NULL;
+    if (!l->form.columns) return NULL;
     json_t *a = json_array();
-    for (size_t i = 0; i < l->n_columns; i++) json_array_append_new(a, json_string(l->columns[i]));
+    for (size_t i = 0; i < l->form.n_columns; i++) json_array_append_new(a, json_string(l->form.columns[i]));
     char *text = json_dumps(a, JSON_COMPACT);
     json_decref(a);
     return text;
@@ -512,8 +224,8 @@ static int insert_job(struct loader *l, const char *content) {
     sql_bind_int(st, 13, (int64_t)set->seed);
     sql_bind_text(st, 14, params);
     sql_bind_text(st, 15, columns);
-    sql_bind_text(st, 16, l->prompt_name);
-    sql_bind_text(st, 17, l->id_name);
+    sql_bind_text(st, 16, l->form.prompt_name);
+    sql_bind_text(st, 17, l->form.id_name);
     sql_bind_text(st, 18, source);
     sql_bind_text(st, 19, content);
     sql_bind_int(st, 20, clock_wall_us());
@@ -634,17 +346,9 @@ int submit_content_key(const struct submit_options *options, char hex[65], struc
 
 static void loader_clear(struct loader *l) {
     row_reader_free(l->reader);
-    template_free(l->template);
+    row_form_clear(&l->form);
     source_close(&l->source);
     if (l->lock >= 0) close(l->lock);
-    for (size_t i = 0; i < l->n_columns; i++) {
-        free(l->columns[i]);
-        free(l->param_keys[i]);
-    }
-    free(l->columns);
-    free(l->param_keys);
-    free(l->prompt_name);
-    free(l->id_name);
     seen_ids_clear(&l->ids);
     buf_clear(&l->packed);
 }
@@ -657,11 +361,12 @@ int job_submit(struct store *s, const struct submit_options *options, struct sub
     int r = source_open(&l.source, options->path, l.err);
     if (r < 0) return r;
     report->input_is_read = true;
-    l.format = row_format(&l.source, options->format);
+    enum input_format format = row_format(&l.source, options->format);
     if (l.source.size == 0) r = err_set(l.err, E_PARSE, "%s is empty; it needs rows", l.source.name);
     content_of(options, &l.source, content);
-    l.reader = row_reader_new(&l.source, l.format);
-    if (r == 0) r = set_up_input(&l);
+    l.reader = row_reader_new(&l.source, format);
+    l.form = (struct row_form){.o = options, .source_name = l.source.name, .report = report};
+    if (r == 0) r = row_form_init(&l.form, l.reader, format, l.err);
     if (r == 0) unfinished_clean(s);
     if (r == 0) r = start_job(&l, content);
     if (r == 0) {
