@@ -260,7 +260,8 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
     static const char *const harmless[][2] = {
         {"n", "1"},      {"n", "1.0"},          {"best_of", "1"},    {"length_penalty", "1"},
         {"tools", "[]"}, {"echo", "false"},     {"stream", "false"}, {"bad_words", "[]"},
-        {"tool_choice", "\"none\""}, {"tool_choice", "\"auto\""}, {"response_format", "{\"type\": \"text\"}"}};
+        {"tool_choice", "\"none\""}, {"tool_choice", "\"auto\""},
+        {"include_stop_str_in_output", "false"}, {"guided_choice", "null"}, {"truncate_prompt_tokens", "null"}, {"response_format", "{\"type\": \"text\"}"}};
     static const char *const refused[][3] = {
         {"n", "2", "n: 2 is not built yet; only 1 is"},
         {"n", "0", "n: 0 is not built yet; only 1 is"},
@@ -270,6 +271,12 @@ static void keys_that_are_not_built_are_refused_by_name(void **state) {
         {"tools", "[{}]", "tools: [{}] is not built yet"},
         {"tool_choice", "\"required\"", "tool_choice: \"required\" is not built yet; only \"none\" and \"auto\" are"},
         {"response_format", "{\"type\": \"json_object\"}", "response_format: {\"type\":\"json_object\"} is not built yet; only {\"type\": \"text\"} is"},
+        {"guided_choice", "[\"a\", \"b\"]", "guided_choice: [\"a\",\"b\"] is not built yet"},
+        {"guided_regex", "\"a+\"", "guided_regex: \"a+\" is not built yet"},
+        {"guided_grammar", "\"g\"", "guided_grammar: \"g\" is not built yet"},
+        {"structured_outputs", "{\"json\": {}}", "structured_outputs: {\"json\":{}} is not built yet"},
+        {"include_stop_str_in_output", "true", "include_stop_str_in_output: true is not built yet"},
+        {"truncate_prompt_tokens", "0", "truncate_prompt_tokens: 0 is not built yet"},
         {"stream", "true", "stream: true is not built yet; leave it out"},
     };
     struct err err = ERR_INIT;
