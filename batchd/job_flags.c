@@ -173,7 +173,7 @@ int job_flags_submit(struct job_flags *f, struct store *s, const struct args *ar
                  command_count(rows, report->n_rows), command_s(report->n_rows), report->n_rejected, seconds);
     if (report->prompts_are_alike) log_warn("the template has no {column} in it: every row asks the same");
     if (*report->other_model)
-        log_warn("the lines ask for \"%s\"; the job's own model answers them, whatever their \"model\" says", report->other_model);
+        log_warn("the lines ask for the model \"%s\", which is not looked at: that of --model answers, or the daemon's", report->other_model);
     if (report->n_rejected > 0 && !report->existed)
         log_info("rejected lines: %s sql \"SELECT * FROM rejects WHERE job_id = %" PRId64 "\"", command_begin(begin, args),
                  report->job_id);

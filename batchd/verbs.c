@@ -32,7 +32,8 @@ const struct verb_def verbs[N_VERBS] = {
              "by the content of the file and the settings. Where a daemon serves the database, the\n"
              "daemon does the work and `run` waits for it; should that end first, `run` goes on itself.\n",
          .examples = "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl\n"
-                     "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl   # again: continues\n",
+                     "batchd run reviews.csv --prompt-col text -m ./models/qwen -o out.jsonl   # again: continues\n"
+                     "batchd run openai-batch.jsonl -m ./models/qwen -o out.jsonl   # a file made for OpenAI's batch interface\n",
          .exits = {0, 1, 2, 3, 5, 65, 66, 69, 70, 73, 74, 75, 77, 78, 130, 143, -1}, .min_words = 1, .max_words = 1},
     [VERB_SERVE] =
         {"serve", "[flags]", "the daemon: work on whatever is submitted", .run = cmd_serve,

@@ -48,7 +48,7 @@ X
 {"id": "q", "messages": [{"role": "user", "content": "Count these words: bottle, harbor, acorn"}]}
 X
     run -0 "$BATCHD" run "$DIR/in.jsonl" -o "$DIR/out.jsonl"
-    [ "$(grep -c 'the lines ask for "cloud-4"; the job.s own model answers them' <<<"$output")" -eq 1 ]
+    [ "$(grep -c 'the lines ask for the model "cloud-4", which is not looked at' <<<"$output")" -eq 1 ]
     [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["completion"], d["input"]["temperature"]' 0)" = "('m', '3', 0)" ]
     [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["usage"]["completion_tokens"], d["finish_reason"]' 1)" = "('p', 2, 'length')" ]
     [ "$(json_of "$DIR/out.jsonl" 'd["id"], d["completion"]' 2)" = "('q', '3')" ]
