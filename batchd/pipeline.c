@@ -135,7 +135,7 @@ static void set_sampling(struct sampling *s, const struct model_info *model, con
     if (p->set & PARAM_MIN_TOKENS) s->min_tokens = (int32_t)p->min_tokens;
     if (p->set & PARAM_TEMPERATURE) s->temperature = (float)p->temperature;
     if (p->set & PARAM_TOP_P) s->top_p = (float)p->top_p;
-    if (p->set & PARAM_TOP_K) s->top_k = (int32_t)p->top_k;
+    if (p->set & PARAM_TOP_K) s->top_k = p->top_k < 0 ? 0 : (int32_t)p->top_k;
     if (p->set & PARAM_MIN_P) s->min_p = (float)p->min_p;
     if (p->set & PARAM_IGNORE_EOS) s->ignore_eos = p->ignore_eos;
     s->seed = prompt->seed;

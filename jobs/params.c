@@ -31,7 +31,7 @@ static const struct spec {
     {"min_tokens", PARAM_MIN_TOKENS, KIND_INT, offsetof(struct params, min_tokens), 0, 1 << 20, false, 0, 0},
     {"temperature", PARAM_TEMPERATURE, KIND_REAL, offsetof(struct params, temperature), 0, 10, false, 0, 0},
     {"top_p", PARAM_TOP_P, KIND_REAL, offsetof(struct params, top_p), 0, 1, true, 0, 0},
-    {"top_k", PARAM_TOP_K, KIND_INT, offsetof(struct params, top_k), 0, 1 << 24, false, 0, 0},
+    {"top_k", PARAM_TOP_K, KIND_INT, offsetof(struct params, top_k), -1, 1 << 24, false, 0, 0}, /* -1: off, as in vLLM */
     {"min_p", PARAM_MIN_P, KIND_REAL, offsetof(struct params, min_p), 0, 1, false, 0, 0},
     {"seed", PARAM_SEED, KIND_SEED, offsetof(struct params, seed), 0, 0, false, 0, 0},
     {"stop", PARAM_STOP, KIND_STOP, 0, 0, 0, false, 0, 0},

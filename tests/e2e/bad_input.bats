@@ -172,7 +172,7 @@ kept() {
 }
 
 @test "sampling values out of range, of a wrong type, not built" {
-    for bad in '"temperature": 11' '"temperature": "hot"' '"temperature": -0.1' '"top_p": 0' '"top_p": 1.5' '"top_k": -1' \
+    for bad in '"temperature": 11' '"temperature": "hot"' '"temperature": -0.1' '"top_p": 0' '"top_p": 1.5' '"top_k": -2' \
         '"max_tokens": 0' '"max_tokens": 1.5' '"min_p": 2' '"seed": -1' '"stop": [""]' '"stop": 3' '"stop_token_ids": [-4]' \
         '"ignore_eos": 1' '"presence_penalty": 3' '"repetition_penalty": 0' '"logit_bias": {"x": 1}' '"banned_token_ids": 4' '"logprobs": 21'; do
         printf '{"prompt": "x", %s}\n' "$bad" >"$DIR/bad.jsonl"

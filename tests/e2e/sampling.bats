@@ -32,6 +32,15 @@ w.writerow(["Sort these words: raven, acorn", sys.argv[3]])' "$DIR/cell.csv" "$n
     done
 }
 
+@test "top_k -1 is off, as in vLLM" {
+    for k in 0 -1 2; do
+        echo '{"prompt": "Sort these words: raven, acorn", "temperature": 3, "seed": 7, "top_k": '$k'}' >"$DIR/k.jsonl"
+        completions "$DIR/k.jsonl" >"$DIR/k$k"
+    done
+    cmp "$DIR/k0" "$DIR/k-1"
+    ! cmp -s "$DIR/k0" "$DIR/k2"
+}
+
 @test "allowed ids are the only ones, banned ids never come" {
     ids=$(echo r | "$BATCHD" tokenize -m tests/models/demo | tr -d '[]')
     echo '{"prompt": "Sort these words: raven, acorn", "allowed_token_ids": ['"$ids"'], "temperature": 2}' >"$DIR/one.jsonl"
