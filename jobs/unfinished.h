@@ -5,7 +5,8 @@
 
 #include "jobs/store.h"
 
-/* Remove a job in state 'loading', whose loader the caller is, or which has none. */
+/* Remove a job in state 'loading', whose lock the caller has: it is its loader, or there is none
+ * any more. A job in another state stays as it is. */
 void unfinished_remove(struct store *s, int64_t job_id);
 
 /* Remove all whose loader is dead. */

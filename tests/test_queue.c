@@ -6,6 +6,7 @@
 #include "base/buf.h"
 #include "jobs/locks.h"
 #include "jobs/store.h"
+#include "jobs/unfinished.h"
 
 #include <sys/wait.h>
 #include <unistd.h>
@@ -595,6 +596,36 @@ static void what_a_dead_loader_left_is_removed(void **state) {
     end(&q);
 }
 
+/* Who found a job loading and gets its lock may have got it from a loader that is through. */
+static void a_job_that_is_loaded_is_not_taken_for_a_dead_one(void **state) {
+    enum { LOADERS = 4, JOBS = 40 };
+    struct queue q = fresh("whole.db");
+    struct err err = ERR_INIT;
+    struct submit_report report;
+    assert_ok(submit_text(q.s, "a.csv", "prompt\nx\ny\n", (struct submit_options){0}, &report, &err), &err);
+    unfinished_remove(q.s, report.job_id);
+    assert_int_equal(look_int(q.db, "SELECT (SELECT count(*) FROM job) * 10 + (SELECT count(*) FROM request)"), 12);
+    pid_t pids[LOADERS];
+    for (int i = 0; i < LOADERS; i++) {
+        pids[i] = fork();
+        if (pids[i] > 0) continue;
+        char name[40];
+        struct store *s;
+        int r = store_open(&s, q.db, STORE_CREATE, NULL);
+        snprintf(name, sizeof name, "%d.csv", i);
+        for (int j = 0; r == 0 && j < JOBS; j++) r = submit_text(s, name, "prompt\nx\ny\nz\n", (struct submit_options){0}, &report, NULL);
+        _exit(r == 0 ? 0 : 1);
+    }
+    for (int i = 0; i < LOADERS; i++) {
+        int status;
+        waitpid(pids[i], &status, 0);
+        assert_int_equal(status, 0);
+    }
+    assert_int_equal(look_int(q.db, "SELECT count(*) FROM job"), LOADERS * JOBS + 1);
+    assert_int_equal(look_int(q.db, "SELECT sum(n_rows) - (SELECT count(*) FROM request) FROM job"), 0);
+    end(&q);
+}
+
 static void count_progress(void *arg, int64_t rows, int64_t bytes, int64_t total) {
     int *calls = arg;
     assert_true(rows >= 0 && bytes <= total && total > 0);
@@ -750,6 +781,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_key_names_one_content),
     cmocka_unit_test(everything_that_changes_results_changes_the_content_key),
     cmocka_unit_test(what_a_dead_loader_left_is_removed),
+        cmocka_unit_test(a_job_that_is_loaded_is_not_taken_for_a_dead_one),
     cmocka_unit_test(an_interrupted_submit_leaves_nothing),
     cmocka_unit_test(jobs_are_listed_oldest_first),
     cmocka_unit_test(a_fault_in_submit_leaves_nothing),
