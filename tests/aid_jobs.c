@@ -2,6 +2,7 @@
 #include "tests/aid_jobs.h"
 #include "base/file.h"
 #include "base/mem.h"
+#include "tests/unit.h"
 
 #include <ftw.h>
 #include <sqlite3.h>
@@ -33,6 +34,16 @@ char *temp_path(const char *name) {
 void temp_write(const char *path, const void *data, size_t n) {
     FILE *f = fopen(path, "w");
     if (!f || fwrite(data, 1, n, f) != n || fclose(f) != 0) abort();
+}
+
+struct store *fresh_store(const char *name) {
+    struct err err = ERR_INIT;
+    struct store *s = NULL;
+    char *path = temp_path(name);
+    unlink(path);
+    assert_ok(store_open(&s, path, STORE_CREATE, &err), &err);
+    free(path);
+    return s;
 }
 
 static sqlite3_stmt *look(const char *db, const char *sql, sqlite3 **out) {
@@ -73,6 +84,12 @@ void look_exec(const char *db, const char *sql) {
         abort();
     }
     sqlite3_close(c);
+}
+
+void assert_look(struct store *s, const char *sql, const char *expected) {
+    char *got = look_text(store_path(s), sql);
+    assert_string_equal(got, expected);
+    free(got);
 }
 
 int submit_text(struct store *s, const char *name, const char *text, struct submit_options options,

@@ -9,10 +9,14 @@
 char *temp_path(const char *name);
 void temp_write(const char *path, const void *data, size_t n);
 
+/* An empty database of that name in the folder. */
+struct store *fresh_store(const char *name);
+
 /* Through a connection of its own, as a user of the stock sqlite3 would. */
 int64_t look_int(const char *db, const char *sql);
 char *look_text(const char *db, const char *sql); /* the first cell, the caller's */
 void look_exec(const char *db, const char *sql);
+void assert_look(struct store *s, const char *sql, const char *expected); /* of the first cell */
 
 /* Submit `text` as a file called `name` under the given options (path and settings are filled in). */
 int submit_text(struct store *s, const char *name, const char *text, struct submit_options options,

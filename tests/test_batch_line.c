@@ -7,32 +7,14 @@
 #include "jobs/batch_line.h"
 #include "jobs/json_text.h"
 
-#include <unistd.h>
-
 #define CHAT "\"method\": \"POST\", \"url\": \"/v1/chat/completions\""
 #define HELLO "\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]"
-
-static struct store *fresh(const char *name) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
-    char *path = temp_path(name);
-    unlink(path);
-    assert_ok(store_open(&s, path, STORE_CREATE, &err), &err);
-    free(path);
-    return s;
-}
-
-static void assert_look(struct store *s, const char *sql, const char *expected) {
-    char *got = look_text(store_path(s), sql);
-    assert_string_equal(got, expected);
-    free(got);
-}
 
 /* ---------------------------------------------------------------- lines that load */
 
 static void the_body_is_the_row_and_custom_id_its_id(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("chat.db");
+    struct store *s = fresh_store("chat.db");
     struct submit_report report;
     assert_ok(submit_text(s, "x.jsonl",
                           "{\"custom_id\": \"a-1\", " CHAT ", \"body\": {\"model\": \"m\", " HELLO
@@ -52,7 +34,7 @@ static void the_body_is_the_row_and_custom_id_its_id(void **state) {
 
 static void what_a_row_says_to_the_model_is_in_its_body(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("prompt.db");
+    struct store *s = fresh_store("prompt.db");
     struct submit_report report;
     struct worker *w;
     struct lease l;
@@ -84,7 +66,7 @@ static void what_a_row_says_to_the_model_is_in_its_body(void **state) {
 
 static void plain_lines_stand_between_them(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("mixed.db");
+    struct store *s = fresh_store("mixed.db");
     struct submit_report report;
     assert_ok(submit_text(s, "x.jsonl",
                           "{\"prompt\": \"a\", \"id\": \"p\", \"body\": \"text\"}\n"
@@ -104,7 +86,7 @@ static void plain_lines_stand_between_them(void **state) {
 /* As in a CSV file: what a template is filled from is data, whatever its keys are called. */
 static void with_a_template_a_body_is_a_column(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("template.db");
+    struct store *s = fresh_store("template.db");
     struct submit_report report;
     struct job_settings set = {.template_text = (char *)"Mail from {custom_id}: {body}"};
     assert_ok(submit_text(s, "x.jsonl", "{\"custom_id\": \"a\", \"body\": {\"n\": 2}}\n{\"custom_id\": \"b\", \"body\": \"text\"}\n",
@@ -143,7 +125,7 @@ static void what_is_not_built_is_refused_by_name(void **state) {
          "max_completion_tokens: 5 here and 4 as max_tokens"},
     };
     struct err err = ERR_INIT;
-    struct store *s = fresh("bad.db");
+    struct store *s = fresh_store("bad.db");
     struct submit_report report;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[600];
@@ -202,7 +184,7 @@ static void another_model_is_noted_once(void **state) {
         {"org/qwen", "qwen", ""},               {"cloud-4", NULL, "cloud-4"},
     };
     struct err err = ERR_INIT;
-    struct store *s = fresh("model.db");
+    struct store *s = fresh_store("model.db");
     struct submit_report report;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[400];

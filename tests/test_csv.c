@@ -10,16 +10,6 @@
 #include <inttypes.h>
 #include <unistd.h>
 
-static struct store *fresh(const char *name) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
-    char *path = temp_path(name);
-    unlink(path);
-    assert_ok(store_open(&s, path, STORE_CREATE, &err), &err);
-    free(path);
-    return s;
-}
-
 /* ---------------------------------------------------------------- against Python */
 
 static void check_row(const json_t *expected, const struct input_row *row, int64_t n) {
@@ -174,7 +164,7 @@ static void a_huge_field_is_rejected(void **state) {
     memset(buf_reserve(&text, n), 'x', n);
     text.n += n;
     buf_puts(&text, "\"\n3,three\n");
-    struct store *s = fresh("huge.db");
+    struct store *s = fresh_store("huge.db");
     struct submit_report report;
     assert_ok(submit_text(s, "huge.csv", text.data, (struct submit_options){.skip_rejects = true}, &report, &err), &err);
     assert_int_equal(report.n_rows, 2);
@@ -207,7 +197,7 @@ static void bad_files_are_refused_with_a_remedy(void **state) {
         {"prompt,@n\na,2\n", E_PARSE, "n: 2 is not built yet"},
     };
     struct err err = ERR_INIT;
-    struct store *s = fresh("bad.db");
+    struct store *s = fresh_store("bad.db");
     struct submit_report report;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
         assert_err(submit_text(s, "x.csv", cases[i].text, (struct submit_options){0}, &report, &err), cases[i].code, cases[i].part, &err);
@@ -217,7 +207,7 @@ static void bad_files_are_refused_with_a_remedy(void **state) {
 
 static void unknown_columns_come_with_a_suggestion(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("column.db");
+    struct store *s = fresh_store("column.db");
     struct submit_report report;
     struct job_settings set = {.template_text = (char *)"Say {txt}"};
     assert_err(submit_text(s, "x.csv", "id,text\n1,a\n", (struct submit_options){.settings = &set}, &report, &err), E_USAGE,
@@ -231,7 +221,7 @@ static void unknown_columns_come_with_a_suggestion(void **state) {
 
 static void files_that_cannot_be_read_are_told_apart(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("files.db");
+    struct store *s = fresh_store("files.db");
     struct submit_report report;
     struct job_settings none = {0};
     struct submit_options o = {.path = "/nonexistent/x.csv", .settings = &none};
@@ -245,7 +235,7 @@ static void files_that_cannot_be_read_are_told_apart(void **state) {
 
 static void bad_lines_are_kept_apart_when_asked(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("skip.db");
+    struct store *s = fresh_store("skip.db");
     struct submit_report report;
     const char *text = "id,prompt\n1,one\n2,two,2\n3,\"a\nb\"\n4,st\"ray\n5,five\n1,again\n6,\"open\n7,seven\n";
     assert_ok(submit_text(s, "skip.csv", text, (struct submit_options){.skip_rejects = true}, &report, &err), &err);
@@ -264,7 +254,7 @@ static void bad_lines_are_kept_apart_when_asked(void **state) {
 /* Where there is one column, a piece of a row looks like a row. */
 static void one_column_and_a_bad_quote_always_stop(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("one.db");
+    struct store *s = fresh_store("one.db");
     struct submit_report report;
     const char *text = "prompt\nfine\n\"a\nb\" c\nd\n";
     assert_err(submit_text(s, "one.csv", text, (struct submit_options){.skip_rejects = true}, &report, &err), E_PARSE,
@@ -277,7 +267,7 @@ static void one_column_and_a_bad_quote_always_stop(void **state) {
 
 static void the_first_ten_bad_lines_are_reported(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("ten.db");
+    struct store *s = fresh_store("ten.db");
     struct submit_report report;
     struct buf text = BUF_INIT(0);
     buf_puts(&text, "a,prompt\n");
@@ -291,7 +281,7 @@ static void the_first_ten_bad_lines_are_reported(void **state) {
 
 static void standard_input_is_read_once(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("stdin.db");
+    struct store *s = fresh_store("stdin.db");
     struct submit_report report;
     struct job_settings none = {0};
     int ends[2], old = dup(0);

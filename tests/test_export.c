@@ -25,15 +25,6 @@ static struct result_row failed_result(int64_t job, int64_t row) {
                                .error_code = "context_length", .error = "the prompt, \"row\", is too long"};
 }
 
-static struct store *fresh(const char *name) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
-    char *path = temp_path(name);
-    assert_ok(store_open(&s, path, STORE_CREATE, &err), &err);
-    free(path);
-    return s;
-}
-
 /* Submit rows "a", "b", ... one for each of `r`, and publish these as their results; the job. */
 static int64_t published_job(struct store *s, struct result_row *r, size_t n) {
     struct err err = ERR_INIT;
@@ -137,7 +128,7 @@ static const char *cell(const json_t *rows, size_t row, size_t column) {
 
 static void jsonl_says_all_of_a_row(void **state) {
     static const char *const completions[] = {"fine", NULL, "two\nlines, \"quotes\" and \xf0\x9f\x98\x80", nul_text, ""};
-    struct store *s = fresh("jsonl.db");
+    struct store *s = fresh_store("jsonl.db");
     int64_t job = finished_job(s, "in.csv", "custom_id,prompt,n\na,\"x, \"\"y\"\"\",1\nb,ü,2\n,z,3\nd,q,4\ne,r,5\n", completions, 5);
     json_t *rows = lines_of(exported(s, job, "all.jsonl", (struct export_options){0}, 5));
     const json_t *first = json_array_get(rows, 0), *second = json_array_get(rows, 1);
@@ -170,7 +161,7 @@ static void jsonl_says_all_of_a_row(void **state) {
 static void an_input_line_comes_back_as_written(void **state) {
     static const char *const completions[] = {"x"};
     static const char line[] = "{\"prompt\": \"p\", \"pi\": 3.14159265358979, \"price\": 0.10, \"id\": \"k\"}";
-    struct store *s = fresh("line.db");
+    struct store *s = fresh_store("line.db");
     char text[200];
     snprintf(text, sizeof text, "%s\n\"bare\"\n", line);
     int64_t job = finished_job(s, "in.jsonl", text, completions, 1);
@@ -194,7 +185,7 @@ static const char *const awkward[] = {"plain", "a,b", "say \"x\"", "two\nlines",
 enum { N_AWKWARD = sizeof awkward / sizeof *awkward };
 
 static void csv_is_what_python_reads(void **state) {
-    struct store *s = fresh("csv.db");
+    struct store *s = fresh_store("csv.db");
     struct buf text = BUF_INIT(0);
     buf_puts(&text, "id,prompt,\"odd, \"\"name\"\"\"\r\n");
     for (int i = 0; i < N_AWKWARD; i++) buf_printf(&text, "k%d,\"p, %d\",\"=%d\"\r\n", i, i, i);
@@ -234,7 +225,7 @@ static void csv_is_what_python_reads(void **state) {
 /* What a CSV export says can be submitted again: our reader agrees with Python's. */
 static void csv_can_be_submitted_again(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("again.db");
+    struct store *s = fresh_store("again.db");
     struct submit_report report;
     int64_t job = finished_job(s, "in.csv", "id,prompt\n1,a\n2,b\n3,c\n4,d\n", awkward + 1, 4);
     free(exported(s, job, "again.csv", (struct export_options){.csv_raw = true}, 4));
@@ -251,7 +242,7 @@ static void csv_can_be_submitted_again(void **state) {
 
 static void columns_of_the_input_that_are_ours_are_renamed(void **state) {
     static const char *const completions[] = {"x"};
-    struct store *s = fresh("names.db");
+    struct store *s = fresh_store("names.db");
     int64_t job = finished_job(s, "in.csv", "prompt,completion,input_completion,error,row\na,b,c,d,e\n", completions, 1);
     char *text = exported(s, job, "names.csv", (struct export_options){0}, 1);
     static const char header[] = "id,prompt,input_input_completion,input_completion,input_error,row,completion,finish_reason,prompt_tokens,"
@@ -270,7 +261,7 @@ static void the_format_follows_the_name(void **state) {
         char first;
     } cases[] = {{"f.csv", EXPORT_AUTO, 'i'}, {"f.CSV", EXPORT_AUTO, 'i'}, {"f.jsonl", EXPORT_AUTO, '{'}, {"f", EXPORT_AUTO, '{'},
                  {"f.csv", EXPORT_JSONL, '{'}, {"f.jsonl", EXPORT_CSV, 'i'}};
-    struct store *s = fresh("format.db");
+    struct store *s = fresh_store("format.db");
     int64_t job = finished_job(s, "in.csv", "prompt\na\n", completions, 1);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *text = exported(s, job, cases[i].name, (struct export_options){.format = cases[i].format}, 1);
@@ -314,7 +305,7 @@ static void filters_choose_rows_in_order(void **state) {
         {{.limit = 5000}, 900, 300, 899},
     };
     struct err err = ERR_INIT;
-    struct store *s = fresh("filter.db");
+    struct store *s = fresh_store("filter.db");
     struct buf text = BUF_INIT(0);
     buf_puts(&text, "prompt\n");
     for (int i = 0; i < 900; i++) buf_printf(&text, "row %d\n", i);
@@ -344,7 +335,7 @@ static int join_reject(void *arg, const struct reject *r, struct err *err) {
 
 static void rejects_come_in_line_order(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("rejects.db");
+    struct store *s = fresh_store("rejects.db");
     struct submit_report report;
     struct buf out = BUF_INIT(0);
     assert_ok(submit_text(s, "in.csv", "id,prompt\n1\n2,b\n3,c,d\n2,e\n", (struct submit_options){.skip_rejects = true}, &report, &err), &err);
@@ -363,7 +354,7 @@ static struct export_options to(const char *path) {
 static void a_file_in_the_way_stays(void **state) {
     static const char *const completions[] = {"x"};
     struct err err = ERR_INIT;
-    struct store *s = fresh("way.db");
+    struct store *s = fresh_store("way.db");
     int64_t a = finished_job(s, "in.csv", "prompt\na\n", completions, 1), b = finished_job(s, "in.csv", "prompt\nb\n", completions, 1), n;
     char *path = temp_path("way.jsonl"), *other = temp_path("theirs.jsonl"), *text;
     struct export_options o = to(path);
@@ -404,7 +395,7 @@ static size_t count_files(const char *pattern) {
 static void a_failed_export_changes_nothing(void **state) {
     static const char *const completions[] = {"first", "second"};
     struct err err = ERR_INIT;
-    struct store *s = fresh("atomic.db");
+    struct store *s = fresh_store("atomic.db");
     int64_t job = finished_job(s, "in.csv", "prompt\na\nb\n", completions, 2), n = -7;
     char *path = temp_path("atomic.jsonl"), *before, *after;
     size_t size;
@@ -427,7 +418,7 @@ static void a_failed_export_changes_nothing(void **state) {
 static void places_that_cannot_hold_it(void **state) {
     static const char *const completions[] = {"x"};
     struct err err = ERR_INIT;
-    struct store *s = fresh("places.db");
+    struct store *s = fresh_store("places.db");
     int64_t job = finished_job(s, "in.csv", "prompt\na\n", completions, 1), n = -7;
     char *folder = temp_path("a-folder"), *nowhere = temp_path("none/x.jsonl");
     mkdir(folder, 0700);
@@ -457,7 +448,7 @@ static void places_that_cannot_hold_it(void **state) {
 static void a_folder_without_rights_is_named(void **state) {
     if (geteuid() != 0) skip(); /* only root can become somebody else */
     static const char *const completions[] = {"x"};
-    struct store *s = fresh("rights.db");
+    struct store *s = fresh_store("rights.db");
     int64_t job = finished_job(s, "in.csv", "prompt\na\n", completions, 1);
     char *path = temp_path("rights.jsonl"), *folder = temp_path("");
     chmod(folder, 0755);
@@ -479,7 +470,7 @@ static void a_folder_without_rights_is_named(void **state) {
 /* ---------------------------------------------------------------- texts */
 
 static void long_texts_are_frames_and_come_back(void **state) {
-    struct store *s = fresh("frames.db");
+    struct store *s = fresh_store("frames.db");
     struct buf text = BUF_INIT(0), packed = BUF_INIT(0);
     enum text_codec codec;
     for (int i = 0; i < 500; i++) buf_printf(&text, "line %d of a long text é\n", i);
@@ -505,7 +496,7 @@ static void long_texts_are_frames_and_come_back(void **state) {
 
 /* As text or as a frame, and only where there are some. */
 static void logprobs_are_part_of_a_line_where_there_are_some(void **state) {
-    struct store *s = fresh("logprobs.db");
+    struct store *s = fresh_store("logprobs.db");
     struct buf json = BUF_INIT(0), packed = BUF_INIT(0);
     enum text_codec codec;
     buf_puts(&json, "{\"tokens\":[\"a\"");

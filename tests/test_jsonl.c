@@ -7,23 +7,6 @@
 #include "jobs/row_reader.h"
 
 #include <inttypes.h>
-#include <unistd.h>
-
-static struct store *fresh(const char *name) {
-    struct err err = ERR_INIT;
-    struct store *s = NULL;
-    char *path = temp_path(name);
-    unlink(path);
-    assert_ok(store_open(&s, path, STORE_CREATE, &err), &err);
-    free(path);
-    return s;
-}
-
-static void assert_look(struct store *s, const char *sql, const char *expected) {
-    char *got = look_text(store_path(s), sql);
-    assert_string_equal(got, expected);
-    free(got);
-}
 
 /* ---------------------------------------------------------------- against Python */
 
@@ -101,7 +84,7 @@ static void bad_lines_are_refused_by_name(void **state) {
         {"{\"prompt\": \"caf\xe9\"}", "utf8", "not UTF-8 at byte 31; convert the file, for instance with iconv"},
     };
     struct err err = ERR_INIT;
-    struct store *s = fresh("bad.db");
+    struct store *s = fresh_store("bad.db");
     struct submit_report report;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char text[400], where[200];
@@ -124,7 +107,7 @@ static void bad_lines_are_refused_by_name(void **state) {
 
 static void a_nul_byte_and_a_huge_line_are_refused(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("huge.db");
+    struct store *s = fresh_store("huge.db");
     struct submit_report report;
     struct job_settings none = {0};
     char *path = temp_path("nul.jsonl");
@@ -147,7 +130,7 @@ static void a_nul_byte_and_a_huge_line_are_refused(void **state) {
 
 static void ids_are_unique_and_of_two_kinds(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("ids.db");
+    struct store *s = fresh_store("ids.db");
     struct submit_report report;
     assert_err(submit_text(s, "x.jsonl", "{\"prompt\":\"a\",\"id\":7}\n\n{\"prompt\":\"b\",\"id\":\"7\"}\n", (struct submit_options){0}, &report, &err),
                E_PARSE, "x.jsonl:3: id \"7\" is on line 1 already", &err);
@@ -165,7 +148,7 @@ static void ids_are_unique_and_of_two_kinds(void **state) {
 
 static void files_without_rows_are_refused(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("empty.db");
+    struct store *s = fresh_store("empty.db");
     struct submit_report report;
     assert_err(submit_text(s, "x.jsonl", "", (struct submit_options){0}, &report, &err), E_PARSE, "x.jsonl is empty; it needs rows", &err);
     assert_err(submit_text(s, "x.jsonl", "\n \n\r\n", (struct submit_options){0}, &report, &err), E_PARSE, "x.jsonl has no rows; add some", &err);
@@ -179,7 +162,7 @@ static void files_without_rows_are_refused(void **state) {
 
 static void a_line_is_stored_as_it_is_written(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("stored.db");
+    struct store *s = fresh_store("stored.db");
     struct submit_report report;
     assert_ok(submit_text(s, "x.jsonl", "{\"prompt\": \"\\u00e9\",  \"price\":0.10, \"temperature\": 0.5, \"stop\": \"X\"}\r\n",
                           (struct submit_options){0}, &report, &err), &err);
@@ -197,7 +180,7 @@ static void a_line_is_stored_as_it_is_written(void **state) {
  * the user says so. */
 static void keys_of_data_are_no_parameters(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("data.db");
+    struct store *s = fresh_store("data.db");
     struct submit_report report;
     struct job_settings set = {.template_text = (char *)"{n} {seed}"};
     assert_ok(submit_text(s, "x.jsonl", "{\"n\": 2, \"seed\": \"oak\", \"top_k\": 5, \"@max_tokens\": 4, \"min_p\": 0.1}\n",
@@ -210,7 +193,7 @@ static void keys_of_data_are_no_parameters(void **state) {
 
 static void the_first_line_names_a_templates_columns(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("template.db");
+    struct store *s = fresh_store("template.db");
     struct submit_report report;
     struct job_settings set = {.template_text = (char *)"About {topic}: {question}"};
     struct submit_options o = {.settings = &set};
@@ -228,7 +211,7 @@ static void the_first_line_names_a_templates_columns(void **state) {
 
 static void a_bare_string_fills_a_template_too(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("string.db");
+    struct store *s = fresh_store("string.db");
     struct submit_report report;
     struct job_settings set = {.template_text = (char *)"Say: {prompt}"};
     assert_ok(submit_text(s, "x.jsonl", "\"a\"\n\"b\"\n", (struct submit_options){.settings = &set}, &report, &err), &err);
@@ -245,7 +228,7 @@ static void a_document_over_several_lines_is_named_as_such(void **state) {
     static const char *const texts[] = {"[{\"prompt\": \"a\"},\n{\"prompt\": \"b\"}]\n", "[\n{\"prompt\": \"a\"}\n]\n",
                                         "{\n \"prompt\": \"a\"\n}\n"};
     struct err err = ERR_INIT;
-    struct store *s = fresh("document.db");
+    struct store *s = fresh_store("document.db");
     struct submit_report report;
     for (int i = 0; i < 6; i++)
         assert_err(submit_text(s, "x.json", texts[i / 2], (struct submit_options){.skip_rejects = i % 2}, &report, &err), E_PARSE,
@@ -259,7 +242,7 @@ static void a_document_over_several_lines_is_named_as_such(void **state) {
 
 static void plain_lines_are_prompts(void **state) {
     struct err err = ERR_INIT;
-    struct store *s = fresh("lines.db");
+    struct store *s = fresh_store("lines.db");
     struct submit_report report;
     assert_ok(submit_text(s, "x.txt", "first, with \"quotes\"\r\n\n  {braces}\nlast", (struct submit_options){0}, &report, &err), &err);
     assert_int_equal(report.n_rows, 3);
