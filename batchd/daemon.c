@@ -429,9 +429,14 @@ static void wind_up(struct daemon *d, int r) {
     job_unref(d->job);
 }
 
+static void tell_short(int64_t job_id, const char *why) {
+    log_error("job %lld: %s", (long long)job_id, why);
+}
+
 static void *jobs_thread(void *arg) {
     struct daemon *d = arg;
-    struct worker_options wo = {.lock_wait_ms = d->o.lock_wait_ms, .device = d->o.engine.device};
+    struct worker_options wo = {.lock_wait_ms = d->o.lock_wait_ms, .device = d->o.engine.device,
+                                .on_short = d->o.only_job ? NULL : tell_short}; /* who serves one job says how it ended */
     int r = store_open(&d->store, d->o.db_path, STORE_CREATE, &d->err);
     if (r == 0) r = worker_open(&d->worker, d->store, &wo, &d->err);
     if (r == 0) {

@@ -191,6 +191,7 @@ struct worker;
 struct worker_options {
     int64_t lock_wait_ms; /* 5000; how long to wait for another daemon's lock */
     const char *device;   /* what to show in status */
+    void (*on_short)(int64_t job_id, const char *why); /* a job ended although rows of it are gone; may be NULL */
 };
 
 /* E_BUSY names the pid that holds the lock. Leases of earlier epochs are ready again afterwards. */
@@ -254,8 +255,9 @@ struct result_row {
 };
 
 /* One transaction: results, counters, and leases that are complete now; a job whose
- * last row this was becomes done, or partial where rows failed. Rows that have a
- * result already, or whose job is cancelled, are left out silently. */
+ * last row this was becomes done, or partial where rows failed, or failed with a word
+ * where rows are gone from the table. Rows that have a result already, or are gone, or
+ * whose job is cancelled, are left out silently. */
 int worker_publish(struct worker *w, const struct result_row *rows, size_t n, struct err *err);
 
 /* Rows that went in since worker_open: without those that were left out. */

@@ -44,12 +44,13 @@ static void bind_result(sqlite3_stmt *st, const struct result_row *r, int64_t ep
     bind_packed(st, 23, &r->prompt_logprobs);
 }
 
-/* 1 = went in; 0 = has a result already, or its job takes none any more. */
+/* 1 = went in; 0 = has a result already, its job takes none any more, or its request is gone. */
 static int insert_result(struct worker *w, const struct result_row *r, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "INSERT INTO result SELECT ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,"
                                    " ?15, ?16, ?17, ?18, ?19, ?20, ?21, ?22, ?23"
                                    " WHERE EXISTS (SELECT 1 FROM job WHERE job_id = ?1 >> 32 AND state = 'running')"
+                                   " AND EXISTS (SELECT 1 FROM request WHERE id = ?1)"
                                    " ON CONFLICT(id) DO NOTHING",
                                    err);
     if (!st) return sql_error(w->s, err);
@@ -77,28 +78,40 @@ static int count(struct worker *w, const struct tally *t, struct err *err) {
     return sql_run(w->s, st, err);
 }
 
-/* A lease is done when all of its rows have results. */
+/* A lease is done when no request in it lacks a result: one that somebody deleted gets none. The
+ * walk ends at the first that does. */
 static int close_leases(struct worker *w, int64_t job_id, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
-                                   "UPDATE lease SET state = 2, epoch = NULL WHERE job_id = ?1 AND state = 1 AND n_rows ="
-                                   " (SELECT count(*) FROM result WHERE id BETWEEN (?1 << 32) + first_row"
-                                   "  AND (?1 << 32) + first_row + n_rows - 1)",
+                                   "UPDATE lease INDEXED BY lease_taken SET state = 2, epoch = NULL"
+                                   " WHERE job_id = ?1 AND state = 1 AND epoch = ?2 AND NOT EXISTS (SELECT 1 FROM request q"
+                                   "  WHERE q.id BETWEEN (?1 << 32) + first_row AND (?1 << 32) + first_row + n_rows - 1"
+                                   "  AND NOT EXISTS (SELECT 1 FROM result r WHERE r.id = q.id))",
                                    err);
     if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);
+    sql_bind_int(st, 2, w->epoch);
     return sql_run(w->s, st, err);
 }
 
+/* A job is done when its rows are, or when no lease is left: then some rows are gone. */
 static int close_job(struct worker *w, int64_t job_id, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
-                                   "UPDATE job SET state = CASE WHEN n_failed > 0 THEN 'partial' ELSE 'done' END,"
-                                   " finished_at = ?2 WHERE job_id = ?1 AND state = 'running'"
-                                   " AND n_done + n_failed = n_rows",
+                                   "UPDATE job SET finished_at = ?2, state = CASE WHEN n_done + n_failed < n_rows THEN 'failed'"
+                                   " WHEN n_failed > 0 THEN 'partial' ELSE 'done' END, error = CASE WHEN n_done + n_failed < n_rows"
+                                   " THEN (n_rows - n_done - n_failed) || ' of its ' || n_rows || ' rows are gone from the database,"
+                                   " deleted by somebody; submit them once more' END WHERE job_id = ?1 AND state = 'running'"
+                                   " AND (n_done + n_failed = n_rows OR NOT (" LEASE_IS_READY("?1") " OR EXISTS (SELECT 1 FROM lease"
+                                   "  INDEXED BY lease_taken WHERE job_id = ?1 AND state = 1 AND epoch = ?3))) RETURNING error",
                                    err);
     if (!st) return sql_error(w->s, err);
     sql_bind_int(st, 1, job_id);
     sql_bind_int(st, 2, clock_wall_us());
-    return sql_run(w->s, st, err);
+    sql_bind_int(st, 3, w->epoch);
+    int r = sql_step(w->s, st, err);
+    const char *why = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
+    if (why && w->on_short) w->on_short(job_id, why);
+    sqlite3_reset(st);
+    return r < 0 ? r : 0;
 }
 
 int worker_close_done(struct worker *w, int64_t job_id, struct err *err) {

@@ -62,6 +62,7 @@ int worker_open(struct worker **out, struct store *s, const struct worker_option
     struct worker *w = mem_zalloc(1, sizeof *w);
     w->s = s;
     w->lock = -1;
+    w->on_short = options->on_short;
     int r = lock_daemon(&w->lock, store_path(s), options->lock_wait_ms, err);
     if (r == 0) {
         unfinished_clean(s);
@@ -144,9 +145,7 @@ void job_work_clear(struct job_work *j) {
     *j = (struct job_work){0};
 }
 
-#define IS_READY                                                                                                       \
-    "state IN ('queued', 'running')"                                                                                   \
-    " AND EXISTS (SELECT 1 FROM lease l WHERE l.job_id = job.job_id AND l.state = 0)"
+#define IS_READY "state IN ('queued', 'running') AND " LEASE_IS_READY("job.job_id")
 
 /* The first job in the order of the index job_ready, so that a hundred thousand waiting
  * jobs cost no more than one; *job_id 0 = nothing is ready. */
@@ -236,7 +235,7 @@ static int read_rows(struct worker *w, struct lease *l, int64_t first, int64_t n
 static int claim(struct worker *w, struct lease *l, int64_t *first, int64_t *n, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
                                    "UPDATE lease SET state = 1, epoch = ?2 WHERE job_id = ?1 AND lease_no ="
-                                   " (SELECT lease_no FROM lease WHERE job_id = ?1 AND state = 0 ORDER BY lease_no LIMIT 1)"
+                                   " (SELECT lease_no FROM lease INDEXED BY lease_ready WHERE job_id = ?1 AND state = 0 ORDER BY lease_no LIMIT 1)"
                                    " AND EXISTS (SELECT 1 FROM job WHERE job_id = ?1 AND state IN ('queued', 'running'))"
                                    " RETURNING lease_no, first_row, n_rows",
                                    err);
@@ -265,8 +264,8 @@ static int mark_running(struct worker *w, int64_t job_id, struct err *err) {
 }
 
 /* Claim the next lease with rows to do: 1, or 0 when there is none. One whose rows all have
- * results by now (they were published after it was given back) is closed at once, because
- * nobody would publish into it again. */
+ * results by now (they were published after it was given back), or are gone, is closed at
+ * once, because nobody would publish into it again. */
 static int claim_rows(struct worker *w, struct lease *l, struct err *err) {
     int64_t first = 0, n = 0;
     int r;

@@ -10,7 +10,11 @@ struct worker {
     int64_t epoch;
     int64_t last_job; /* served last, for taking turns */
     int64_t n_published;
+    void (*on_short)(int64_t job_id, const char *why); /* as in worker_options */
 };
+
+/* Has this job a lease to take? Without the index all that are done would be walked. */
+#define LEASE_IS_READY(job_id) "EXISTS (SELECT 1 FROM lease l INDEXED BY lease_ready WHERE l.job_id = " job_id " AND l.state = 0)"
 
 /* Begin a writing transaction; E_FENCED, and no transaction, when the epoch has moved on. */
 int worker_begin(struct worker *w, struct err *err);

@@ -420,6 +420,89 @@ static void a_second_worker_waits_outside(void **state) {
     end(&q);
 }
 
+/* ---------------------------------------------------------------- rows that are gone */
+
+static void assert_ended_short(struct queue *q, int64_t job, int64_t n_done, const char *why) {
+    struct err err = ERR_INIT;
+    struct job_info j;
+    assert_ok(job_get(q->s, job, NULL, &j, &err), &err);
+    assert_string_equal(j.state, "failed");
+    assert_int_equal(j.n_done, n_done);
+    assert_non_null(j.error);
+    assert_non_null(strstr(j.error, why));
+    assert_true(job_is_final(&j) && j.finished_us > 0);
+    job_info_clear(&j);
+    assert_int_equal(look_int(q->db, "SELECT count(*) FROM lease WHERE state <> 2"), 0);
+}
+
+/* Somebody deletes requests by hand: what is left of the job is done, and the job ends. */
+static void rows_that_are_gone_end_the_job_with_a_word(void **state) {
+    struct queue q = fresh("gone.db");
+    int64_t job = submit(&q, 7, 2, 0), next = 0;
+    static const int64_t left[] = {0, 4, 5, 6};
+    look_exec(q.db, "DELETE FROM request WHERE id & 4294967295 IN (1, 2, 3)"); /* half a lease, and a whole one */
+    start(&q);
+    for (int k = 0; k < 3; k++) {
+        struct lease l = take(&q, job);
+        for (size_t i = 0; i < l.n_rows; i++, next++) {
+            assert_int_equal(l.rows[i].row, left[next]);
+            assert_state(&q, job, "running");
+        }
+        lease_clear(&l);
+    }
+    publish(&q, job, 4, 7);
+    assert_state(&q, job, "running");
+    publish(&q, job, 0, 1);
+    assert_ended_short(&q, job, 4, "3 of its 7 rows are gone from the database");
+    assert_int_equal(next_job(&q, 0), 0);
+    end(&q);
+}
+
+static void a_job_whose_rows_are_all_gone_ends(void **state) {
+    struct queue q = fresh("all.db");
+    int64_t job = submit(&q, 5, 2, 0), other = submit(&q, 1, 1, 0);
+    look_exec(q.db, "DELETE FROM request WHERE id >> 32 = 1");
+    start(&q);
+    assert_int_equal(take(&q, job).n_rows, 0);
+    assert_int_equal(next_job(&q, 0), other);
+    look_exec(q.db, "DELETE FROM lease WHERE job_id = 2"); /* so that the look at leases is job 1's */
+    assert_ended_short(&q, job, 0, "5 of its 5 rows are gone from the database");
+    end(&q);
+}
+
+/* While they are at work: their results have no request any more, those beside them do. */
+static void rows_that_go_while_they_are_at_work_cost_no_others(void **state) {
+    struct queue q = fresh("flight.db");
+    struct err err = ERR_INIT;
+    int64_t job = submit(&q, 4, 0, 0);
+    start(&q);
+    struct lease l = take(&q, job);
+    struct result_row rows[] = {ok_result(job, 0, "a"), ok_result(job, 1, "b"), ok_result(job, 2, "c")}, last = ok_result(job, 3, "d");
+    look_exec(q.db, "DELETE FROM request WHERE id & 4294967295 IN (1, 3)");
+    assert_ok(worker_publish(q.w, rows, 3, &err), &err);
+    assert_int_equal(worker_n_published(q.w), 2);
+    assert_ok(worker_publish(q.w, &last, 1, &err), &err);
+    assert_int_equal(look_int(q.db, "SELECT count(*) FROM result"), 2);
+    assert_ended_short(&q, job, 2, "2 of its 4 rows are gone from the database");
+    lease_clear(&l);
+    end(&q);
+}
+
+/* As SQLite does where foreign keys are on: with the request goes its result. */
+static void a_result_that_goes_with_its_request_still_counts(void **state) {
+    struct queue q = fresh("cascade.db");
+    int64_t job = submit(&q, 3, 0, 0);
+    start(&q);
+    struct lease l = take(&q, job);
+    publish(&q, job, 0, 2);
+    look_exec(q.db, "PRAGMA foreign_keys = ON; DELETE FROM request WHERE id & 4294967295 = 0");
+    publish(&q, job, 2, 3);
+    assert_state(&q, job, "done");
+    assert_int_equal(look_int(q.db, "SELECT n_done FROM job"), 3);
+    lease_clear(&l);
+    end(&q);
+}
+
 /* ---------------------------------------------------------------- the fence */
 
 static void an_old_epoch_writes_nothing(void **state) {
@@ -773,7 +856,11 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_dead_workers_leases_are_ready_again),
     cmocka_unit_test(an_empty_lease_is_closed_and_passed_over),
     cmocka_unit_test(a_job_of_empty_leases_ends),
-    cmocka_unit_test(a_second_worker_waits_outside),
+    cmocka_unit_test(rows_that_are_gone_end_the_job_with_a_word),
+        cmocka_unit_test(a_job_whose_rows_are_all_gone_ends),
+        cmocka_unit_test(rows_that_go_while_they_are_at_work_cost_no_others),
+        cmocka_unit_test(a_result_that_goes_with_its_request_still_counts),
+        cmocka_unit_test(a_second_worker_waits_outside),
     cmocka_unit_test(an_old_epoch_writes_nothing),
     cmocka_unit_test(a_cancelled_job_takes_no_results),
     cmocka_unit_test(cancelled_jobs_are_told_in_pieces),

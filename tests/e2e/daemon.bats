@@ -186,6 +186,26 @@ X
     [[ "$output" == *failed*config.json* ]]
 }
 
+@test "requests that somebody deletes: the job ends with a word, others and other rows are done" {
+    head -6 "$DIR/rows.csv" >"$DIR/few.csv"
+    "$FAKE" -q submit "$DIR/few.csv"
+    "$FAKE" -q submit "$DIR/few.csv"
+    sqlite3 "$BATCHD_DB" 'DELETE FROM request WHERE id >> 32 = 1 AND id & 4294967295 IN (0, 3)'
+    run -0 "$FAKE" serve --once
+    [ "$(grep -c 'job 1: 2 of its 5 rows are gone from the database' <<<"$output")" -eq 1 ]
+    run -1 "$FAKE" wait 1
+    run -0 "$FAKE" wait 2
+    [ "$(n_results)" -eq 8 ]
+    run -0 "$FAKE" status 1
+    [[ "$output" == *failed*"2 of its 5 rows are gone"* ]]
+    # All of a lease, under a `run`, which tells it once.
+    FAKE_FAIL_AT=1 run -70 "$FAKE" -q run --key k "$DIR/few.csv"
+    sqlite3 "$BATCHD_DB" 'DELETE FROM request WHERE id >> 32 = 3'
+    run -1 "$FAKE" run --key k "$DIR/few.csv" -o "$DIR/out.jsonl"
+    [ "$(grep -c 'job 3: 4 of its 5 rows are gone from the database' <<<"$output")" -eq 1 ]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 0 ]
+}
+
 @test "jobs for two models and two dtypes: the engine is changed between them" {
     head -3 "$DIR/rows.csv" >"$DIR/few.csv"
     cp -r tests/models/demo "$DIR/other"
