@@ -87,7 +87,7 @@ LIBS := -lsqlite3 -lzstd -lcsv -ljansson -lpcre2-8 -lutf8proc -lcrypto -lm -lpth
 # ---------------------------------------------------------------- what is built
 
 .DEFAULT_GOAL := all
-.PHONY: all cuda test-gpu test-gpu-sanitize deps demo test all-tests check bench fuzz-chat tokenizer-vectors layers man install uninstall help clean
+.PHONY: always all cuda test-gpu test-gpu-sanitize deps demo test all-tests check bench fuzz-chat tokenizer-vectors layers man install uninstall help clean
 
 CUDA_LIBRARY := build/libbatchd_cuda.so
 PROGRAM   := $(if $(wildcard batchd/main.c),$(BUILD)/batchd)
@@ -113,7 +113,7 @@ $(BUILD)/libbase.a:    $(call obj,$(BASE_SRC))
 $(BUILD)/libkernels.a: $(call obj,$(KERNELS_SRC)) $(SIMD_OBJ)
 $(BUILD)/libengine.a:  $(call obj,$(ENGINE_SRC))
 $(BUILD)/libjobs.a:    $(call obj,$(JOBS_SRC))
-$(BUILD)/libbatchd.a:  $(call obj,$(filter-out batchd/main.c,$(BATCHD_SRC)))
+$(BUILD)/libbatchd.a:  $(call obj,$(filter-out batchd/main.c batchd/version.c,$(BATCHD_SRC)))
 
 $(BUILD)/lib%.a:
 	$(SAY) AR $@
@@ -125,11 +125,21 @@ $(BUILD)/obj/%.o: %.c
 	$(SAY) CC $<
 	$(Q)$(CC) $(CPPFLAGS) $(CFLAGS) $(EXTRA_$(basename $(notdir $<))) -c $< -o $@
 
-# The version goes into one object alone, so that a commit does not rebuild the tree.
 EXTRA_batchd_sqlite := -DSQLITE_CORE
+# The version goes into one object alone, and that into the programs alone, so that a commit
+# rebuilds neither the tree nor the tests.
 EXTRA_version := -DBATCHD_VERSION='"$(VERSION)"'
 # Where `make install` puts things; a program in its build tree looks beside itself first.
 EXTRA_paths := -DBATCHD_PREFIX='"$(PREFIX)"'
+
+# What these two were made with: a file that changes when it does.
+SAID_version := $(VERSION)
+SAID_paths   := $(PREFIX)
+$(call obj,batchd/version.c): $(BUILD)/obj/version.said
+$(call obj,batchd/paths.c): $(BUILD)/obj/paths.said
+$(BUILD)/obj/%.said: always
+	@mkdir -p $(@D)
+	@echo '$(SAID_$*)' | cmp -s - $@ || echo '$(SAID_$*)' >$@
 
 define SIMD_RULE
 $(BUILD)/obj/%.$(1).o: %.c
@@ -139,7 +149,7 @@ $(BUILD)/obj/%.$(1).o: %.c
 endef
 $(foreach v,$(SIMD_VARIANTS),$(eval $(call SIMD_RULE,$(v))))
 
-$(BUILD)/batchd: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(ARCHIVES)
+$(BUILD)/batchd: $(call obj,batchd/main.c batchd/version.c) $(BUILD)/libbatchd.a $(ARCHIVES)
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
 
@@ -186,7 +196,7 @@ $(BUILD)/tests/bench_tokenizer: $(call obj,tests/bench/bench_tokenizer.c) $(ARCH
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) $^ $(LIBS) -o $@
 
-$(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
+$(BUILD)/tests/batchd-fake: $(call obj,batchd/main.c batchd/version.c) $(BUILD)/libbatchd.a $(FAKE_OBJ) $(BUILD)/libjobs.a $(BUILD)/libbase.a
 	@mkdir -p $(@D)
 	$(SAY) LD $@
 	$(Q)$(CC) $(LDFLAGS) -rdynamic $^ $(LIBS) -o $@
