@@ -67,6 +67,20 @@ void buf_printf(struct buf *b, const char *fmt, ...) {
     va_end(again);
 }
 
+void buf_put_json(struct buf *b, const char *s, size_t n) {
+    buf_putc(b, '"');
+    for (size_t i = 0; i < n; i++) {
+        unsigned char c = (unsigned char)s[i];
+        if (c == '"' || c == '\\') buf_printf(b, "\\%c", c);
+        else if (c == '\n') buf_puts(b, "\\n");
+        else if (c == '\t') buf_puts(b, "\\t");
+        else if (c == '\r') buf_puts(b, "\\r");
+        else if (c < 0x20) buf_printf(b, "\\u%04x", c);
+        else buf_putc(b, s[i]);
+    }
+    buf_putc(b, '"');
+}
+
 char *buf_take(struct buf *b) {
     char *text = b->data ? b->data : mem_strndup("", 0);
     b->data = NULL;

@@ -27,6 +27,9 @@ void buf_puts(struct buf *b, const char *s);
 void buf_putc(struct buf *b, char c);
 void buf_printf(struct buf *b, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
+/* UTF-8 as a JSON string, its quotes included. */
+void buf_put_json(struct buf *b, const char *s, size_t n);
+
 /* Room for n more bytes at the returned place, or NULL past the ceiling; the
  * caller fills them and adds to b->n, then calls nothing but buf_* on it. */
 char *buf_reserve(struct buf *b, size_t n);

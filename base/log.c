@@ -10,6 +10,7 @@
 #include <stdatomic.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -38,22 +39,13 @@ void log_set_before(void (*fn)(void *arg), void *arg) {
     pthread_mutex_unlock(&lock);
 }
 
-/* Names of foreign files get into messages: bytes that are no characters become U+FFFD. */
-static void json_text(struct buf *out, const char *text) {
-    size_t n = strlen(text), length;
-    for (size_t i = 0; i < n; i += length) {
-        int32_t cp = utf8_decode(text + i, n - i, &length);
-        if (cp < 0) buf_puts(out, "\\ufffd");
-        else if (cp == '"' || cp == '\\') buf_printf(out, "\\%c", (char)cp);
-        else if (cp < 0x20) buf_printf(out, "\\u%04x", (unsigned)cp);
-        else buf_append(out, text + i, length);
-    }
-}
-
+/* Names of foreign files get into messages: what is no UTF-8 becomes U+FFFD. */
 static void line_json(struct buf *out, const char *level, const char *text) {
-    buf_printf(out, "{\"time_us\":%" PRId64 ",\"level\":\"%s\",\"message\":\"", clock_wall_us(), level);
-    json_text(out, text);
-    buf_puts(out, "\"}\n");
+    buf_printf(out, "{\"time_us\":%" PRId64 ",\"level\":\"%s\",\"message\":", clock_wall_us(), level);
+    char *valid = utf8_repaired(text);
+    buf_put_json(out, valid, strlen(valid));
+    free(valid);
+    buf_puts(out, "}\n");
 }
 
 /* A control character must not reach a terminal. */

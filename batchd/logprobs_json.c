@@ -11,25 +11,15 @@ static void put_number(struct buf *out, float x) {
     else buf_puts(out, "-9999.0");
 }
 
-static void put_escaped(struct buf *out, const char *s, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)s[i];
-        if (c == '"' || c == '\\') buf_printf(out, "\\%c", c);
-        else if (c < 0x20) buf_printf(out, "\\u%04x", c);
-        else buf_putc(out, s[i]);
-    }
-}
-
 static void put_token(struct buf *out, const struct tokenizer *tok, int32_t id) {
     struct buf bytes = BUF_INIT(0);
     tokenizer_token_bytes(tok, &bytes, id);
-    buf_putc(out, '"');
-    if (utf8_valid_prefix(bytes.data ? bytes.data : "", bytes.n) == bytes.n) put_escaped(out, bytes.data, bytes.n);
+    if (utf8_valid_prefix(bytes.data ? bytes.data : "", bytes.n) == bytes.n) buf_put_json(out, bytes.data, bytes.n);
     else {
-        buf_puts(out, "bytes:");
+        buf_puts(out, "\"bytes:");
         for (size_t i = 0; i < bytes.n; i++) buf_printf(out, "\\\\x%02x", (unsigned char)bytes.data[i]);
+        buf_putc(out, '"');
     }
-    buf_putc(out, '"');
     buf_clear(&bytes);
 }
 

@@ -130,20 +130,6 @@ bool template_has_columns(const struct template *t) {
     return false;
 }
 
-static void append_json(struct buf *out, const char *s, size_t n) {
-    buf_putc(out, '"');
-    for (size_t i = 0; i < n; i++) {
-        unsigned char c = (unsigned char)s[i];
-        if (c == '"' || c == '\\') buf_printf(out, "\\%c", c);
-        else if (c == '\n') buf_puts(out, "\\n");
-        else if (c == '\t') buf_puts(out, "\\t");
-        else if (c == '\r') buf_puts(out, "\\r");
-        else if (c < 0x20) buf_printf(out, "\\u%04x", c);
-        else buf_putc(out, (char)c);
-    }
-    buf_putc(out, '"');
-}
-
 static void append_cell(const struct segment *s, struct buf *out, const char *cell) {
     size_t n = strlen(cell), len;
     if (s->filter == FILTER_TRIM) {
@@ -155,7 +141,7 @@ static void append_cell(const struct segment *s, struct buf *out, const char *ce
         for (int64_t i = 0; i < s->max_chars && bytes < n; i++, bytes += len) utf8_decode(cell + bytes, n - bytes, &len);
         n = bytes;
     }
-    if (s->filter == FILTER_JSON) append_json(out, cell, n);
+    if (s->filter == FILTER_JSON) buf_put_json(out, cell, n);
     else buf_append(out, cell, n);
 }
 
