@@ -215,6 +215,22 @@ static bool check_messages(const struct input_row *row, const json_t *object, st
     return !problem || bad(reject, row, code, problem);
 }
 
+/* OpenAI's completions take lists, too: of one string, which is that string, and of more, which
+ * would be several answers to one line. */
+static bool check_prompt_list(const struct row_form *f, const struct input_row *row, const json_t *list, struct reject *reject) {
+    size_t n = json_array_size(list), n_strings = 0, n_ids = 0;
+    char text[200];
+    for (size_t i = 0; i < n; i++) {
+        n_strings += json_is_string(json_array_get(list, i));
+        n_ids += json_is_integer(json_array_get(list, i)) || json_is_array(json_array_get(list, i));
+    }
+    if (n == 1 && n_strings == 1) return true;
+    if (n > 0 && n_strings == n) snprintf(text, sizeof text, "%.60s: a list of %zu strings; give each a line of its own", f->prompt_name, n);
+    else if (n > 0 && n_ids == n) snprintf(text, sizeof text, "%.60s: token ids are not built; give the text that they stand for", f->prompt_name);
+    else snprintf(text, sizeof text, "%.60s: neither a string nor a list of one", f->prompt_name);
+    return bad(reject, row, n > 0 && (n_strings == n || n_ids == n) ? "unsupported_content" : "bad_value", text);
+}
+
 static bool json_prompt(struct row_form *f, const struct input_row *row, const json_t *object, struct reject *reject) {
     const json_t *prompt = json_object_get(object, f->prompt_name), *messages = json_object_get(object, "messages");
     char text[200];
@@ -222,6 +238,7 @@ static bool json_prompt(struct row_form *f, const struct input_row *row, const j
     if (prompt && messages) return bad(reject, row, "bad_value", "both a prompt and messages");
     if (messages) return check_messages(row, object, reject);
     if (json_is_string(prompt)) return true;
+    if (json_is_array(prompt)) return check_prompt_list(f, row, prompt, reject);
     snprintf(text, sizeof text, prompt ? "%.60s: not a string" : "neither \"%.60s\" nor \"messages\"", f->prompt_name);
     return bad(reject, row, "bad_value", text);
 }
@@ -259,6 +276,18 @@ static bool json_params(struct row_form *f, const struct input_row *row, const j
     return true;
 }
 
+/* The request as it is stored: as written, so that 0.10 stays 0.10, where `written` has its text.
+ * A prompt that is a list of one string becomes that string. */
+static char *stored_text(const struct row_form *f, const json_t *object, const struct input_row *written) {
+    const json_t *list = f->template ? NULL : json_object_get(object, f->prompt_name);
+    if (!json_is_array(list)) return written ? mem_strndup(written->text, written->text_bytes) : json_text(object);
+    json_t *plain = json_copy((json_t *)object);
+    json_object_set(plain, f->prompt_name, json_array_get(list, 0));
+    char *text = json_text(plain);
+    json_decref(plain);
+    return text;
+}
+
 /* The first of the models that the file asks for and the job does not have, for a warning. */
 static void note_model(struct row_form *f, const json_t *line) {
     char *note = f->report->other_model;
@@ -275,7 +304,7 @@ static bool batch_request(struct row_form *f, const struct input_row *row, struc
     if (r < 0) return bad(reject, row, code_name(r), err.text);
     if (!json_prompt(f, row, body, reject) || !json_params(f, row, body, &q->params, reject)) return false;
     note_model(f, row->json);
-    q->input = json_text(body);
+    q->input = stored_text(f, body, NULL);
     return true;
 }
 
@@ -289,7 +318,7 @@ static bool json_request(struct row_form *f, const struct input_row *row, struct
     buf_clear(&nothing);
     if (!whole) return bad(reject, row, "missing_key", err.text);
     if (!json_params(f, row, row->json, &q->params, reject)) return false;
-    q->input = mem_strndup(row->text, row->text_bytes); /* as written: 0.10 stays 0.10 */
+    q->input = stored_text(f, row->json, row);
     return true;
 }
 

@@ -8,6 +8,7 @@
 #include "jobs/json_text.h"
 
 #define CHAT "\"method\": \"POST\", \"url\": \"/v1/chat/completions\""
+#define COMPLETIONS "\"method\": \"POST\", \"url\": \"/v1/completions\""
 #define HELLO "\"messages\": [{\"role\": \"user\", \"content\": \"hello\"}]"
 
 /* ---------------------------------------------------------------- lines that load */
@@ -83,6 +84,21 @@ static void plain_lines_stand_between_them(void **state) {
     store_close(s);
 }
 
+static void a_prompt_that_is_a_list_of_one_string_is_that_string(void **state) {
+    struct err err = ERR_INIT;
+    struct store *s = fresh_store("list.db");
+    struct submit_report report;
+    struct job_settings set = {.template_text = (char *)"Say {prompt}"};
+    static const char text[] = "{\"custom_id\": \"a\", " COMPLETIONS ", \"body\": {\"prompt\": [\"Once\"], \"top_p\": 0.1, \"max_tokens\": 3}}\n"
+                               "{\"id\": \"b\", \"prompt\": [\"upon\"]}\n";
+    assert_ok(submit_text(s, "x.jsonl", text, (struct submit_options){0}, &report, &err), &err);
+    assert_look(s, "SELECT input FROM request WHERE custom_id = 'a'", "{\"prompt\":\"Once\",\"top_p\":0.1,\"max_tokens\":3}");
+    assert_look(s, "SELECT input FROM request WHERE custom_id = 'b'", "{\"id\":\"b\",\"prompt\":\"upon\"}");
+    assert_ok(submit_text(s, "y.jsonl", "{\"prompt\": [\"upon\"]}\n", (struct submit_options){.settings = &set}, &report, &err), &err);
+    assert_look(s, "SELECT input FROM request WHERE id >> 32 = 2", "{\"prompt\": [\"upon\"]}"); /* data, as it is */
+    store_close(s);
+}
+
 /* As in a CSV file: what a template is filled from is data, whatever its keys are called. */
 static void with_a_template_a_body_is_a_column(void **state) {
     struct err err = ERR_INIT;
@@ -110,9 +126,16 @@ static void what_is_not_built_is_refused_by_name(void **state) {
         {"\"url\": \"/v1/chat/completions\", \"body\": {" HELLO "}", "bad_value", "method: missing or no string"},
         {CHAT ", \"body\": {\"prompt\": \"x\"}", "bad_value",
          "body: no \"messages\", which /v1/chat/completions needs; a prompt goes to /v1/completions"},
-        {"\"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {" HELLO "}", "bad_value",
+        {COMPLETIONS ", \"body\": {" HELLO "}", "bad_value",
          "body: no \"prompt\", which /v1/completions needs; messages go to /v1/chat/completions"},
-        {"\"method\": \"POST\", \"url\": \"/v1/completions\", \"body\": {\"prompt\": [1, 2]}", "bad_value", "prompt: not a string"},
+        {COMPLETIONS ", \"body\": {\"prompt\": [1, 2]}", "unsupported_content",
+         "prompt: token ids are not built; give the text that they stand for"},
+        {COMPLETIONS ", \"body\": {\"prompt\": [[1, 2], [3]]}", "unsupported_content", "prompt: token ids are not built"},
+        {COMPLETIONS ", \"body\": {\"prompt\": [\"a\", \"b\"]}", "unsupported_content",
+         "prompt: a list of 2 strings; give each a line of its own"},
+        {COMPLETIONS ", \"body\": {\"prompt\": []}", "bad_value", "prompt: neither a string nor a list of one"},
+        {COMPLETIONS ", \"body\": {\"prompt\": [\"a\", 1]}", "bad_value", "prompt: neither a string nor a list of one"},
+        {COMPLETIONS ", \"body\": {\"prompt\": 1}", "bad_value", "prompt: not a string"},
         {CHAT ", \"body\": {}", "bad_value", "body: no \"messages\""},
         {CHAT ", \"body\": {\"messages\": []}", "bad_value", "messages: not a list of messages"},
         {CHAT ", \"body\": {" HELLO ", \"prompt\": \"x\"}", "bad_value", "both a prompt and messages"},
@@ -213,6 +236,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(the_body_is_the_row_and_custom_id_its_id),
     cmocka_unit_test(what_a_row_says_to_the_model_is_in_its_body),
     cmocka_unit_test(plain_lines_stand_between_them),
+        cmocka_unit_test(a_prompt_that_is_a_list_of_one_string_is_that_string),
     cmocka_unit_test(with_a_template_a_body_is_a_column),
     cmocka_unit_test(what_is_not_built_is_refused_by_name),
     cmocka_unit_test(a_line_is_told_from_data),
