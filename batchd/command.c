@@ -92,6 +92,7 @@ json_t *command_job_json(const struct job_info *j) {
 
 static enum export_format export_format_of(const char *name) {
     if (!name) return EXPORT_AUTO;
+    if (strcmp(name, "openai") == 0) return EXPORT_OPENAI;
     return strcmp(name, "csv") == 0 ? EXPORT_CSV : EXPORT_JSONL;
 }
 

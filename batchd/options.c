@@ -143,11 +143,11 @@ static const struct option_def options[] = {
     {"parsable", 0, KIND_FLAG, AT(parsable), V(SUBMIT), NULL, "print the job's number and nothing else", 0, 0},
     {"wait", 0, KIND_FLAG, AT(wait), V(SUBMIT), NULL, "wait for the job and end with its exit code, as `batchd wait`", 0, 0},
     {"output", 'o', KIND_PATH, AT(output), V(RUN) | V(EXPORT), "FILE", "write the results here; - is standard output", 0, 0},
-    {"output-format", 0, KIND_CHOICE, AT(output_format), V(RUN), "jsonl|csv", "of -o (default: by extension, else jsonl)", 0, 0},
+    {"output-format", 0, KIND_CHOICE, AT(output_format), V(RUN), "jsonl|csv|openai", "of -o (default: by extension, else jsonl)", 0, 0},
     {"fresh", 0, KIND_FLAG, AT(fresh), V(RUN), NULL, "start over, although a job of this file and settings is there", 0, 0},
 
     /* readers */
-    {"format", 0, KIND_CHOICE, AT(output_format), V(EXPORT), "jsonl|csv", "default: by the extension of -o, else jsonl", 0, 0},
+    {"format", 0, KIND_CHOICE, AT(output_format), V(EXPORT), "jsonl|csv|openai", "default: by the extension of -o, else jsonl", 0, 0},
     {"only-ok", 0, KIND_FLAG, AT(only_ok), V(RUN) | V(EXPORT), NULL, "leave failed rows out of the file", 0, 0},
     {"csv-raw", 0, KIND_FLAG, AT(csv_raw), V(RUN) | V(EXPORT), NULL,
      "no ' before cells that a spreadsheet would take for a formula", 0, 0},

@@ -77,8 +77,11 @@ const struct verb_def verbs[N_VERBS] = {
     [VERB_EXPORT] =
         {"export", "JOB [-o FILE] [flags]", "write the results as JSONL or CSV", .run = cmd_export,
          .text = "All finished rows in the order of the input, failed ones with an error and no\n"
-                 "completion. The file appears whole or not at all. Without -o: standard output.\n",
-         .examples = "batchd export 7 -o out.jsonl\nbatchd export --key night-2026-11-20 -o out.csv --only-ok\n",
+                 "completion. The file appears whole or not at all. Without -o: standard output.\n"
+                 "--format openai: lines as OpenAI's batch interface and vLLM's run_batch write them, a\n"
+                 "chat completion where the row has messages, else a text completion.\n",
+         .examples = "batchd export 7 -o out.jsonl\nbatchd export --key night-2026-11-20 -o out.csv --only-ok\n"
+                     "batchd export 7 --format openai | jq -r '.custom_id + \": \" + .response.body.choices[0].message.content'\n",
          .exits = {0, 2, 4, 73, 74, 75, 77, 78, -1}, .min_words = 1, .max_words = 1},
     [VERB_SQL] =
         {"sql", "[--write] [ARGUMENTS]", "the sqlite3 shell on the database", .run = cmd_sql,

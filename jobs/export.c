@@ -1,4 +1,4 @@
-/* export.c - finished rows of a job as JSONL or CSV, in input order.
+/* export.c - finished rows of a job as lines of JSON (export_json.h) or CSV, in input order.
  *
  * The file is written beside its final name and renamed, so it is whole or not
  * there. A file that the same job exported last, and nobody has touched since, is
@@ -7,6 +7,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/utf8.h"
+#include "jobs/export_json.h"
 #include "jobs/store.h"
 
 #include <ctype.h>
@@ -24,98 +25,12 @@ struct exporter {
     FILE *f;
     const struct export_options *o;
     enum export_format format;
-    char **columns; /* CSV input: names of the cells */
-    size_t n_columns;
+    struct export_job job;
     bool own_id;    /* CSV: a column id of our own, where the input has none of that name */
     size_t n_own;   /* CSV: of own_columns, those with logprobs only where there are some */
     size_t cell;    /* CSV: cells of the line so far */
     int64_t n;
 };
-
-/* ---------------------------------------------------------------- JSONL */
-
-static void set_text(json_t *o, const char *key, const char *text) {
-    json_object_set_new(o, key, text ? json_string(text) : json_null());
-}
-
-static void set_ms(json_t *o, const char *key, double ms) {
-    json_object_set_new(o, key, ms < 0 ? json_null() : json_real(ms));
-}
-
-static json_t *error_json(const struct result_view *v) {
-    if (!v->error_code) return json_null();
-    char *message = utf8_repaired(v->error ? v->error : ""); /* older versions cut it anywhere */
-    json_t *error = json_pack("{s:s, s:s}", "code", v->error_code, "message", message);
-    free(message);
-    return error;
-}
-
-static json_t *usage_json(const struct result_view *v) {
-    return json_pack("{s:i, s:i, s:i, s:i}", "prompt_tokens", v->prompt_tokens, "completion_tokens", v->completion_tokens,
-                     "total_tokens", v->prompt_tokens + v->completion_tokens, "cached_tokens", v->cached_tokens);
-}
-
-static json_t *metrics_json(const struct result_view *v) {
-    json_t *m = json_object();
-    set_ms(m, "wait_ms", v->wait_ms);
-    set_ms(m, "queue_ms", v->queue_ms);
-    set_ms(m, "prefill_ms", v->prefill_ms);
-    set_ms(m, "ttft_ms", v->ttft_ms);
-    set_ms(m, "decode_ms", v->decode_ms);
-    set_ms(m, "tpot_ms", v->tpot_ms);
-    set_ms(m, "e2e_ms", v->e2e_ms);
-    json_object_set_new(m, "preemptions", json_integer(v->preemptions));
-    json_object_set_new(m, "attempt", json_integer(v->attempt));
-    return m;
-}
-
-/* The input under its column names, or the line's own object as it was written. */
-static void write_input(struct exporter *e, const char *input) {
-    json_t *cells = *input == '[' ? json_loads(input, 0, NULL) : NULL;
-    if (!cells) {
-        fputs(input, e->f);
-        return;
-    }
-    json_t *o = json_object();
-    for (size_t i = 0; i < e->n_columns && i < json_array_size(cells); i++)
-        json_object_set(o, e->columns[i], json_array_get(cells, i));
-    json_dumpf(o, e->f, JSON_COMPACT);
-    json_decref(o);
-    json_decref(cells);
-}
-
-static const char *id_of(const struct result_view *v, char number[24]) {
-    if (v->custom_id) return v->custom_id;
-    snprintf(number, 24, "%" PRId64, v->row);
-    return number;
-}
-
-static json_t *completion_json(const struct result_view *v) {
-    json_t *text = v->completion ? json_stringn(v->completion, v->completion_bytes) : NULL;
-    return text ? text : json_null();
-}
-
-static void write_jsonl(struct exporter *e, const struct result_view *v) {
-    char number[24];
-    json_t *o = json_object();
-    set_text(o, "id", id_of(v, number));
-    json_object_set_new(o, "row", json_integer(v->row));
-    set_text(o, "status", v->status);
-    json_object_set_new(o, "completion", completion_json(v));
-    set_text(o, "finish_reason", v->finish_reason);
-    json_object_set_new(o, "error", error_json(v));
-    json_object_set_new(o, "usage", usage_json(v));
-    json_object_set_new(o, "metrics", metrics_json(v));
-    char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(12));
-    fprintf(e->f, "%.*s", (int)strlen(text) - 1, text); /* the object is still open */
-    if (v->logprobs) fprintf(e->f, ",\"logprobs\":%s", v->logprobs);
-    if (v->prompt_logprobs) fprintf(e->f, ",\"prompt_logprobs\":%s", v->prompt_logprobs);
-    fputs(",\"input\":", e->f);
-    write_input(e, v->input);
-    fputs("}\n", e->f);
-    free(text);
-    json_decref(o);
-}
 
 /* ---------------------------------------------------------------- CSV */
 
@@ -149,8 +64,8 @@ static void end_line(struct exporter *e) {
 }
 
 static bool has_column(const struct exporter *e, const char *name) {
-    for (size_t i = 0; i < e->n_columns; i++)
-        if (strcmp(e->columns[i], name) == 0) return true;
+    for (size_t i = 0; i < e->job.n_columns; i++)
+        if (strcmp(e->job.columns[i], name) == 0) return true;
     return false;
 }
 
@@ -163,10 +78,10 @@ static bool is_own(const struct exporter *e, const char *name) {
 static void write_header(struct exporter *e) {
     e->own_id = !has_column(e, "id");
     if (e->own_id) write_cell(e, "id");
-    for (size_t i = 0; i < e->n_columns; i++) {
+    for (size_t i = 0; i < e->job.n_columns; i++) {
         struct buf name = BUF_INIT(0);
-        buf_puts(&name, e->columns[i]);
-        while (is_own(e, name.data) || (strcmp(name.data, e->columns[i]) != 0 && has_column(e, name.data))) {
+        buf_puts(&name, e->job.columns[i]);
+        while (is_own(e, name.data) || (strcmp(name.data, e->job.columns[i]) != 0 && has_column(e, name.data))) {
             char *plain = buf_take(&name);
             buf_printf(&name, "input_%s", plain);
             free(plain);
@@ -174,7 +89,7 @@ static void write_header(struct exporter *e) {
         write_cell(e, name.data);
         buf_clear(&name);
     }
-    if (e->n_columns == 0) write_cell(e, "input");
+    if (e->job.n_columns == 0) write_cell(e, "input");
     for (size_t i = 0; i < e->n_own; i++) write_cell(e, own_columns[i]);
     end_line(e);
 }
@@ -188,9 +103,9 @@ static void write_number(struct exporter *e, double x) {
 static void write_csv(struct exporter *e, const struct result_view *v) {
     char number[24];
     json_t *cells = json_loads(v->input, 0, NULL);
-    if (e->own_id) write_cell(e, id_of(v, number));
+    if (e->own_id) write_cell(e, export_row_id(v, number));
     if (json_is_array(cells))
-        for (size_t i = 0; i < e->n_columns; i++) {
+        for (size_t i = 0; i < e->job.n_columns; i++) {
             const char *cell = json_string_value(json_array_get(cells, i));
             write_cell(e, cell ? cell : "");
         }
@@ -227,26 +142,49 @@ static int write_error(const struct export_options *o, struct err *err) {
 
 static int write_row(void *arg, const struct result_view *v, struct err *err) {
     struct exporter *e = arg;
-    if (e->format == EXPORT_CSV) write_csv(e, v);
-    else write_jsonl(e, v);
+    switch (e->format) {
+    case EXPORT_CSV: write_csv(e, v); break;
+    case EXPORT_OPENAI: export_openai_line(e->f, &e->job, v); break;
+    default: export_json_line(e->f, &e->job, v);
+    }
     e->n++;
     return ferror(e->f) ? write_error(e->o, err) : 0;
 }
 
-static int load_columns(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
-    sqlite3_stmt *st = sql_prepare(s, "SELECT columns FROM job WHERE job_id = ?1", err);
+/* Before version 3 it is not known which folder answered jobs that name no model. */
+#define SELECT_JOB(weights)                                                                                            \
+    "SELECT columns, coalesce(model, " weights "), prompt_column, template IS NOT NULL FROM job WHERE job_id = ?1"
+
+static int load_job(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
+    sqlite3_stmt *st = sql_prepare(s, s->version < 3 ? SELECT_JOB("NULL")
+                                      : SELECT_JOB("(SELECT path FROM weights w WHERE w.weights_id = job.weights_id)"), err);
     if (!st) return sql_error(s, err);
     sql_bind_int(st, 1, job_id);
     int r = sql_step(s, st, err);
     if (r == 0) r = err_set(err, E_NOT_FOUND, "no job %" PRId64 " in %s", job_id, store_path(s));
     const char *text = r == 1 ? (const char *)sqlite3_column_text(st, 0) : NULL;
     json_t *names = text ? json_loads(text, 0, NULL) : NULL;
-    e->columns = mem_zalloc(json_array_size(names) + 1, sizeof *e->columns);
-    for (; e->n_columns < json_array_size(names); e->n_columns++)
-        e->columns[e->n_columns] = mem_strdup(json_string_value(json_array_get(names, e->n_columns)));
+    struct export_job *job = &e->job;
+    job->job_id = job_id;
+    job->columns = mem_zalloc(json_array_size(names) + 1, sizeof *job->columns);
+    for (; job->n_columns < json_array_size(names); job->n_columns++)
+        job->columns[job->n_columns] = mem_strdup(json_string_value(json_array_get(names, job->n_columns)));
     json_decref(names);
+    if (r == 1) {
+        const char *model = (const char *)sqlite3_column_text(st, 1);
+        job->model = model ? utf8_repaired(model) : NULL; /* names of folders may be any bytes */
+        job->prompt_key = sql_text(st, 2);
+        job->has_template = sqlite3_column_int(st, 3);
+    }
     sqlite3_reset(st);
     return r < 0 ? r : 0;
+}
+
+static void clear_job(struct export_job *job) {
+    for (size_t i = 0; i < job->n_columns; i++) free(job->columns[i]);
+    free(job->columns);
+    free(job->model);
+    free(job->prompt_key);
 }
 
 /* Has any result of the job logprobs? The records' heads alone are read. */
@@ -267,7 +205,7 @@ static int find_logprobs(struct exporter *e, struct store *s, int64_t job_id, st
 }
 
 static int write_all(struct exporter *e, struct store *s, int64_t job_id, struct err *err) {
-    int r = load_columns(e, s, job_id, err);
+    int r = load_job(e, s, job_id, err);
     if (r == 0 && e->format == EXPORT_CSV) r = find_logprobs(e, s, job_id, err);
     if (r == 0 && e->format == EXPORT_CSV) write_header(e);
     if (r == 0) r = results_each(s, job_id, &e->o->filter, write_row, e, err);
@@ -402,8 +340,7 @@ int job_export(struct store *s, int64_t job_id, const struct export_options *opt
     struct exporter e = {.o = options, .format = format_of(options)};
     bool stream = is_stdout(options) || is_special(options->path);
     int r = stream ? export_to_stream(&e, s, job_id, err) : export_to_file(&e, s, job_id, err);
-    for (size_t i = 0; i < e.n_columns; i++) free(e.columns[i]);
-    free(e.columns);
+    clear_job(&e.job);
     if (r == 0) *n_rows = e.n;
     return r;
 }

@@ -338,6 +338,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
     const char *logprobs, *prompt_logprobs; /* JSON, NULL where the row asked for none */
     int32_t prompt_tokens, cached_tokens, completion_tokens, preemptions, attempt;
     double wait_ms, queue_ms, prefill_ms, ttft_ms, decode_ms, tpot_ms, e2e_ms; /* < 0 = NULL */
+    int64_t finished_us;   /* wall clock */
 };
 
 /* Call fn for finished rows in row order, from first_row on, in short read
@@ -356,7 +357,8 @@ int rejects_each(struct store *s, int64_t job_id, int (*fn)(void *arg, const str
 
 /* ------------------------------------------------------------------ export */
 
-enum export_format { EXPORT_AUTO, EXPORT_JSONL, EXPORT_CSV };
+/* OPENAI: lines as OpenAI's batch interface and vLLM's run_batch write them. */
+enum export_format { EXPORT_AUTO, EXPORT_JSONL, EXPORT_CSV, EXPORT_OPENAI };
 
 struct export_options {
     const char *path;  /* NULL or "-" = standard output */

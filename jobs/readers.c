@@ -148,6 +148,7 @@ static void view_of(sqlite3_stmt *st, int64_t job_id, struct result_view *v) {
         .input = (const char *)sqlite3_column_text(st, 18),
         .logprobs = (const char *)sqlite3_column_text(st, 19),
         .prompt_logprobs = (const char *)sqlite3_column_text(st, 20),
+        .finished_us = sqlite3_column_int64(st, 21),
     };
     v->tpot_ms = tokens >= 2 && v->decode_ms >= 0 ? v->decode_ms / (double)(tokens - 1) : -1.0;
 }
@@ -195,7 +196,7 @@ static void page_clear(struct page *p) {
     "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"            \
     " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"         \
     " r.e2e_us, r.preemptions, r.attempt, r.error_code, r.error,"                                \
-    " batchd_text(r.completion), batchd_text(q.input), " logprobs                                \
+    " batchd_text(r.completion), batchd_text(q.input), " logprobs ", r.finished_at"              \
     " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"                  \
     " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4"
 

@@ -56,6 +56,33 @@ X
     [ "$output" = "Say <this>" ]
 }
 
+@test "run, export: the output file of OpenAI's batch interface, joined to the input by custom_id" {
+    cat >"$DIR/in.jsonl" <<'X'
+{"custom_id": "m", "method": "POST", "url": "/v1/chat/completions", "body": {"model": "cloud-4", "messages": [{"role": "user", "content": "Count these words: bottle, harbor, acorn"}], "logprobs": true, "top_logprobs": 2}}
+{"custom_id": "p", "method": "POST", "url": "/v1/completions", "body": {"prompt": "Say <this>", "max_tokens": 2, "ignore_eos": true}}
+{"custom_id": "b", "method": "POST", "url": "/v1/completions", "body": {"prompt": "x", "logit_bias": {"999999": 1}}}
+X
+    run -3 "$BATCHD" -q run "$DIR/in.jsonl" -o "$DIR/out.jsonl" --output-format openai
+    python3 - "$DIR" <<'X'
+import json, sys
+asked, got = ([json.loads(line) for line in open(f"{sys.argv[1]}/{name}.jsonl")] for name in ("in", "out"))
+assert [g["custom_id"] for g in got] == [a["custom_id"] for a in asked]
+assert all(set(g) == {"id", "custom_id", "response", "error"} for g in got)
+chat, text, bad = got
+choice = chat["response"]["body"]["choices"][0]
+assert (choice["message"]["content"], choice["finish_reason"], chat["error"]) == ("3", "stop", None), chat
+assert "".join(t["token"] for t in choice["logprobs"]["content"]) == "3" and choice["logprobs"]["content"][0]["bytes"] == [51], choice
+assert (chat["response"]["status_code"], chat["response"]["body"]["model"]) == (200, "demo"), chat
+body = text["response"]["body"]
+assert (body["object"], body["usage"]["completion_tokens"], body["choices"][0]["finish_reason"]) == ("text_completion", 2, "length"), text
+assert bad["response"] is None and bad["error"]["code"] == "bad_token", bad
+X
+    run -0 "$BATCHD" export 1 --format openai
+    [ "$output" = "$(cat "$DIR/out.jsonl")" ]
+    run -2 "$BATCHD" export 1 --format open
+    [[ "$output" == *"--format is one of jsonl|csv|openai"* ]]
+}
+
 prompt_tokens() { # of each row of $DIR/out.jsonl
     python3 -c 'import json, sys; print([json.loads(line)["usage"]["prompt_tokens"] for line in open(sys.argv[1])])' "$DIR/out.jsonl"
 }
