@@ -2,17 +2,16 @@
  * quantized on the way, numbers that are quantized already. See ops.h. */
 #include "base/hash.h"
 #include "base/mem.h"
+#include "base/team.h"
 #include "kernels/backend.h"
 #include "kernels/ops.h"
 #include "kernels/product_room.h"
 
 #include <assert.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static int64_t round_up(int64_t x, int64_t to) {
     return (x + to - 1) / to * to;
@@ -273,7 +272,7 @@ struct quantizing {
     atomic_llong next;
 };
 
-enum { BLOCKS_A_PIECE = 1024, MAX_THREADS = 16 };
+enum { BLOCKS_A_PIECE = 1024 };
 
 static void quantize_row(const struct quantizing *q, int64_t row, float *numbers) {
     int64_t k = q->w->k;
@@ -300,17 +299,9 @@ static void *quantize_pieces(void *arg) {
     return NULL;
 }
 
-/* The calling thread takes part; without any other it does all. */
+/* A thread is worth its start for some hundred thousand numbers. */
 static void quantize_tensor(struct quantizing *q) {
-    pthread_t threads[MAX_THREADS];
-    int64_t n = q->host->shape[0] * q->w->k, wanted = sysconf(_SC_NPROCESSORS_ONLN) - 1;
-    int n_threads = 0;
-    if (wanted > n >> 18) wanted = n >> 18; /* a thread is worth its start for some hundred thousand numbers */
-    while (n_threads < wanted && n_threads < MAX_THREADS &&
-           pthread_create(&threads[n_threads], NULL, quantize_pieces, q) == 0)
-        n_threads++;
-    quantize_pieces(q);
-    for (int i = 0; i < n_threads; i++) pthread_join(threads[i], NULL);
+    team_do((q->host->shape[0] * q->w->k) >> 18, quantize_pieces, q);
 }
 
 static void load_8bit(struct dev *dev, struct weight *w, const struct tensor *host, const struct weight_run *runs,

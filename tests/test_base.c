@@ -1,4 +1,4 @@
-/* test_base.c - base/: errors, buffers, sizes, hashes, UTF-8, mailboxes, files. */
+/* test_base.c - base/: errors, buffers, sizes, hashes, UTF-8, mailboxes, teams, files. */
 #include "tests/unit.h"
 
 #include "base/buf.h"
@@ -10,10 +10,12 @@
 #include "base/mapped.h"
 #include "base/mem.h"
 #include "base/suggest.h"
+#include "base/team.h"
 #include "base/utf8.h"
 
 #include <jansson.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -177,6 +179,32 @@ static void mailbox_keeps_order_and_ends(void **state) {
     mailbox_free(m);
 }
 
+enum { PIECES = 5000 };
+
+struct counting {
+    atomic_int next, n_members, done[PIECES];
+};
+
+static void *count(void *arg) {
+    struct counting *c = arg;
+    c->n_members++;
+    for (int i; (i = c->next++) < PIECES;) c->done[i]++;
+    return NULL;
+}
+
+static void a_team_does_each_piece_once(void **state) {
+    static const int most[] = {0, 1, 3, 1000};
+    static struct counting c;
+    for (int i = 0; i < 4; i++) {
+        memset(&c, 0, sizeof c);
+        team_do(most[i], count, &c);
+        for (int k = 0; k < PIECES; k++) assert_int_equal(c.done[k], 1);
+        assert_true(c.n_members >= 1 && c.n_members <= 1 + (most[i] < TEAM_MAX ? most[i] : TEAM_MAX));
+    }
+    struct team nobody = {0};
+    team_end(&nobody);
+}
+
 static void mailbox_waits_no_longer_than_told(void **state) {
     struct mailbox *m = mailbox_new(1);
     int64_t start = clock_mono_ns();
@@ -320,6 +348,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(suggest_finds_the_typo),
     cmocka_unit_test(mailbox_keeps_order_and_ends),
     cmocka_unit_test(mailbox_waits_no_longer_than_told),
+    cmocka_unit_test(a_team_does_each_piece_once),
     cmocka_unit_test(a_link_stays_one_and_what_it_names_is_replaced),
         cmocka_unit_test(file_replaces_whole_or_not_at_all),
     cmocka_unit_test(a_new_file_has_the_rights_that_the_umask_leaves),

@@ -1,18 +1,17 @@
 /* fp8_blocks.c - see fp8_blocks.h. */
 #include "engine/model/fp8_blocks.h"
 #include "base/mem.h"
+#include "base/team.h"
 #include "kernels/ops.h"
 
 #include <inttypes.h>
 #include <math.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-enum { MAX_NAME = 256, MAX_THREADS = 16, THREAD_NUMBERS = 1 << 20 };
+enum { MAX_NAME = 256, THREAD_NUMBERS = 1 << 20 };
 
 static const struct checkpoint_tensor *scale_of(const struct checkpoint *c, const char *name) {
     static const char *const suffixes[] = {"weight_scale_inv", "weight_scale"};
@@ -88,17 +87,6 @@ static void *turn_rows(void *arg) {
     return NULL;
 }
 
-/* The calling thread takes part; without any other it does all. */
-static void turn(struct turning *t) {
-    pthread_t threads[MAX_THREADS];
-    int64_t wanted = sysconf(_SC_NPROCESSORS_ONLN) - 1, worth = t->rows * t->k / THREAD_NUMBERS;
-    int n = 0;
-    if (wanted > worth) wanted = worth;
-    while (n < wanted && n < MAX_THREADS && pthread_create(&threads[n], NULL, turn_rows, t) == 0) n++;
-    turn_rows(t);
-    for (int i = 0; i < n; i++) pthread_join(threads[i], NULL);
-}
-
 /* ---------------------------------------------------------------- tensors of a checkpoint */
 
 static int check(const struct checkpoint_tensor *t, const struct checkpoint_tensor *scale, int64_t rows, int64_t k,
@@ -142,7 +130,7 @@ static int turn_all(struct turning *t, const char *name, struct err *err) {
     float values[256];
     t->values = values_of(values);
     t->bad = -1;
-    turn(t);
+    team_do(t->rows * t->k / THREAD_NUMBERS, turn_rows, t);
     if (t->bad < 0) return 0;
     return err_set(err, E_PARSE, "tensor %s: a number from [%lld, %lld] on is not finite", name,
                    (long long)t->bad / (long long)t->k, (long long)t->bad % (long long)t->k);

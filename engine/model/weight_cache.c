@@ -8,11 +8,11 @@
 #include "base/log.h"
 #include "base/mapped.h"
 #include "base/mem.h"
+#include "base/team.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -24,6 +24,7 @@
 #include <unistd.h>
 
 enum { ALIGN = 64, MAX_NAME = 240, MAX_ENTRIES = 1 << 20, MAX_CHECKERS = 8, LANES = 8 };
+enum { SMALL = 1 << 20 }; /* a file that is checked in less time than a thread takes to start */
 
 static const char magic[16] = "batchd weights 1", prefix[] = "weights-", suffix[] = ".cache";
 
@@ -51,8 +52,7 @@ struct weight_cache {
     uint64_t n_found;
 
     /* its images are checked by these while they go to the device */
-    pthread_t checkers[MAX_CHECKERS];
-    int n_checkers;
+    struct team checkers;
     atomic_ullong next; /* to be checked */
     atomic_bool is_damaged;
 
@@ -99,18 +99,6 @@ static void *check_images(void *arg) {
     return NULL;
 }
 
-/* A small file is checked in less time than a thread takes to start. */
-static void begin_checks(struct weight_cache *c) {
-    int wanted = c->bytes < (1 << 20) ? 0 : (int)sysconf(_SC_NPROCESSORS_ONLN) - 1;
-    while (c->n_checkers < wanted && c->n_checkers < MAX_CHECKERS &&
-           pthread_create(&c->checkers[c->n_checkers], NULL, check_images, c) == 0)
-        c->n_checkers++;
-}
-
-static void end_checks(struct weight_cache *c) {
-    while (c->n_checkers > 0) pthread_join(c->checkers[--c->n_checkers], NULL);
-}
-
 /* ---------------------------------------------------------------- read */
 
 static size_t table_bytes(uint64_t n_entries) {
@@ -140,7 +128,7 @@ static bool table_is_whole(struct weight_cache *c) {
 
 static void forget_file(struct weight_cache *c) {
     c->is_damaged = true; /* or it does not matter any more */
-    end_checks(c);
+    team_end(&c->checkers);
     mapped_forget(c->data);
     if (c->data) munmap(c->data, c->bytes);
     c->data = NULL;
@@ -166,14 +154,14 @@ static void find_file(struct weight_cache *c) {
     }
     close(fd);
     if (c->data) mapped_note(c->data, c->bytes, c->path);
-    if (c->data && table_is_whole(c)) begin_checks(c);
+    if (c->data && table_is_whole(c)) team_begin(&c->checkers, c->bytes < SMALL ? 0 : MAX_CHECKERS, check_images, c);
     else drop_file(c);
 }
 
 bool weight_cache_is_whole(struct weight_cache *c) {
     if (!c || !c->data) return true;
     check_images(c);
-    end_checks(c);
+    team_end(&c->checkers);
     if (c->is_damaged) {
         drop_file(c);
         return false;
