@@ -2,10 +2,12 @@
  * dispatch, and the memory of KV cache and RoPE tables. */
 #include "kernels/ops.h"
 #include "base/mem.h"
+#include "base/team.h"
 #include "kernels/backend.h"
 
 #include <assert.h>
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -40,6 +42,32 @@ void kv_cache_close(struct dev *dev, struct kv_cache *kv) {
     free(kv);
 }
 
+/* Tables on their way: rows of them are filled by as many threads as there are cores. */
+struct filling {
+    float *cosines, *sines; /* [n_rows][half] */
+    const float *inv_freq;
+    size_t n_rows, half;
+    float scaling;
+    atomic_size_t next;
+};
+
+enum { ROWS_A_PIECE = 256, NUMBERS_A_THREAD = 1 << 16 };
+
+static void fill_row(const struct filling *f, size_t p) {
+    for (size_t i = 0; i < f->half; i++) {
+        float angle = (float)p * f->inv_freq[i];
+        f->cosines[p * f->half + i] = (float)cos((double)angle) * f->scaling;
+        f->sines[p * f->half + i] = (float)sin((double)angle) * f->scaling;
+    }
+}
+
+static void *fill_rows(void *arg) {
+    struct filling *f = arg;
+    for (size_t p; (p = atomic_fetch_add(&f->next, ROWS_A_PIECE)) < f->n_rows;)
+        for (size_t i = p; i < p + ROWS_A_PIECE && i < f->n_rows; i++) fill_row(f, i);
+    return NULL;
+}
+
 int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t n_rotated, int32_t max_position,
               float attention_scaling, struct err *err) {
     if (n_rotated == 0) {
@@ -57,12 +85,8 @@ int rope_open(struct rope *out, struct dev *dev, const float *inv_freq, int32_t 
         dev_free(dev, s.data);
         goto out;
     }
-    for (size_t p = 0; p < (size_t)max_position; p++)
-        for (size_t i = 0; i < half; i++) {
-            float angle = (float)p * inv_freq[i];
-            cosines[p * half + i] = (float)cos((double)angle) * attention_scaling;
-            sines[p * half + i] = (float)sin((double)angle) * attention_scaling;
-        }
+    struct filling filling = {cosines, sines, inv_freq, (size_t)max_position, half, attention_scaling, 0};
+    team_do((int64_t)n / NUMBERS_A_THREAD, fill_rows, &filling);
     dev_upload(dev, c.data, cosines, n * 4);
     dev_upload(dev, s.data, sines, n * 4);
     *out = (struct rope){n_rotated, c, s};
