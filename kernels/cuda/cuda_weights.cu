@@ -46,7 +46,7 @@ static void convert(void *out, enum dtype to, const void *in, enum dtype from, i
 
 /* ---------------------------------------------------------------- threads that load */
 
-enum { LOADERS = 6, BUFFER_BYTES = 4 << 20 };
+enum { LOADERS = 6, BUFFER_BYTES = 2 << 20 };
 
 struct piece { /* rows of one tensor */
     const char *from;
