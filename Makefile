@@ -182,7 +182,7 @@ TEST_AIDS  := $(call obj,$(wildcard tests/aid_*.c))
 
 # Tests of the queue run against the fake engine, a second implementation of engine/engine.h.
 FAKE_OBJ     := $(call obj,$(wildcard tests/fake/*.c engine/sample/*.c \
-                 engine/model/folder.c engine/model/safetensors.c engine/model/json_members.c))
+                 engine/model/folder_files.c engine/model/safetensors.c engine/model/json_members.c))
 FAKE_PROGRAM := $(if $(PROGRAM),$(if $(FAKE_OBJ),$(BUILD)/tests/batchd-fake))
 TEST_PROGRAMS := $(UNIT_TESTS) $(FAKE_PROGRAM)
 

@@ -177,22 +177,24 @@ static int reader_end(struct tokenizer_reader *t, struct engine *e, int r, struc
     return err_set(err, t->result, "%s", t->err.text);
 }
 
-static int open_model(struct engine *e, const struct engine_options *o, bool dummy, enum dtype *dtype, struct err *err) {
-    int r = model_read_info(&e->info, o->model_dir, dummy, err);
-    if (r == 0) r = model_pick_dtype(dtype, o->dtype, &e->info, e->dev, err);
+/* All that needs no device. The folder is the caller's to close, after an error too. */
+static int read_folder(struct engine *e, const struct engine_options *o, struct model_options *model, struct err *err) {
+    *model = (struct model_options){.dir = o->model_dir,
+                                    .fp8_kv_cache = plan_has_fp8_cache(o),
+                                    .cache = {o->cache_dir, o->cache_bytes},
+                                    .dummy = plan_is_dummy(o)};
+    int r = model_folder_open(&model->folder, o->model_dir, model->dummy, err);
+    if (r == 0) r = quantization_parse(&model->quantization, o->quantization, err);
     if (r < 0) return r;
+    e->info = *model_folder_info(model->folder);
     if (o->max_model_len > e->info.context)
         return err_set(err, E_USAGE, "--max-model-len %" PRId64 " is more than the model's context of %d tokens",
                        o->max_model_len, e->info.context);
     e->max_model_len = o->max_model_len > 0 ? (int32_t)o->max_model_len : e->info.context;
-    struct model_options options = {.dir = o->model_dir,
-                                    .dtype = *dtype,
-                                    .fp8_kv_cache = plan_has_fp8_cache(o),
-                                    .cache = {o->cache_dir, o->cache_bytes},
-                                    .dummy = dummy,
-                                    .max_positions = e->max_model_len};
-    r = quantization_parse(&options.quantization, o->quantization, err);
-    return r < 0 ? r : model_open(&e->model, e->dev, &options, err);
+    model->max_positions = e->max_model_len;
+    model->dtype = plan_dtype(o, &e->info);
+    model_folder_begin(model->folder, model);
+    return 0;
 }
 
 /* What the device decides where no flag does. */
@@ -213,11 +215,12 @@ static int open_device(struct engine *e, const struct engine_options *o, struct 
     return 0;
 }
 
-static int open_runner(struct engine *e, const struct engine_options *o, struct runner_options *runner, struct err *err) {
-    enum dtype dtype;
+static int open_runner(struct engine *e, const struct engine_options *o, struct model_options *model,
+                       struct runner_options *runner, struct err *err) {
     *runner = runner_defaults(e, o);
-    int r = open_model(e, o, plan_is_dummy(o), &dtype, err);
-    if (r == 0) r = size_kv_cache(e, o, dtype, runner, err);
+    int r = model_pick_dtype(&model->dtype, o->dtype, &e->info, e->dev, err);
+    if (r == 0) r = model_open(&e->model, e->dev, model, err);
+    if (r == 0) r = size_kv_cache(e, o, model->dtype, runner, err);
     runner->max_len = e->max_model_len;
     return r < 0 ? r : runner_open(&e->runner, e->model, runner, err);
 }
@@ -225,9 +228,12 @@ static int open_runner(struct engine *e, const struct engine_options *o, struct 
 static int open_parts(struct engine *e, const struct engine_options *o, struct err *err) {
     struct tokenizer_reader reader = {0};
     struct runner_options runner = {0};
+    struct model_options model = {0};
     reader_begin(&reader, o->model_dir, plan_is_dummy(o));
-    int r = reader.has_failed ? 0 : open_device(e, o, err);
-    if (r == 0 && !reader.has_failed) r = open_runner(e, o, &runner, err);
+    int r = read_folder(e, o, &model, err);
+    if (r == 0 && !reader.has_failed) r = open_device(e, o, err);
+    if (r == 0 && !reader.has_failed) r = open_runner(e, o, &model, &runner, err);
+    model_folder_close(model.folder);
     r = reader_end(&reader, e, r, err);
     if (r < 0) return r;
     struct scheduler_options scheduler = {.model = &e->info,

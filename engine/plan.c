@@ -45,9 +45,8 @@ int64_t plan_kv_blocks(int64_t bytes, int64_t block_bytes, int32_t max_num_seqs,
 
 /* ---------------------------------------------------------------- a GPU that is not there */
 
-/* What auto means on a GPU that computes in bfloat16. */
-static enum dtype dtype_of(const char *asked, const struct model_info *m) {
-    const char *name = !asked || strcmp(asked, "auto") == 0 ? m->dtype : asked;
+enum dtype plan_dtype(const struct engine_options *o, const struct model_info *m) {
+    const char *name = !o->dtype || is_word(o->dtype, "auto") ? m->dtype : o->dtype;
     if (strcmp(name, "float32") == 0) return DTYPE_F32;
     return strcmp(name, "bfloat16") == 0 ? DTYPE_BF16 : DTYPE_F16;
 }
@@ -66,12 +65,14 @@ static int64_t reserve_bytes(const struct step_limits *l) {
 static int plan_weights(struct model_plan *out, struct model *m, const struct engine_options *o, struct err *err) {
     struct quantization quantization;
     struct weights_plan plan;
-    struct checkpoint *c = NULL;
-    int r = model_read_folder(&m->config, &c, o->model_dir, plan_is_dummy(o), err);
-    if (r == 0) m->dtype = dtype_of(o->dtype, &m->config.info);
-    if (r == 0) r = quantization_parse(&quantization, o->quantization, err);
-    if (r == 0) r = weights_plan(&plan, &m->config, c, m->dtype, &quantization, true, err);
-    checkpoint_close(c);
+    struct model_folder *folder;
+    int r = model_folder_open(&folder, o->model_dir, plan_is_dummy(o), err);
+    if (r < 0) return r;
+    m->config = folder->config;
+    m->dtype = plan_dtype(o, &m->config.info);
+    r = quantization_parse(&quantization, o->quantization, err);
+    if (r == 0) r = weights_plan(&plan, &m->config, folder->checkpoint, m->dtype, &quantization, true, err);
+    model_folder_close(folder);
     int32_t most = o->max_model_len > 0 ? (int32_t)o->max_model_len : 0;
     if (r == 0) out->weight_bytes = plan.bytes + weights_scratch_bytes(&plan) + model_table_bytes(&m->config, most);
     return r;

@@ -11,6 +11,9 @@
 bool plan_is_dummy(const struct engine_options *o);     /* weights: random numbers */
 bool plan_has_fp8_cache(const struct engine_options *o); /* keys and values */
 
+/* The dtype to compute in, on a GPU that has bfloat16; which another device may not. */
+enum dtype plan_dtype(const struct engine_options *o, const struct model_info *m);
+
 /* How many rows and sequences a step has on a GPU or on the CPU where no flag says. */
 struct runner_options plan_runner(const struct engine_options *o, bool is_gpu);
 

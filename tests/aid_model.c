@@ -15,21 +15,26 @@ static void open_device(struct rig *r, const struct rig_options *options) {
     }
 }
 
-static void open_model(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
-                       const struct weight_cache_options *cache, int32_t max_positions) {
+static struct model_options options_of(const char *dir, const struct rig_options *options, const char *quantization,
+                                       const struct weight_cache_options *cache, int32_t max_positions) {
     struct err err = ERR_INIT;
     struct model_options model = {
         .dir = dir, .dtype = options->dtype, .dummy = options->dummy, .max_positions = max_positions};
-    struct runner_options runner = {
-        .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
     if (cache) model.cache = *cache;
     assert_ok(quantization_parse(&model.quantization, quantization, &err), &err);
-    assert_ok(model_open(&r->model, r->dev, &model, &err), &err);
+    return model;
+}
+
+static void open_model(struct rig *r, const struct model_options *model) {
+    struct err err = ERR_INIT;
+    struct runner_options runner = {
+        .n_blocks = RIG_SLOTS * RIG_BLOCKS, .n_slots = RIG_SLOTS, .max_rows = RIG_ROWS, .max_samples = RIG_ROWS};
+    assert_ok(model_open(&r->model, r->dev, model, &err), &err);
     assert_ok(runner_open(&r->runner, r->model, &runner, &err), &err);
     runner_keep_logits(r->runner, true);
     r->vocab = model_get_info(r->model)->vocab;
     int32_t change = model_get_info(r->model)->rope_switch;
-    r->rope = change > 0 && max_positions > change;
+    r->rope = change > 0 && model->max_positions > change;
     for (int32_t s = 0; s < RIG_SLOTS; s++)
         for (int32_t b = 0; b < RIG_BLOCKS; b++)
             r->table[s * RIG_BLOCKS + b] = (RIG_BLOCKS - 1 - b) * RIG_SLOTS + s;
@@ -37,8 +42,9 @@ static void open_model(struct rig *r, const char *dir, const struct rig_options 
 
 static void open_rig(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
                      const struct weight_cache_options *cache, int32_t max_positions) {
+    struct model_options model = options_of(dir, options, quantization, cache, max_positions);
     open_device(r, options);
-    open_model(r, dir, options, quantization, cache, max_positions);
+    open_model(r, &model);
 }
 
 void rig_open(struct rig *r, const char *dir, const struct rig_options *options) {
@@ -58,13 +64,26 @@ void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *o
     open_rig(r, dir, options, quantization, cache, RIG_CONTEXT);
 }
 
+void rig_open_begun(struct rig *r, const char *dir, const struct rig_options *options, enum dtype expected,
+                    const char *quantization, const struct weight_cache_options *cache) {
+    struct model_options model = options_of(dir, options, quantization, cache, RIG_CONTEXT), early = model;
+    struct err err = ERR_INIT;
+    early.dtype = expected;
+    assert_ok(model_folder_open(&model.folder, dir, options->dummy, &err), &err);
+    model_folder_begin(model.folder, &early);
+    open_device(r, options);
+    open_model(r, &model);
+    model_folder_close(model.folder);
+}
+
 void rig_open_expanded(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization) {
+    struct model_options model = options_of(dir, options, quantization, NULL, RIG_CONTEXT);
     open_device(r, options);
     const struct backend *own = r->dev->backend;
     struct backend other = *own;
     other.keeps_fp8_blocks = false;
     r->dev->backend = &other; /* only loading asks */
-    open_model(r, dir, options, quantization, NULL, RIG_CONTEXT);
+    open_model(r, &model);
     r->dev->backend = own;
 }
 

@@ -29,6 +29,9 @@ void rig_open_for(struct rig *r, const char *dir, const struct rig_options *opti
 void rig_open_quantized(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
 void rig_open_cached(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization,
                      const struct weight_cache_options *cache);
+/* The same from a folder that was read, and begun with, when `expected` was to be the dtype. */
+void rig_open_begun(struct rig *r, const char *dir, const struct rig_options *options, enum dtype expected,
+                    const char *quantization, const struct weight_cache_options *cache);
 /* As on a device that does not multiply with weights in fp8 with scales for blocks. */
 void rig_open_expanded(struct rig *r, const char *dir, const struct rig_options *options, const char *quantization);
 void rig_close(struct rig *r);

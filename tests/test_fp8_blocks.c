@@ -317,15 +317,14 @@ static float *logits_of(struct rig *r) {
 }
 
 static int64_t planned_bytes(const char *dir, enum dtype dtype, const char *quantization, bool keeps_fp8_blocks) {
-    struct model_config config;
-    struct checkpoint *c;
+    struct model_folder *f;
     struct quantization q;
     struct weights_plan plan;
     struct err err = ERR_INIT;
-    assert_ok(model_read_folder(&config, &c, dir, false, &err), &err);
+    assert_ok(model_folder_open(&f, dir, false, &err), &err);
     assert_ok(quantization_parse(&q, quantization, &err), &err);
-    assert_ok(weights_plan(&plan, &config, c, dtype, &q, keeps_fp8_blocks, &err), &err);
-    checkpoint_close(c);
+    assert_ok(weights_plan(&plan, &f->config, f->checkpoint, dtype, &q, keeps_fp8_blocks, &err), &err);
+    model_folder_close(f);
     return plan.bytes;
 }
 

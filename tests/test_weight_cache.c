@@ -39,18 +39,22 @@ static void copy_model(const char *name) {
     }
 }
 
-/* The logits of N ids; the caller's. */
-static float *logits_with(const char *dir, const char *quantization, enum dtype dtype, int64_t limit) {
-    struct rig r;
+/* The logits of N ids, the caller's; the rig is closed. */
+static float *take_logits(struct rig *r) {
     int32_t ids[N];
     for (int32_t i = 0; i < N; i++) ids[i] = (7 * i + 3) % 60;
+    float *logits = mem_zalloc(N * (size_t)r->vocab, sizeof *logits);
+    rig_logits(r, 0, ids, N, 16, 0, logits);
+    assert_true(N * (size_t)r->vocab >= 60);
+    rig_close(r);
+    return logits;
+}
+
+static float *logits_with(const char *dir, const char *quantization, enum dtype dtype, int64_t limit) {
+    struct rig r;
     rig_open_cached(&r, dir, &(struct rig_options){dtype, 1, false}, quantization,
                     &(struct weight_cache_options){folder, limit});
-    float *logits = mem_zalloc(N * (size_t)r.vocab, sizeof *logits);
-    rig_logits(&r, 0, ids, N, 16, 0, logits);
-    assert_true(N * (size_t)r.vocab >= 60);
-    rig_close(&r);
-    return logits;
+    return take_logits(&r);
 }
 
 static bool same(const float *a, const float *b) {
@@ -136,6 +140,47 @@ static void the_checkpoints_numbers_are_not_needed_again(void **state) {
     free(first);
     free(fresh);
     free(cached);
+}
+
+/* The device may choose another dtype than the one that was expected when the file was looked for. */
+static void a_file_is_found_before_the_dtype_is_known(void **state) {
+    static const enum dtype dtypes[] = {DTYPE_F32, DTYPE_BF16};
+    copy_model("tiny-llama3");
+    empty_folder();
+    for (int i = 0; i < 2; i++) {
+        float *first = logits_with(model, "nf4", dtypes[i], 1 << 30);
+        assert_int_equal(files(NULL, 0), i + 1);
+        free(first);
+    }
+    float *want[] = {logits_with(model, "nf4", DTYPE_F32, 1 << 30), logits_with(model, "nf4", DTYPE_BF16, 1 << 30)};
+    assert_false(same(want[0], want[1]));
+    wipe_numbers(); /* the files alone have them */
+    for (int i = 0; i < 4; i++) {
+        struct rig r;
+        rig_open_begun(&r, model, &(struct rig_options){dtypes[i % 2], 1, false}, dtypes[i / 2], "nf4",
+                       &(struct weight_cache_options){folder, 1 << 30});
+        float *got = take_logits(&r);
+        assert_true(same(want[i % 2], got));
+        free(got);
+    }
+    assert_int_equal(files(NULL, 0), 2);
+    free(want[0]);
+    free(want[1]);
+}
+
+/* Nobody opens the model then: a device that is not there, say. */
+static void a_folder_that_was_begun_can_be_closed(void **state) {
+    struct model_folder *f;
+    struct model_options options = {.dir = model, .dtype = DTYPE_F32, .cache = {folder, 1 << 30}};
+    struct err err = ERR_INIT;
+    copy_model("demo");
+    empty_folder();
+    free(logits_with(model, "int8", DTYPE_F32, 1 << 30));
+    assert_ok(quantization_parse(&options.quantization, "int8", &err), &err);
+    assert_ok(model_folder_open(&f, model, false, &err), &err);
+    model_folder_begin(f, &options);
+    model_folder_close(f);
+    assert_int_equal(files(NULL, 0), 1);
 }
 
 /* Codes are worth something else in blocks of another size, of which there are as many. */
@@ -376,6 +421,8 @@ static int remove_folders(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_second_start_computes_the_same),
     cmocka_unit_test(the_checkpoints_numbers_are_not_needed_again),
+    cmocka_unit_test(a_file_is_found_before_the_dtype_is_known),
+    cmocka_unit_test(a_folder_that_was_begun_can_be_closed),
     cmocka_unit_test(what_makes_other_weights_makes_another_file),
     cmocka_unit_test(other_blocks_make_another_file),
     cmocka_unit_test(weights_in_blocks_are_read_from_the_checkpoint),

@@ -1,74 +1,10 @@
-/* model.c - opening a model folder: description, dtype, weights, tables. */
+/* model.c - putting a model on a device: dtype, weights, tables. */
 #include "engine/model/model.h"
 #include "base/mem.h"
 #include "engine/model/model_private.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-static const struct checkpoint_tensor *embedding_of(const struct model_config *config, const struct checkpoint *c) {
-    char name[128];
-    snprintf(name, sizeof name, "%s.weight", config->names->embed);
-    return checkpoint_find(c, name);
-}
-
-/* The embedding is there in every checkpoint; norms are at times kept in f32. */
-static const char *checkpoint_dtype(const struct model_config *config, const struct checkpoint *c) {
-    const struct checkpoint_tensor *t = c ? embedding_of(config, c) : NULL;
-    if (t && t->is_float) return dtype_name(t->dtype);
-    return *config->torch_dtype ? config->torch_dtype : "float32";
-}
-
-/* Where config.json says that the embedding is the head too, a checkpoint may still have a head:
- * one that is the same, or one that was trained apart, which counts then. */
-static bool has_head_apart(const struct model_config *config, const struct checkpoint *c) {
-    const struct checkpoint_tensor *head = checkpoint_find(c, "lm_head.weight"), *embed = embedding_of(config, c);
-    if (!head) return false;
-    return !embed || embed->bytes != head->bytes || embed->dtype != head->dtype ||
-           memcmp(embed->data, head->data, head->bytes) != 0;
-}
-
-/* What only the weights tell, after a check that all of them are there; c NULL: dummy weights. */
-static int complete_info(struct model_config *config, const struct checkpoint *c, struct err *err) {
-    struct model_info *m = &config->info;
-    struct weights_plan plan;
-    if (c && m->tied_embeddings && has_head_apart(config, c)) m->tied_embeddings = false;
-    int r = weights_plan(&plan, config, c, DTYPE_F32, &(struct quantization){0}, false, err);
-    if (r < 0) return r;
-    snprintf(m->dtype, sizeof m->dtype, "%s", checkpoint_dtype(config, c));
-    int64_t number = strcmp(m->dtype, "float32") == 0 ? 4 : 2;
-    m->kv_bytes_per_token = (int64_t)m->n_layers * 2 * m->n_kv_heads * m->head_dim * number;
-    m->n_params = plan.n_params;
-    m->tied_embeddings = plan.tied;
-    return 0;
-}
-
-int model_read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy,
-                      struct err *err) {
-    *c = NULL;
-    int r = config_read(config, dir, err);
-    if (r == 0 && !dummy) r = checkpoint_open(c, dir, err);
-    if (r == 0) r = complete_info(config, *c, err);
-    return r;
-}
-
-int model_read_info(struct model_info *out, const char *dir, bool dummy, struct err *err) {
-    struct model_config config;
-    struct checkpoint *c;
-    int r = model_read_folder(&config, &c, dir, dummy, err);
-    checkpoint_close(c);
-    if (r == 0) *out = config.info;
-    return r;
-}
-
-int model_describe(struct model_info *out, const char *model_dir, struct err *err) {
-    return model_read_info(out, model_dir, false, err);
-}
-
-int model_describe_config(struct model_info *out, const char *model_dir, struct err *err) {
-    return model_read_info(out, model_dir, true, err);
-}
 
 /* Half the bytes where the checkpoint has them too and the device computes with them. */
 static enum dtype dtype_of_checkpoint(const struct model_info *info, const struct dev *dev) {
@@ -149,22 +85,36 @@ static float embed_scale(const struct model *m) {
     return number_rounded(m->config.embed_scale, m->dtype);
 }
 
+/* What these options ask for, and this device has not. */
+static int check_device(const struct dev *dev, const struct model_config *config, const struct model_options *options,
+                        struct err *err) {
+    if (config->mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
+        return err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
+    if (!op_linear_knows_outliers(dev, options->quantization.outliers))
+        return err_set(err, E_UNSUPPORTED, "--int8-outliers batch does not run on %s; row does, and so does --device cpu",
+                       dev_kind(dev));
+    return 0;
+}
+
+static int open_from(struct model *m, struct model_folder *f, const struct model_options *options, struct err *err) {
+    m->config = f->config;
+    int r = check_device(m->dev, &m->config, options, err);
+    if (r == 0)
+        r = weights_load(&m->weights, m->dev, &m->config, f->checkpoint, m->dtype, &options->quantization,
+                         model_folder_take_cache(f, options), err);
+    if (r == 0) r = open_ropes(m, options->max_positions, err);
+    return r < 0 ? r : open_attention(m, err);
+}
+
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err) {
-    struct checkpoint *c;
+    struct model_folder *own = NULL, *folder = options->folder;
     struct model *m = mem_zalloc(1, sizeof *m);
     m->dev = dev;
     m->dtype = options->dtype;
     m->kv_dtype = options->fp8_kv_cache ? DTYPE_F8_E4M3 : options->dtype;
-    int r = model_read_folder(&m->config, &c, options->dir, options->dummy, err);
-    if (r == 0 && m->config.mlp == MLP_EXPERTS && !op_has_moe_experts(dev))
-        r = err_set(err, E_UNSUPPORTED, "mixtures of experts do not run on %s; --device cpu does", dev_kind(dev));
-    if (r == 0 && !op_linear_knows_outliers(dev, options->quantization.outliers))
-        r = err_set(err, E_UNSUPPORTED, "--int8-outliers batch does not run on %s; row does, and so does --device cpu",
-                    dev_kind(dev));
-    if (r == 0) r = weights_load(&m->weights, dev, &m->config, c, m->dtype, &options->quantization, &options->cache, err);
-    if (r == 0) r = open_ropes(m, options->max_positions, err);
-    if (r == 0) r = open_attention(m, err);
-    checkpoint_close(c);
+    int r = folder ? 0 : model_folder_open(&own, options->dir, options->dummy, err);
+    if (r == 0) r = open_from(m, folder ? folder : own, options, err);
+    model_folder_close(own);
     if (r < 0) {
         model_close(m);
         return r;

@@ -19,10 +19,12 @@
 #include <stdint.h>
 
 struct model;
+struct model_folder;
 
 struct model_options {
     const char *dir;
-    enum dtype dtype;    /* compute dtype: F32 or BF16 */
+    struct model_folder *folder; /* the same, already read; NULL: it is not. Borrowed */
+    enum dtype dtype;    /* compute dtype: F32, BF16 or F16 */
     struct quantization quantization; /* on load; borrowed */
     bool fp8_kv_cache;   /* keys and values in fp8; else in dtype */
     struct weight_cache_options cache; /* of what is quantized on load; borrowed */
@@ -30,13 +32,21 @@ struct model_options {
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };
 
-/* E_NOT_FOUND, E_PARSE, E_RANGE: what is wrong with which file, key or tensor; E_UNSUPPORTED:
- * the key and the value that this program does not compute; E_NO_MEMORY, before any is taken. */
+/* The folder's files of json and the headers of its weights, unless those are dummies. E_NOT_FOUND,
+ * E_PARSE, E_RANGE: what is wrong with which file, key or tensor; E_UNSUPPORTED: the key and the value
+ * that this program does not compute. */
+int model_folder_open(struct model_folder **out, const char *dir, bool dummy, struct err *err);
+void model_folder_close(struct model_folder *f); /* NULL is fine */
+const struct model_info *model_folder_info(const struct model_folder *f);
+
+/* model_open with these options will follow: what takes time and needs no device begins, which is the
+ * check of weights that were quantized before. The device may still choose another dtype. */
+void model_folder_begin(struct model_folder *f, const struct model_options *options);
+
+/* The errors of model_folder_open; E_UNSUPPORTED: what the device does not compute; E_NO_MEMORY,
+ * before any is taken. */
 int model_open(struct model **out, struct dev *dev, const struct model_options *options, struct err *err);
 void model_close(struct model *m); /* NULL is fine */
-
-/* model_describe; with dummy weights the checkpoint's headers are not read. */
-int model_read_info(struct model_info *out, const char *dir, bool dummy, struct err *err);
 
 const struct model_info *model_get_info(const struct model *m);
 int64_t model_weight_bytes(const struct model *m);

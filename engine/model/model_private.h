@@ -36,9 +36,16 @@ struct workspace {
     struct tensor logits;   /* f32 [S, vocab] */
 };
 
-/* The folder's config with all that only the weights tell, and unless they are dummies the
- * checkpoint, NULL then; it is the caller's to close, after an error too. */
-int model_read_folder(struct model_config *config, struct checkpoint **c, const char *dir, bool dummy, struct err *err);
+struct model_folder {
+    struct model_config config;    /* with all that only the weights tell */
+    struct checkpoint *checkpoint; /* NULL: weights are dummies */
+    struct weight_cache *cache;    /* see model_folder_begin */
+    enum dtype dtype;              /* of the weights there */
+};
+
+/* The cache of quantized weights that the options ask for, read already or not; the caller's. NULL:
+ * none is wanted. */
+struct weight_cache *model_folder_take_cache(struct model_folder *f, const struct model_options *options);
 
 /* Device memory of the tables of positions; max_positions 0 = the model's context. */
 int64_t model_table_bytes(const struct model_config *c, int32_t max_positions);

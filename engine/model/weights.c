@@ -546,9 +546,19 @@ static int load_weights(struct loader *l, struct weight_cache *cache) {
     return r;
 }
 
+static int plan_that_fits(struct loader *l) {
+    int r = plan(l);
+    if (r < 0) return r;
+    int64_t available = dev_memory_available(l->dev);
+    if (bytes_on(l->dev, &l->plan) > available) return refuse_size(l, available);
+    if (l->checkpoint && checkpoint_n_tensors(l->checkpoint) > l->n_used)
+        log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(l->checkpoint) - l->n_used);
+    return 0;
+}
+
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
-                 const struct weight_cache_options *cache_options, struct err *err) {
+                 struct weight_cache *cache, struct err *err) {
     struct weights w;
     struct loader l = {.dev = dev,
                        .c = c,
@@ -558,14 +568,8 @@ int weights_load(struct weights *out, struct dev *dev, const struct model_config
                        .keeps_fp8_blocks = weight_keeps_fp8_blocks(dev),
                        .w = &w,
                        .err = err};
-    int r = plan(&l);
-    if (r < 0) return r;
-    int64_t available = dev_memory_available(dev);
-    if (bytes_on(dev, &l.plan) > available) return refuse_size(&l, available);
-    if (checkpoint && checkpoint_n_tensors(checkpoint) > l.n_used)
-        log_debug("%zu tensors of the checkpoint are not used", checkpoint_n_tensors(checkpoint) - l.n_used);
-    struct weight_cache *cache = weight_cache_open(cache_options, checkpoint, c, dtype, quantization);
-    r = load_weights(&l, cache);
+    int r = plan_that_fits(&l);
+    if (r == 0) r = load_weights(&l, cache);
     if (r == 0 && !weight_cache_is_whole(cache)) {
         weights_clear(dev, &w);
         r = load_weights(&l, cache);

@@ -58,11 +58,12 @@ int weights_plan(struct weights_plan *out, const struct model_config *c, const s
                  enum dtype dtype, const struct quantization *quantization, bool keeps_fp8_blocks, struct err *err);
 
 /* Plan, then copy the tensors to the device, or what the cache has of them. checkpoint NULL:
- * random weights, N(0, 1/sqrt K), norms 1, no bias. E_NO_MEMORY says what is needed, a
- * GPU's scratch for products with them included, and what there is. */
+ * random weights, N(0, 1/sqrt K), norms 1, no bias. The cache is taken over, after an error too; NULL:
+ * none. E_NO_MEMORY says what is needed, a GPU's scratch for products with them included, and what
+ * there is. */
 int weights_load(struct weights *out, struct dev *dev, const struct model_config *c,
                  const struct checkpoint *checkpoint, enum dtype dtype, const struct quantization *quantization,
-                 const struct weight_cache_options *cache, struct err *err);
+                 struct weight_cache *cache, struct err *err);
 void weights_clear(struct dev *dev, struct weights *w);
 
 /* Device memory that weights and norms take. */

@@ -1,4 +1,4 @@
-/* folder.c - which files of a model folder are read: config.c, safetensors.c and
+/* folder_files.c - which files of a model folder are read: config.c, safetensors.c and
  * tokenizer_load.c open them under these names. */
 #include "base/file.h"
 #include "base/mem.h"
