@@ -169,6 +169,7 @@ static json_t *figures_json(struct engine *e, const struct plan *p, const struct
     json_object_set_new(o, "finite_logits", json_true()); /* a draw from others would have ended the run */
     add_device_time(o, s);
     json_object_set_new(o, "load_s", json_real(f->load_s));
+    json_object_set_new(o, "device_open_s", json_real(engine_device_open_s(e)));
     json_object_set_new(o, "profile", profile_json(f));
     return o;
 }
@@ -209,7 +210,7 @@ static void print_figures(const json_t *o, const struct plan *p, const struct fi
     bench_print_roof(device, &f->roof);
     printf("requests            %" PRId64 " of %d + %d tokens, %d at once\n", p->n_prompts, p->input_len, p->output_len,
            p->n_seqs);
-    printf("load                %.2f s\n", real(o, "load_s"));
+    printf("load                %.2f s, of which %.2f s to open the device\n", real(o, "load_s"), real(o, "device_open_s"));
     printf("time                %.2f s\n", real(o, "seconds"));
     printf("output tokens/s     %.1f\n", real(o, "output_tokens_per_s"));
     printf("total tokens/s      %.1f\n", real(o, "total_tokens_per_s"));

@@ -60,6 +60,7 @@ struct engine {
     bool is_gpu;
     FILE *step_log;
     char device_name[100];
+    double device_open_s;
 
     struct mailbox *inbox, *outbox;
     atomic_int n_aborts;  /* in the inbox: it is read to its end for them */
@@ -207,8 +208,10 @@ static struct runner_options runner_defaults(struct engine *e, const struct engi
 
 static int open_device(struct engine *e, const struct engine_options *o, struct err *err) {
     struct dev_options device = {.kind = word_of(o->device, "auto"), .threads = o->threads};
+    int64_t start = clock_mono_ns();
     int r = dev_open(&e->dev, &device, err);
     if (r < 0) return r;
+    e->device_open_s = (double)(clock_mono_ns() - start) / 1e9;
     dev_profile(e->dev, o->profile_every);
     e->is_gpu = strcmp(dev_kind(e->dev), "cpu") != 0;
     snprintf(e->device_name, sizeof e->device_name, "%s", dev_name(e->dev));
@@ -447,6 +450,10 @@ int32_t engine_max_model_len(const struct engine *e) {
 
 int32_t engine_max_num_seqs(const struct engine *e) {
     return e->max_num_seqs;
+}
+
+double engine_device_open_s(const struct engine *e) {
+    return e->device_open_s;
 }
 
 const char *engine_device_name(const struct engine *e) {

@@ -279,6 +279,7 @@ const struct tokenizer *engine_tokenizer(const struct engine *e); /* NULL with d
 int32_t engine_max_model_len(const struct engine *e);
 int32_t engine_max_num_seqs(const struct engine *e);
 const char *engine_device_name(const struct engine *e);
+double engine_device_open_s(const struct engine *e); /* seconds of engine_open that went into opening the device */
 
 /* Hand over a request. A prompt too long for the context and the like come back
  * as completions with FINISH_ERROR. False: no room within timeout_ms, or the

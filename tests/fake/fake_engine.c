@@ -361,6 +361,10 @@ int32_t engine_max_num_seqs(const struct engine *e) {
     return e->max_num_seqs;
 }
 
+double engine_device_open_s(const struct engine *e) {
+    return 0;
+}
+
 const char *engine_device_name(const struct engine *e) {
     return "fake";
 }
