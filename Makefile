@@ -217,7 +217,7 @@ test: deps
 # On a machine with a GPU: operations against a plain reference, models against
 # transformers, batch invariance. Needs nothing but what is in build/.
 test-gpu:
-	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_attention op_fp8 op_moe op_quant op_fp8_blocks op_sample op_adjust profile roof forward model quantization fp8_blocks weight_cache engine invariance sampling steady)
+	@$(TEST_ENV) BATCHD_TEST_DEVICE=cuda tests/run $(addprefix $(BUILD)/tests/test_,ops op_attention op_fp8 op_moe op_quant op_quant_load op_outliers op_fp8_rows op_fp8_blocks op_sample op_adjust profile roof forward model quantization fp8_blocks weight_cache engine invariance sampling steady)
 
 # Bad accesses and races, where compute-sanitizer works; at most LIMIT=240 seconds.
 test-gpu-sanitize:

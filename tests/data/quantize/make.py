@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Write bitsandbytes.txt, formulas.txt, tables.txt and means.txt, what test_quantize.c compares with,
-and products.txt, which test_op_quant.c does.
+and products.txt, which test_op_outliers.c does.
 
 Needs torch, numpy and bitsandbytes (made with 0.50.2, torch 2.15, on a CPU with AVX2).
 Matrices are not stored: random_matrix() here and in tests/aid_matrix.c make the same numbers
