@@ -1,6 +1,7 @@
 /* cuda_decode_4bit.cu - 4-bit codes become numbers of the compute dtype, for a product. */
 #include "kernels/cuda/cuda_mma.cuh"
 #include "kernels/cuda/cuda_quantize.h"
+#include "kernels/cuda/cuda_rows.cuh"
 
 #include <string.h>
 
@@ -152,24 +153,17 @@ static bool has_whole_blocks(const struct weight *w) {
     return is_whole;
 }
 
-template <typename T> static void decode(struct cuda_dev *cuda, T *out, const struct weight *w) {
+template <typename T> static void decode(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    T *out = (T *)numbers;
     bool is_quick = sizeof(T) == 2 && has_whole_blocks(w);
     if constexpr (sizeof(T) == 2)
         for (int32_t i = 0; is_quick && i < w->n_segments; i += MAX_DECODE_PARTS)
             decode_rows<T>(cuda, out, w, &w->segments[i],
                            w->n_segments - i < MAX_DECODE_PARTS ? w->n_segments - i : MAX_DECODE_PARTS);
     for (int32_t i = 0; !is_quick && i < w->n_segments; i++) decode_segment<T>(cuda, out, w, &w->segments[i]);
-    if (w->n_pad > w->n)
-        cudaMemsetAsync(out + w->n * w->k_pad, 0, (size_t)((w->n_pad - w->n) * w->k_pad) * sizeof(T),
-                        cuda->stream);
     cuda_launched(cuda, "4-bit weights");
 }
 
-void cuda_decode_4bit(struct cuda_dev *cuda, void *out, const struct weight *w) {
-    if (w->dtype == DTYPE_F32)
-        decode<float>(cuda, (float *)out, w);
-    else if (w->dtype == DTYPE_F16)
-        decode<__half>(cuda, (__half *)out, w);
-    else
-        decode<__nv_bfloat16>(cuda, (__nv_bfloat16 *)out, w);
+void cuda_decode_4bit(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    BY_DTYPE(w->dtype, decode, cuda, numbers, w);
 }

@@ -2,6 +2,7 @@
  * product: code times scale in f32, rounded once. */
 #include "kernels/cuda/cuda_mma.cuh"
 #include "kernels/cuda/cuda_quantize.h"
+#include "kernels/cuda/cuda_rows.cuh"
 
 /* The quick kernel: CODES a thread at a time, in two words, of ROWS rows. */
 enum { BLOCKS_THREADS = 128, CODES = 8, ROWS = 8, MAX_BLOCKS_PARTS = 4, MAX_GRID_Y = 65535 };
@@ -136,7 +137,8 @@ static bool has_whole_groups(const struct weight *w) {
     return w->k == w->k_pad && w->block_cols % CODES == 0 && w->n <= (int64_t)MAX_GRID_Y * ROWS;
 }
 
-template <typename T> static void decode(struct cuda_dev *cuda, T *out, const struct weight *w) {
+template <typename T> static void decode(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    T *out = (T *)numbers;
     bool is_quick = sizeof(T) == 2 && has_whole_groups(w);
     if constexpr (sizeof(T) == 2)
         for (int32_t i = 0; is_quick && i < w->n_segments; i += MAX_BLOCKS_PARTS)
@@ -145,16 +147,9 @@ template <typename T> static void decode(struct cuda_dev *cuda, T *out, const st
     for (int32_t i = 0; !is_quick && i < w->n_segments; i++)
         decode_blocks_kernel<T><<<(unsigned)w->segments[i].n_rows, BLOCKS_THREADS, 0, cuda->stream>>>(
             out, (const uint8_t *)w->data, scales_of(&w->segments[i]), shape_of(w), w->k, w->k_pad);
-    if (w->n_pad > w->n)
-        cudaMemsetAsync(out + w->n * w->k_pad, 0, (size_t)((w->n_pad - w->n) * w->k_pad) * sizeof(T), cuda->stream);
     cuda_launched(cuda, "fp8 weights");
 }
 
-void cuda_decode_fp8_blocks(struct cuda_dev *cuda, void *out, const struct weight *w) {
-    if (w->dtype == DTYPE_F32)
-        decode<float>(cuda, (float *)out, w);
-    else if (w->dtype == DTYPE_F16)
-        decode<__half>(cuda, (__half *)out, w);
-    else
-        decode<__nv_bfloat16>(cuda, (__nv_bfloat16 *)out, w);
+void cuda_decode_fp8_blocks(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    BY_DTYPE(w->dtype, decode, cuda, numbers, w);
 }

@@ -5,6 +5,17 @@
 #include "kernels/cuda/cuda_linear.h"
 #include "kernels/cuda/cuda_quantize.h"
 
+void cuda_decode(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
+    size_t row = (size_t)w->k_pad * dtype_bytes(w->dtype), rows = (size_t)(w->n_pad - w->n);
+    if (w->quant == QUANT_FP8_BLOCK)
+        cuda_decode_fp8_blocks(cuda, numbers, w);
+    else
+        cuda_decode_4bit(cuda, numbers, w);
+    if (rows == 0) return;
+    void *behind = (char *)numbers + (size_t)w->n * row;
+    cuda_ok(cuda, cudaMemsetAsync(behind, 0, rows * row, cuda->stream), "rows of zeros");
+}
+
 /* A product of few rows begins to fetch its weights before it waits for the kernel in front of
  * it (cuda_follow), since weights do not change; these do. With this in front, what it begins
  * beside is not the kernel that writes them. */

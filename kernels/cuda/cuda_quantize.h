@@ -56,15 +56,11 @@ void cuda_linear_fp8_blocks(struct cuda_dev *cuda, const struct tensor *y, const
 bool few_4bit_can(const struct cuda_dev *cuda, const struct tensor *y, const struct weight *w);
 void cuda_few_4bit(struct cuda_dev *cuda, const struct tensor *y, const struct tensor *x, const struct weight *w);
 
-/* numbers[n_pad][k_pad] of the weight's dtype, queued. cuda_decode: of either kind. */
+/* numbers[n_pad][k_pad] of the weight's dtype, of either kind, queued. The two that it chooses
+ * from leave rows n .. n_pad - 1 as they are. */
+void cuda_decode(struct cuda_dev *cuda, void *numbers, const struct weight *w);
 void cuda_decode_4bit(struct cuda_dev *cuda, void *numbers, const struct weight *w);
 void cuda_decode_fp8_blocks(struct cuda_dev *cuda, void *numbers, const struct weight *w);
-static inline void cuda_decode(struct cuda_dev *cuda, void *numbers, const struct weight *w) {
-    if (w->quant == QUANT_FP8_BLOCK)
-        cuda_decode_fp8_blocks(cuda, numbers, w);
-    else
-        cuda_decode_4bit(cuda, numbers, w);
-}
 
 struct quantizing { /* numbers of a tensor, or rows of one, on their way into a weight; memory is the device's */
     enum quant_kind kind;
