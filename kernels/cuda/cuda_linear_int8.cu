@@ -59,9 +59,8 @@ static struct int8_room room_at(char *base, const struct weight *w) {
 
 /* ---------------------------------------------------------------- numbers to codes */
 
-__device__ __forceinline__ bool is_outlier(float x) {
-    return !(fabsf(x) < (float)INT8_OUTLIER);
-} /* a NaN is one */
+/* A NaN is one. */
+__device__ __forceinline__ bool is_outlier(float x) { return !(fabsf(x) < (float)INT8_OUTLIER); }
 
 /* One block a row. */
 template <typename T> __global__ void mark_kernel(uint32_t *words, const T *x, int64_t k) {
