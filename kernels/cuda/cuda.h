@@ -240,6 +240,17 @@ static inline void cuda_launch(struct cuda_dev *cuda, const char *what, void (*k
     cuda_ok(cuda, cudaLaunchKernelEx(&config, kernel, P(args)...), what);
 }
 
+/* Let a kernel use so many bytes of dynamic shared memory, more than it may unasked. Once is
+ * enough: *allowed, a static of the caller's for each kernel, remembers it. False: the device has failed. */
+template <typename... P>
+static inline bool cuda_allow_shared(struct cuda_dev *cuda, const char *what, void (*kernel)(P...), int bytes,
+                                     bool *allowed) {
+    if (!*allowed)
+        *allowed = cuda_ok(
+            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), what);
+    return *allowed;
+}
+
 /* The larger; NaN where either is, for a NaN must not vanish in a maximum. */
 __device__ __forceinline__ float max_or_nan(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

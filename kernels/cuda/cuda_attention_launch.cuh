@@ -20,13 +20,6 @@ template <typename T> struct attention_call {
     struct split_room room;
 };
 
-/* Shared memory above what a kernel may use unasked. */
-template <typename K> static void allow_shared(struct cuda_dev *cuda, K kernel, int bytes, bool *allowed) {
-    if (*allowed) return;
-    *allowed = cuda_ok(cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-                       "attention");
-}
-
 template <typename H, int WARPS> constexpr int mma_stages = WARPS == 1 ? 3 : 4;
 
 /* n items from `first`, `rows` rows of (token, head) pairs each at most. */
@@ -36,7 +29,7 @@ static void launch_mma(const struct attention_call<typename H::number> *c, int32
     constexpr int STAGES = mma_stages<H, WARPS>, BYTES = mma_room<H, WARPS, STAGES>(), TILE = WARPS * 16;
     static bool allowed;
     auto kernel = mma_attention_kernel<H, WARPS, STAGES>;
-    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);
     dim3 grid((unsigned)n, (unsigned)c->a.n_kv_heads, (unsigned)((rows + TILE - 1) / TILE));
     cuda_launch(c->cuda, "attention", kernel, grid, WARPS * 32, BYTES, c->out, c->q, c->slab,
                 c->step->items + first, c->step->step.block_table, c->a);
@@ -58,7 +51,7 @@ static bool launch_wide(const struct attention_call<T> *c, int32_t first, int32_
     auto kernel = wide_attention_kernel<T, HD>;
     if (!c->cuda->has_wgmma || !tma_map(&map, c->dtype, c->slab, c->slab_rows, HD, HD, KV_BLOCK))
         return false;
-    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);
     cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
                 map, c->step->items + first, c->step->step.block_table, c->a);
     return true;
@@ -70,7 +63,7 @@ static bool launch_wide_fp8(const struct attention_call<T> *c, int32_t first, in
     static bool allowed;
     auto kernel = wide_fp8_kernel<T, HD>;
     if (!c->cuda->has_wgmma) return false;
-    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);
     cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
                 c->slab, c->step->items + first, c->step->step.block_table, c->a);
     return true;
@@ -91,7 +84,7 @@ static bool launch_expanded(const struct attention_call<T> *c, int32_t first, in
     const expanded_rows<T> numbers = expanded_rows_at<T>(scratch, room);
     if (!tma_map(&map, DTYPE_BF16, scratch, numbers.n_rows(), HD, HD, ATTENTION_TILE)) return false;
     dim3 tiles((unsigned)step->n_tiles, (unsigned)c->a.n_kv_heads, 2);
-    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);
     cuda_launch(c->cuda, "attention", expand_kernel<T, HD>, tiles, EXPAND_THREADS, 0, numbers,
                 (const char *)c->slab, step->tiles, step->step.block_table, c->a);
     cuda_launch(c->cuda, "attention", kernel, wide_grid(&c->a, n, rows), WIDE_THREADS, BYTES, c->out, c->q,
@@ -146,7 +139,7 @@ template <typename H> static void launch_splits(const struct attention_call<type
     constexpr int STAGES = mma_stages<H, 1>, BYTES = mma_room<H, 1, STAGES>();
     static bool allowed;
     auto kernel = mma_split_kernel<H, STAGES>;
-    allow_shared(c->cuda, kernel, BYTES, &allowed);
+    cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);
     unsigned n = (unsigned)c->step->n_single, tiles = (unsigned)(c->a.group + 15) / 16;
     dim3 grid(n, (unsigned)c->a.n_kv_heads, tiles * (unsigned)c->room.n_splits);
     cuda_launch(c->cuda, "attention", kernel, grid, 32, BYTES, c->room, c->q, c->slab, c->step->items,

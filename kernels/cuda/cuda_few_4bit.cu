@@ -18,6 +18,11 @@ struct few4_plan {
 
 static int tiles_of(int64_t m) { return m <= 8 ? 1 : m <= 16 ? 2 : 4; }
 
+/* Of shared memory, for a block's stages. */
+static size_t most_stage_bytes(const struct cuda_dev *cuda) {
+    return cuda->prop.sharedMemPerBlockOptin - FEW4_OTHER_BYTES;
+}
+
 static size_t few4_bytes(int nt, int warps, int64_t m) {
     int64_t rows = warps * nt * N_TILE;
     return (size_t)(few4_stages(tiles_of(m), nt) * (rows * (CODE_BYTES + ABSMAX_BYTES) + m * X_BYTES));
@@ -34,9 +39,9 @@ static struct few4_plan few4_plan_of(const struct cuda_dev *cuda, int64_t n, int
         for (int warps = 1; warps <= MAX_WARPS; warps++) {
             int64_t rows = warps * nt * N_TILE, blocks = (n + rows - 1) / rows;
             int64_t a_processor = (blocks + processors - 1) / processors;
-            int64_t resident = (int64_t)(room / (few4_bytes(nt, warps, m) + 6144));
+            int64_t resident = (int64_t)(room / (few4_bytes(nt, warps, m) + FEW4_OTHER_BYTES));
             if (resident > 2 * MAX_WARPS / warps) resident = 2 * MAX_WARPS / warps; /* registers */
-            if (resident < 1 || few4_bytes(nt, warps, m) + 6144 > cuda->prop.sharedMemPerBlockOptin) continue;
+            if (resident < 1 || few4_bytes(nt, warps, m) > most_stage_bytes(cuda)) continue;
             int64_t at_once = a_processor < resident ? a_processor : resident, n_warps = at_once * warps;
             double cost = (double)(a_processor * rows) * (1.0 + (double)m / (double)rows);
             if (a_processor > resident) cost *= 1.2; /* a last round that not all take part in */
@@ -51,12 +56,8 @@ static struct few4_plan few4_plan_of(const struct cuda_dev *cuda, int64_t n, int
 template <typename T, int TILES, int NT>
 static void few4_launch(struct cuda_dev *cuda, const few4_args<T> &a, int warps) {
     auto kernel = few4_kernel<T, TILES, NT>;
-    static bool prepared;
-    if (!prepared)
-        prepared = cuda_ok(cuda,
-                           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)cuda->prop.sharedMemPerBlockOptin - 6144),
-                           "linear");
+    static bool allowed;
+    cuda_allow_shared(cuda, "linear", kernel, (int)most_stage_bytes(cuda), &allowed);
     int rows = warps * NT * N_TILE;
     cuda_launch(cuda, "a 4-bit product of few rows", kernel, dim3((unsigned)((a.n + rows - 1) / rows)),
                 (unsigned)warps * 32, few4_bytes(NT, warps, a.m), a);
@@ -79,12 +80,8 @@ static size_t deep_bytes(int tiles, int64_t m) {
 template <typename T, int TILES>
 static void deep_launch(struct cuda_dev *cuda, const few4_args<T> &a, int tiles) {
     auto kernel = deep_kernel<T, TILES>;
-    static bool prepared;
-    if (!prepared)
-        prepared = cuda_ok(cuda,
-                           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)cuda->prop.sharedMemPerBlockOptin - 6144),
-                           "linear");
+    static bool allowed;
+    cuda_allow_shared(cuda, "linear", kernel, (int)most_stage_bytes(cuda), &allowed);
     int decoders = tiles <= 4 ? 4 : 2, rows = tiles * N_TILE;
     cuda_launch(cuda, "a 4-bit product of few rows", kernel, dim3((unsigned)((a.n + rows - 1) / rows)),
                 (unsigned)(tiles * (decoders + 1) * 32), deep_bytes(tiles, a.m), a, tiles, decoders);
@@ -115,7 +112,7 @@ static void few4(struct cuda_dev *cuda, const struct tensor *y, const struct ten
     struct few4_plan plan = few4_plan_of(cuda, w->n, m);
     for (int32_t i = 0; i < w->n_segments; i++) a.parts[i] = part_of<T>(w, &w->segments[i]);
     int tiles = deep_tiles_of(cuda, w->n);
-    if (tiles > 0 && deep_bytes(tiles, m) + 6144 <= cuda->prop.sharedMemPerBlockOptin)
+    if (tiles > 0 && deep_bytes(tiles, m) <= most_stage_bytes(cuda))
         m <= 8    ? deep_launch<T, 1>(cuda, a, tiles)
         : m <= 16 ? deep_launch<T, 2>(cuda, a, tiles)
                   : deep_launch<T, 4>(cuda, a, tiles);

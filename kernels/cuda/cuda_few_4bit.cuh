@@ -17,6 +17,7 @@ enum {
     CODE_BYTES = FEW4_COLUMNS / 2,
     X_BYTES = FEW4_COLUMNS * 2,
     ABSMAX_BYTES = 16, /* of a row in a stage */
+    FEW4_OTHER_BYTES = 6144, /* beside the stages: values, maps and what the device takes */
     MAX_PARTS = 4,
     N_TILE = 8,
 };

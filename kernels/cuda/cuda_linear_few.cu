@@ -108,11 +108,8 @@ static int tile_of(int64_t n, int processors) {
 template <typename T, typename U, int TILES, int STAGES>
 static void launch_few(struct cuda_dev *cuda, const struct few_args<T, U> &a) {
     auto kernel = few_kernel<T, U, TILES, STAGES>;
-    static bool prepared;
-    const int most = STAGES * (TILE_ROWS + 8 * TILES) * TILE_ROW_BYTES;
-    if (!prepared)
-        prepared = cuda_ok(
-            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "linear");
+    static bool allowed;
+    cuda_allow_shared(cuda, "linear", kernel, STAGES * (TILE_ROWS + 8 * TILES) * TILE_ROW_BYTES, &allowed);
     size_t bytes = (size_t)STAGES * (size_t)(a.tile + a.m) * TILE_ROW_BYTES;
     cuda_launch(cuda, "a matrix product of few rows", kernel, dim3((unsigned)((a.n + a.tile - 1) / a.tile)),
                 32, bytes, a);

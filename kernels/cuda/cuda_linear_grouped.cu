@@ -273,11 +273,8 @@ template <typename T, int CLUSTER>
 static void launch_grouped(struct cuda_dev *cuda, struct tensor *y, const struct group_maps &maps,
                            const struct group_args &a) {
     auto kernel = grouped_kernel<T, CLUSTER>;
-    static bool prepared;
-    if (!prepared)
-        prepared = cuda_ok(
-            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ROOM_BYTES),
-            "linear");
+    static bool allowed;
+    cuda_allow_shared(cuda, "linear", kernel, ROOM_BYTES, &allowed);
     cudaLaunchAttribute attributes[2] = {};
     attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[0].val.programmaticStreamSerializationAllowed = 1;

@@ -123,15 +123,12 @@ template <typename T>
 static void launch_plain(struct cuda_dev *cuda, struct tensor *y, const struct tensor *x,
                          const struct group_weights &w, const struct group_args &a) {
     auto kernel = grouped_mma_kernel<T>;
+    static bool allowed;
     static int fit; /* blocks on a multiprocessor */
-    if (!fit) {
-        bool ok = cuda_ok(
-            cuda, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, ROOM_BYTES),
-            "linear");
-        ok = ok &&
-             cuda_ok(cuda, cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, THREADS, ROOM_BYTES),
-                     "linear");
-        if (!ok) return;
+    if (!cuda_allow_shared(cuda, "linear", kernel, ROOM_BYTES, &allowed)) return;
+    if (fit == 0) {
+        cudaError_t e = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&fit, kernel, THREADS, ROOM_BYTES);
+        if (!cuda_ok(cuda, e, "linear")) return;
     }
     cuda_launch(cuda, "grouped matrix products", kernel,
                 dim3((unsigned)(fit * cuda->prop.multiProcessorCount)), THREADS, ROOM_BYTES, (T *)y->data,

@@ -205,12 +205,8 @@ static bool launch_tma(struct cuda_dev *cuda, const struct linear_shape *s, int6
     if (!tma_map(&w_map, s->in, o->w, s->n, s->k, s->ldw, rows)) return false;
     if (!tma_map(&x_map, s->in, o->x, m, s->k, s->k, (int)m)) return false;
     auto kernel = tma_kernel<T, U, TILES>;
-    static bool prepared;
-    if (!prepared)
-        prepared = cuda_ok(cuda,
-                           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                (int)cuda->prop.sharedMemPerBlockOptin),
-                           "linear");
+    static bool allowed;
+    cuda_allow_shared(cuda, "linear", kernel, (int)cuda->prop.sharedMemPerBlockOptin, &allowed);
     size_t bytes = (size_t)plan.stages * BOXES * (args.w_bytes + args.x_bytes) + 2 * 8 * MAX_STAGES;
     cuda_launch(cuda, "a matrix product of few rows", kernel, dim3((unsigned)((s->n + rows - 1) / rows)),
                 (unsigned)(plan.warps + 1) * 32, bytes, w_map, x_map, args);
