@@ -146,6 +146,10 @@ static inline int32_t *history_at(int32_t *history, const int32_t *block_table, 
     return history + block * KV_BLOCK + position % KV_BLOCK;
 }
 
+/* Head sizes whose chunks of prompts go through warpgroup products on compute capability 9.0, with keys
+ * and values of an fp8 cache as numbers in scratch. A constant where hd is one. */
+#define HAS_WIDE_HEADS(hd) ((hd) == 64 || (hd) == 128 || (hd) == 256)
+
 /* Latch an error: later operations do nothing until dev_sync has reported it. */
 void dev_fail(struct dev *dev, int code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 

@@ -268,7 +268,7 @@ int32_t step_expanded_tiles(const struct step_limits *limits, int64_t *bytes) {
     const int64_t most_bytes = (int64_t)128 << 20;
     int64_t hd = limits->head_dim, tile = 2 * (int64_t)limits->n_kv_heads * ATTENTION_TILE * (hd * 2 + 4);
     *bytes = 0;
-    if (limits->kv_dtype != DTYPE_F8_E4M3 || limits->n_kv_heads < 1 || (hd != 64 && hd != 128 && hd != 256)) return 0;
+    if (limits->kv_dtype != DTYPE_F8_E4M3 || limits->n_kv_heads < 1 || !HAS_WIDE_HEADS(hd)) return 0;
     int64_t n = limits->n_rows / ATTENTION_TILE + 1024, fit = most_bytes / tile;
     if (n > fit) n = fit;
     *bytes = n * tile;

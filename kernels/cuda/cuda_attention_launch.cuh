@@ -96,7 +96,7 @@ static bool launch_expanded(const struct attention_call<T> *c, int32_t first, in
 template <typename H>
 static bool try_expanded(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
                          int32_t rows) {
-    if constexpr (!H::FP8 || !H::EXACT || (H::WIDTH != 64 && H::WIDTH != 128 && H::WIDTH != 256))
+    if constexpr (!H::FP8 || !H::EXACT || !HAS_WIDE_HEADS(H::WIDTH))
         return false;
     else
         return n > 0 && launch_expanded<typename H::number, H::WIDTH>(c, first, n, rows);
@@ -107,7 +107,7 @@ template <typename H>
 static bool try_wide(const struct attention_call<typename H::number> *c, int32_t first, int32_t n,
                      int32_t rows) {
     using T = typename H::number;
-    if constexpr (!H::EXACT || (H::WIDTH != 64 && H::WIDTH != 128 && H::WIDTH != 256))
+    if constexpr (!H::EXACT || !HAS_WIDE_HEADS(H::WIDTH))
         return false;
     else if constexpr (H::FP8)
         return launch_wide_fp8<T, H::WIDTH>(c, first, n, rows);
