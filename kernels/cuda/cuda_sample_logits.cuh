@@ -101,4 +101,14 @@ __device__ __forceinline__ int n_turns(const struct source *s) {
     return (n_groups(s) + THREADS - 1) / THREADS;
 }
 
+/* look(v, group) for each group of four that falls to this thread. */
+template <typename Look> __device__ __forceinline__ void each_group(const struct source *s, Look look) {
+    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
+        float4 v[AHEAD];
+        groups_of_turns(v, s, turn);
+#pragma unroll
+        for (int a = 0; a < AHEAD; a++) look(v[a], (int)threadIdx.x + (turn + a) * THREADS);
+    }
+}
+
 #endif

@@ -20,18 +20,14 @@ __device__ uint64_t next_listed(uint64_t below) {
 
 __device__ uint64_t next_in_row(const struct source *s, uint64_t below) {
     uint64_t best = 0;
-    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
-        float4 v[AHEAD];
-        groups_of_turns(v, s, turn);
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            int32_t id = (threadIdx.x + (turn + a) * THREADS) * 4;
-            for (int j = 0; j < 4; j++) {
-                uint64_t r = ranked(pick(v[a], j), id + j);
-                if (id + j < s->n && r < below && r > best) best = r;
-            }
+    int32_t n = s->n;
+    each_group(s, [=, &best](float4 v, int group) {
+        for (int j = 0; j < 4; j++) {
+            int32_t id = group * 4 + j;
+            uint64_t r = ranked(pick(v, j), id);
+            if (id < n && r < below && r > best) best = r;
         }
-    }
+    });
     return block_max(best);
 }
 
@@ -68,13 +64,9 @@ __device__ float list_highest(const struct source *s, int32_t n_top, float top, 
 /* How many logits are higher. */
 __device__ uint64_t n_higher(const struct source *s, float x) {
     uint64_t higher = 0;
-    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
-        float4 v[AHEAD];
-        groups_of_turns(v, s, turn);
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++)
-            for (int j = 0; j < 4; j++) higher += pick(v[a], j) > x;
-    }
+    each_group(s, [&](float4 v, int) {
+        for (int j = 0; j < 4; j++) higher += pick(v, j) > x;
+    });
     return block_sum(higher);
 }
 

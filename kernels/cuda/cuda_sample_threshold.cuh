@@ -42,13 +42,9 @@ __device__ __forceinline__ uint64_t weight_of(const struct search *q, bool by_ma
 
 __device__ uint64_t total_mass(const struct source *s, const struct search *q) {
     uint64_t sum = 0;
-    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
-        float4 v[AHEAD];
-        groups_of_turns(v, s, turn);
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++)
-            for (int j = 0; j < 4; j++) sum += weight_of(q, true, pick(v[a], j) / q->temperature);
-    }
+    each_group(s, [&](float4 v, int) {
+        for (int j = 0; j < 4; j++) sum += weight_of(q, true, pick(v, j) / q->temperature);
+    });
     return block_sum(sum);
 }
 
@@ -98,19 +94,14 @@ __device__ bool list_bin(const struct source *s, const struct search *q, int bin
     __syncthreads();
     if (threadIdx.x == 0) sh.n_listed = 0;
     __syncthreads();
-    for (int turn = 0, n = n_turns(s); turn < n; turn += AHEAD) {
-        float4 v[AHEAD];
-        groups_of_turns(v, s, turn);
-#pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            for (int j = 0; j < 4; j++) {
-                float x = pick(v[a], j);
-                if (!(x > -INFINITY) || bin_of(&q->ruler, x) != bin) continue;
-                int at = atomicAdd(&sh.n_listed, 1);
-                if (at < LIST) ((float *)sh.list_x)[at] = x;
-            }
+    each_group(s, [=](float4 v, int) {
+        for (int j = 0; j < 4; j++) {
+            float x = pick(v, j);
+            if (!(x > -INFINITY) || bin_of(&q->ruler, x) != bin) continue;
+            int at = atomicAdd(&sh.n_listed, 1);
+            if (at < LIST) ((float *)sh.list_x)[at] = x;
         }
-    }
+    });
     __syncthreads();
     return sh.n_listed <= LIST;
 }
