@@ -43,38 +43,32 @@ void cpu_residual_norm(struct dev *dev, struct activation *out, struct tensor *r
 }
 
 struct activating {
-    const struct cpu_dev *cpu;
+    void (*row)(void *out, const void *y, const float *bias, int64_t n, enum act act, bool bf16); /* of simd.h */
     struct activation *out;
     const struct product *in;
     enum act act;
 };
-
-static void glu_part(void *arg, int part, int n_parts, int thread) {
-    const struct activating *a = arg;
-    int64_t begin, end;
-    pool_share(a->out->x.shape[0], part, n_parts, &begin, &end);
-    for (int64_t r = begin; r < end; r++)
-        a->cpu->simd->glu(row_of(&a->out->x, r), row_of(&a->in->y, r), bias_of(a->in), a->out->x.shape[1], a->act,
-                          a->out->x.dtype == DTYPE_BF16);
-}
-
-void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
-    struct activating a = {cpu_of(dev), out, gate_up, act};
-    pool_run(a.cpu->pool, glu_part, &a, pool_parts(a.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
-}
 
 static void act_part(void *arg, int part, int n_parts, int thread) {
     const struct activating *a = arg;
     int64_t begin, end;
     pool_share(a->out->x.shape[0], part, n_parts, &begin, &end);
     for (int64_t r = begin; r < end; r++)
-        a->cpu->simd->act(row_of(&a->out->x, r), row_of(&a->in->y, r), bias_of(a->in), a->out->x.shape[1], a->act,
-                          a->out->x.dtype == DTYPE_BF16);
+        a->row(row_of(&a->out->x, r), row_of(&a->in->y, r), bias_of(a->in), a->out->x.shape[1], a->act,
+               a->out->x.dtype == DTYPE_BF16);
+}
+
+static void act_rows(struct dev *dev, struct activating *a) {
+    struct pool *pool = cpu_of(dev)->pool;
+    pool_run(pool, act_part, a, pool_parts(pool, a->out->x.shape[0], 1.0 * (double)a->out->x.shape[1]));
+}
+
+void cpu_glu(struct dev *dev, struct activation *out, const struct product *gate_up, enum act act) {
+    act_rows(dev, &(struct activating){cpu_of(dev)->simd->glu, out, gate_up, act});
 }
 
 void cpu_act(struct dev *dev, struct activation *out, const struct product *y, enum act act) {
-    struct activating a = {cpu_of(dev), out, y, act};
-    pool_run(a.cpu->pool, act_part, &a, pool_parts(a.cpu->pool, out->x.shape[0], 1.0 * (double)out->x.shape[1]));
+    act_rows(dev, &(struct activating){cpu_of(dev)->simd->act, out, y, act});
 }
 
 void cpu_gather(struct dev *dev, struct activation *out, const struct activation *x, const struct step *step) {
