@@ -170,6 +170,27 @@ void assert_near(const struct bed *b, double got, double want, double slack, enu
              (long long)row, (long long)column, got, want, slack);
 }
 
+static float *product_of(struct bed *b, const struct weight *w, const struct tensor *rows) {
+    struct activation x = {.x = *rows};
+    struct product y = {.y = bed_tensor(b, b->dtype, rows->shape[0], w->n, NULL)};
+    op_linear(b->dev, &y, &x, w);
+    return bed_get(b, &y.y);
+}
+
+void assert_alone_as_together(struct bed *b, const struct weight *w, const struct tensor *x, const int *counts,
+                              int n_counts) {
+    int64_t all = x->shape[0];
+    float *want = product_of(b, w, x);
+    for (int i = 0; i < n_counts; i++) {
+        int64_t m = counts[i], at[] = {0, 1, all / 2 + 1, all - m};
+        for (int j = 0; j < 4; j++) {
+            if (at[j] + m > all) continue;
+            struct tensor some = rows_from(x, at[j], m);
+            assert_memory_equal(product_of(b, w, &some), want + at[j] * w->n, (size_t)(m * w->n) * sizeof *want);
+        }
+    }
+}
+
 /* ---------------------------------------------------------------- steps */
 
 void step_begin(struct bed_step *s, uint64_t shuffle) {

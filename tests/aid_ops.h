@@ -44,6 +44,10 @@ float rounded(float x, enum dtype dtype);
 void assert_near(const struct bed *b, double got, double want, double slack, enum dtype dtype, const char *what,
                  int64_t row, int64_t column);
 
+/* The product of any run of m rows, for each count m, has the bits of the same rows in that of all of x. */
+void assert_alone_as_together(struct bed *b, const struct weight *w, const struct tensor *x, const int *counts,
+                              int n_counts);
+
 struct bed_step { /* all zero but for table = empty */
     struct step step;
     int32_t token[BED_ROWS], position[BED_ROWS], slot[BED_ROWS];

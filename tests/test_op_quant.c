@@ -143,25 +143,11 @@ static void products_of_integers_are_exact(void **state) {
     each_bed(exact_integers);
 }
 
-/* Any run of m rows gives what the same rows give among 100. */
 static void check_bits(struct bed *b, int n, int k, enum quant_kind kind, rows_fn *rows) {
-    enum { ALL = 100 };
     static const int counts[] = {1, 2, 3, 5, 7, 8, 13, 16, 21, 32, 64, 99};
     struct reference ref = reference_new(b, n, k, kind);
-    struct activation x = {.x = rows(b, ALL, k)};
-    struct product all = {.y = bed_tensor(b, b->dtype, ALL, n, NULL)};
-    op_linear(b->dev, &all, &x, ref.w);
-    float *want = bed_get(b, &all.y);
-    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-        int m = counts[i], at[] = {0, 1, ALL / 2 + 1, ALL - m};
-        for (size_t j = 0; j < 4; j++) {
-            if (at[j] + m > ALL) continue;
-            struct activation some = {.x = rows_from(&x.x, at[j], m)};
-            struct product y = {.y = bed_tensor(b, b->dtype, m, n, NULL)};
-            op_linear(b->dev, &y, &some, ref.w);
-            assert_memory_equal(bed_get(b, &y.y), want + at[j] * n, (size_t)(m * n) * sizeof *want);
-        }
-    }
+    struct tensor x = rows(b, 100, k);
+    assert_alone_as_together(b, ref.w, &x, counts, sizeof counts / sizeof *counts);
     weight_free(b->dev, ref.w);
 }
 

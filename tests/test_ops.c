@@ -105,26 +105,12 @@ static void linear_is_the_matrix_product(void **state) {
     each_bed(linear);
 }
 
-/* Any run of m rows gives what the same rows give among 200. */
 static void check_linear_bits(struct bed *b, int n, int k) {
-    enum { ALL = 200 };
     static const int counts[] = {1, 2, 3, 4, 5, 7, 16, 64, 199};
     float *ignored;
     struct weight *w = bed_weight(b, n, k, b->dtype, &ignored, NULL);
-    struct activation x = {.x = bed_random_tensor(b, b->dtype, ALL, k, 1)};
-    struct product all = {.y = bed_tensor(b, b->dtype, ALL, n, NULL)};
-    op_linear(b->dev, &all, &x, w);
-    float *want = bed_get(b, &all.y);
-    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
-        int m = counts[i], at[] = {0, 1, ALL / 2 + 1, ALL - m};
-        for (size_t j = 0; j < 4; j++) {
-            if (at[j] + m > ALL) continue;
-            struct activation some = {.x = rows_from(&x.x, at[j], m)};
-            struct product y = {.y = bed_tensor(b, b->dtype, m, n, NULL)};
-            op_linear(b->dev, &y, &some, w);
-            assert_memory_equal(bed_get(b, &y.y), want + at[j] * n, (size_t)(m * n) * sizeof *want);
-        }
-    }
+    struct tensor x = bed_random_tensor(b, b->dtype, 200, k, 1);
+    assert_alone_as_together(b, w, &x, counts, sizeof counts / sizeof *counts);
 }
 
 static void linear_bits(struct bed *b) {
