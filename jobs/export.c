@@ -104,7 +104,7 @@ static void write_csv(struct exporter *e, const struct result_view *v) {
     char number[24];
     json_t *cells = json_loads(v->input, 0, NULL);
     if (e->own_id) write_cell(e, export_row_id(v, number));
-    if (json_is_array(cells))
+    if (e->job.n_columns > 0)
         for (size_t i = 0; i < e->job.n_columns; i++) {
             const char *cell = json_string_value(json_array_get(cells, i));
             write_cell(e, cell ? cell : "");

@@ -217,7 +217,7 @@ int worker_next_job(struct worker *w, int64_t only, struct job_work *out, bool *
 
 struct request_row {
     int64_t row;      /* 0-based in the job */
-    char *input;      /* JSON: array of cells (CSV, TSV, lines) or the line's own object (JSONL) */
+    char *input;      /* JSON: array of cells (CSV, TSV, lines) or the line's own object (JSONL); NULL = it is damaged */
     char *params;     /* JSON object of the row's own sampling keys, or NULL */
 };
 struct lease { /* give back with lease_clear */
@@ -334,7 +334,7 @@ struct result_view { /* one finished row, decoded; borrowed for the callback */
     const char *status;    /* "ok", "failed" */
     const char *finish_reason, *completion, *error_code, *error; /* NULL where there is none */
     size_t completion_bytes; /* a model may well write a NUL byte */
-    const char *input;     /* JSON as in request_row */
+    const char *input;     /* JSON as in request_row; "null" = it is damaged */
     const char *logprobs, *prompt_logprobs; /* JSON, NULL where the row asked for none */
     int32_t prompt_tokens, cached_tokens, completion_tokens, preemptions, attempt;
     double wait_ms, queue_ms, prefill_ms, ttft_ms, decode_ms, tpot_ms, e2e_ms; /* < 0 = NULL */

@@ -127,9 +127,10 @@ static int add_params(struct prompt *p, const struct job_work *job, const struct
 
 int prompt_build(struct prompt *out, const struct job_work *job, const struct request_row *row, struct err *err) {
     struct prompt p = {0};
-    json_t *input = json_loads(row->input, 0, NULL);
+    json_t *input = row->input ? json_loads(row->input, 0, NULL) : NULL;
     int r;
-    if (!input) r = err_set(err, E_PARSE, "the stored row is not JSON");
+    if (!row->input) r = err_set(err, E_PARSE, "the stored row is damaged");
+    else if (!input) r = err_set(err, E_PARSE, "the stored row is not JSON");
     else if (job->settings.template_text) r = from_template(&p, job, input, err);
     else if (json_is_object(input)) r = from_object(&p, job, input, err);
     else r = from_cells(&p, job, input, err);

@@ -196,7 +196,8 @@ static void page_clear(struct page *p) {
     "SELECT r.id, q.custom_id, r.status, r.finish, r.prompt_tokens, r.cached_tokens,"            \
     " r.completion_tokens, r.wait_us, r.queue_us, r.prefill_us, r.ttft_us, r.decode_us,"         \
     " r.e2e_us, r.preemptions, r.attempt, r.error_code, r.error,"                                \
-    " batchd_text(r.completion), batchd_text(q.input), " logprobs ", r.finished_at"              \
+    " batchd_text(r.completion), coalesce(batchd_text(q.input, 0), 'null'), "                    \
+    logprobs ", r.finished_at"                                                                   \
     " FROM result r JOIN request q ON q.id = r.id WHERE r.id BETWEEN ?1 AND ?2"                  \
     " AND (?3 < 0 OR r.status = ?3) ORDER BY r.id LIMIT ?4"
 

@@ -218,7 +218,7 @@ void lease_clear(struct lease *l) {
 
 static int read_rows(struct worker *w, struct lease *l, int64_t first, int64_t n, struct err *err) {
     sqlite3_stmt *st = sql_prepare(w->s,
-                                   "SELECT q.id, batchd_text(q.input), q.params FROM request q"
+                                   "SELECT q.id, batchd_text(q.input, 0), q.params FROM request q"
                                    " LEFT JOIN result r ON r.id = q.id WHERE q.id BETWEEN ?1 AND ?2 AND r.id IS NULL",
                                    err);
     if (!st) return sql_error(w->s, err);

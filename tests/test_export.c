@@ -521,7 +521,24 @@ static void logprobs_are_part_of_a_line_where_there_are_some(void **state) {
     store_close(s);
 }
 
+/* Its row failed for that; the line says so, and the cells of a CSV line stay under their names. */
+static void a_damaged_input_is_null(void **state) {
+    struct store *s = fresh_store("damaged.db");
+    struct result_row r[] = {ok_result(0, 0, "x"), failed_result(0, 1)};
+    int64_t job = published_job(s, r, 2);
+    look_exec(store_path(s), "UPDATE request SET input = x'28B52FFD2000' WHERE id & 4294967295 = 1");
+    json_t *rows = lines_of(exported(s, job, "damaged.jsonl", (struct export_options){0}, 2));
+    assert_string_equal(json_string_value(json_object_get(json_array_get(rows, 0), "completion")), "x");
+    assert_true(json_is_null(json_object_get(json_array_get(rows, 1), "input")));
+    json_decref(rows);
+    char *text = exported(s, job, "damaged.csv", (struct export_options){0}, 2);
+    assert_non_null(strstr(text, "\r\n1,,,error,"));
+    free(text);
+    store_close(s);
+}
+
 static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(a_damaged_input_is_null),
     cmocka_unit_test(jsonl_says_all_of_a_row),
     cmocka_unit_test(an_input_line_comes_back_as_written),
     cmocka_unit_test(csv_is_what_python_reads),

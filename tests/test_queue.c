@@ -503,6 +503,26 @@ static void a_result_that_goes_with_its_request_still_counts(void **state) {
     end(&q);
 }
 
+/* A bit has fallen over in the file: that row can have no prompt, and the others have theirs. */
+static void a_damaged_row_is_handed_out_without_its_input(void **state) {
+    struct queue q = fresh("damaged.db");
+    struct err err = ERR_INIT;
+    int64_t job = submit(&q, 3, 0, 0);
+    struct job_work work = {.prompt_column = 1};
+    struct prompt p;
+    look_exec(q.db, "UPDATE request SET input = x'28B52FFD2000' WHERE id & 4294967295 = 1");
+    start(&q);
+    struct lease l = take(&q, job);
+    assert_int_equal(l.n_rows, 3);
+    for (size_t i = 0; i < 3; i++) {
+        if (i == 1) assert_err(prompt_build(&p, &work, &l.rows[i], &err), E_PARSE, "the stored row is damaged", &err);
+        else assert_ok(prompt_build(&p, &work, &l.rows[i], &err), &err);
+        if (i != 1) prompt_clear(&p);
+    }
+    lease_clear(&l);
+    end(&q);
+}
+
 /* ---------------------------------------------------------------- the fence */
 
 static void an_old_epoch_writes_nothing(void **state) {
@@ -860,6 +880,7 @@ static const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_job_whose_rows_are_all_gone_ends),
         cmocka_unit_test(rows_that_go_while_they_are_at_work_cost_no_others),
         cmocka_unit_test(a_result_that_goes_with_its_request_still_counts),
+        cmocka_unit_test(a_damaged_row_is_handed_out_without_its_input),
         cmocka_unit_test(a_second_worker_waits_outside),
     cmocka_unit_test(an_old_epoch_writes_nothing),
     cmocka_unit_test(a_cancelled_job_takes_no_results),

@@ -206,6 +206,19 @@ X
     [ "$(wc -l <"$DIR/out.jsonl")" -eq 0 ]
 }
 
+@test "a row that is damaged in the file fails alone, and an export has the rest" {
+    python3 -c 'print("prompt"); [print(f"row {i} " * 30) for i in range(5)]' >"$DIR/few.csv"
+    "$FAKE" -q submit "$DIR/few.csv"
+    "$FAKE" -q submit "$DIR/few.csv"
+    sqlite3 "$BATCHD_DB" 'UPDATE request SET input = substr(input, 1, 20) WHERE id >> 32 = 1 AND id & 4294967295 = 2'
+    run -0 "$FAKE" -q serve --once
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT group_concat(state) FROM job")" = "partial,done" ]
+    [ "$(sqlite3 "$BATCHD_DB" "SELECT row || code || message FROM failures")" = "2bad_promptthe stored row is damaged" ]
+    run -0 "$FAKE" export 1 -o "$DIR/out.jsonl"
+    [ "$(sed -n 3p "$DIR/out.jsonl" | python3 -c 'import json, sys; d = json.load(sys.stdin); print(d["status"], d["input"])')" = "failed None" ]
+    [ "$(wc -l <"$DIR/out.jsonl")" -eq 5 ]
+}
+
 @test "jobs for two models and two dtypes: the engine is changed between them" {
     head -3 "$DIR/rows.csv" >"$DIR/few.csv"
     cp -r tests/models/demo "$DIR/other"
