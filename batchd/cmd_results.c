@@ -8,10 +8,14 @@
 #include <inttypes.h>
 #include <string.h>
 
-static void print_text(const char *label, const char *text) {
+static void print_bytes(const char *label, const char *text, size_t n) {
     printf("%s", label);
-    terminal_print(stdout, text, strlen(text));
+    terminal_print(stdout, text, n);
     printf("\n");
+}
+
+static void print_text(const char *label, const char *text) {
+    print_bytes(label, text, strlen(text));
 }
 
 static int print_row(void *arg, const struct result_view *v, struct err *err) {
@@ -23,9 +27,9 @@ static int print_row(void *arg, const struct result_view *v, struct err *err) {
            v->prompt_tokens, v->completion_tokens);
     if (v->ttft_ms >= 0) printf(", first token after %.1f ms", v->ttft_ms);
     printf("\n");
-    if (v->completion) print_text("", v->completion);
+    if (v->completion) print_bytes("", v->completion, v->completion_bytes); /* there may be a NUL in it */
     if (v->error) print_text("   error: ", v->error);
-    return ferror(stdout) ? E_IO : 0;
+    return ferror(stdout) ? E_IO : 0; /* an end without a word: main has it */
 }
 
 static int print_json(struct store *s, const struct job_info *job, const struct result_filter *filter) {
@@ -45,7 +49,7 @@ int cmd_results(const struct args *args) {
     if (code == EXIT_DONE) code = command_job(&job, s, args, 0);
     if (code == EXIT_DONE) {
         if (args->json) code = print_json(s, &job, &filter);
-        else if (results_each(s, job.job_id, &filter, print_row, NULL, &err) < 0) code = exit_with(ABOUT_DATABASE, &err);
+        else if (results_each(s, job.job_id, &filter, print_row, NULL, &err) < 0 && err.code) code = exit_with(ABOUT_DATABASE, &err);
     }
     job_info_clear(&job);
     store_close(s);

@@ -377,9 +377,9 @@ as_nobody() { setpriv --reuid=65534 --regid=65534 --clear-groups "$@"; }
 
 @test "standard output on a full disk: 75, and it says what could not be written" {
     [ -e /dev/full ] || skip "no /dev/full"
-    write in.csv 'prompt\nx\n'
+    python3 -c 'print("prompt"); [print("row", i) for i in range(200)]' >"$DIR/in.csv"
     "$FAKE" -q run "$DIR/in.csv"
-    for what in "results 1" "results 1 --json" "export 1" "status" "export 1 -o /dev/full"; do
+    for what in "results 1" "results 1 -n 0" "results 1 --json" "export 1" "status" "export 1 -o /dev/full"; do
         run -75 bash -c "'$FAKE' $what >/dev/full"
         [ "${#lines[@]}" -eq 1 ]
         [[ "$output" == *"cannot write to "*": No space left on device" ]]

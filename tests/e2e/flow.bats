@@ -287,6 +287,12 @@ X
     [[ "$output" == *"job 1 is cancelled: cancelled by batchd cancel; another --key submits it anew"* ]]
 }
 
+@test "results shows what stands behind a NUL byte, too" {
+    run -0 "$BATCHD" -q run "$DIR/in.csv" --max-tokens 2
+    sqlite3 "$BATCHD_DB" "UPDATE result SET codec = 0, completion = 'a' || char(0) || 'b' WHERE id & 1 = 0"
+    [ "$("$BATCHD" results 1 | tr '\000' '#' | sed -n 3p)" = "a#b" ]
+}
+
 @test "submit, serve --once, wait, results, export" {
     run -0 "$BATCHD" submit --parsable -q "$DIR/in.csv"
     [ "$output" = 1 ]
