@@ -412,14 +412,24 @@ static void end_batch(struct daemon *d, bool save) {
     d->n_batch = 0;
 }
 
+/* The next row out of a pipeline that is given up, NULL when none comes for two seconds. While
+ * none comes the engine is told again: the feeder still hands over rows that it had been given. */
+static struct row_work *take_given_up(struct daemon *d) {
+    struct row_work *row = pipeline_take(d->pipeline, 0);
+    for (int i = 0; !row && i < 20; i++) {
+        engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
+        row = pipeline_take(d->pipeline, 100);
+    }
+    return row;
+}
+
 /* After an error: what is finished is still committed if that can be, also rows that had not
  * come out of the pipeline when the error did. */
 static void wind_up(struct daemon *d, int r) {
     bool can_save = r == E_DEVICE || r == 0;
     struct row_work *row;
     end_batch(d, can_save);
-    if (d->pipeline && d->inside > 0) engine_abort(pipeline_engine(d->pipeline), 0, UINT64_MAX);
-    while (d->pipeline && d->inside > 0 && (row = pipeline_take(d->pipeline, 2000))) {
+    while (d->pipeline && d->inside > 0 && (row = take_given_up(d))) {
         take_finished(d, row);
         if (d->n_batch == COMMIT_ROWS) end_batch(d, can_save);
     }

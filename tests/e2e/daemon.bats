@@ -111,6 +111,19 @@ X
     [ "$(n_results)" -eq 400 ]
 }
 
+@test "a daemon that was overtaken ends at once, however many rows it had taken" {
+    python3 -c 'print("prompt"); [print("row", i) for i in range(3000)]' >"$DIR/rows.csv"
+    "$FAKE" -q submit "$DIR/rows.csv"
+    FAKE_TOKENS_PER_S=400 "$FAKE" -q serve 3>&- &
+    pid=$!
+    wait_for_results
+    sqlite3 "$BATCHD_DB" 'UPDATE daemon SET epoch = epoch + 1'
+    SECONDS=0
+    status=0; wait $pid || status=$?
+    [ "$status" -eq 75 ]
+    [ "$SECONDS" -lt 10 ]
+}
+
 @test "a database that is deleted or replaced under a daemon: exit 74, and wait ends too" {
     "$FAKE" -q submit "$DIR/rows.csv"
     FAKE_TOKENS_PER_S=2000 "$FAKE" serve 2>"$DIR/log" 3>&- &
