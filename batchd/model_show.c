@@ -105,8 +105,8 @@ static json_t *tokenizer_json(const struct facts *f) {
 
 static json_t *facts_json(const struct facts *f) {
     const struct model_info *m = &f->info;
-    json_t *o = json_pack("{s:s, s:s, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "name", f->name,
-                          "path", f->path, "family", m->family, "dtype", m->dtype, "parameters", (json_int_t)m->n_params,
+    json_t *o = json_pack("{s:o, s:o, s:s, s:s, s:I, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:b, s:I}", "name",
+                          command_text_json(f->name), "path", command_text_json(f->path), "family", m->family, "dtype", m->dtype, "parameters", (json_int_t)m->n_params,
                           "layers", m->n_layers, "hidden", m->hidden, "heads", m->n_heads, "kv_heads", m->n_kv_heads,
                           "head_dim", m->head_dim, "vocabulary", m->vocab, "context", m->context, "sliding_window",
                           m->sliding_window, "tied_embeddings", m->tied_embeddings, "kv_bytes_per_token",

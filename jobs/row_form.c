@@ -11,11 +11,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* The name or id in a message may have been cut within a character: the rest is still said. */
 void row_form_reject(struct reject *out, const struct input_row *row, const char *code, const char *message) {
+    char *valid = utf8_repaired(message);
     *out = (struct reject){.line = row->line, .byte = row->byte};
     snprintf(out->code, sizeof out->code, "%s", code);
-    snprintf(out->message, sizeof out->message, "%.*s", (int)sizeof out->message - 1, message);
+    snprintf(out->message, sizeof out->message, "%.*s", (int)sizeof out->message - 1, valid);
     utf8_trim(out->message);
+    free(valid);
 }
 
 static const char *code_name(int code) {

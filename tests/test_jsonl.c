@@ -135,6 +135,12 @@ static void ids_are_unique_and_of_two_kinds(void **state) {
     assert_err(submit_text(s, "x.jsonl", "{\"prompt\":\"a\",\"id\":7}\n\n{\"prompt\":\"b\",\"id\":\"7\"}\n", (struct submit_options){0}, &report, &err),
                E_PARSE, "x.jsonl:3: id \"7\" is on line 1 already", &err);
     assert_string_equal(report.rejects[0].code, "duplicate_id");
+    struct buf text = BUF_INIT(0); /* an id that the message cuts within a character */
+    for (int i = 0; i < 80; i++) buf_puts(&text, i == 0 ? "{\"prompt\":\"a\",\"id\":\"" : i == 40 ? "\"}\n{\"prompt\":\"b\",\"id\":\"" : "\xe6\x97\xa5");
+    buf_puts(&text, "\"}\n");
+    assert_int_equal(submit_text(s, "x.jsonl", text.data, (struct submit_options){0}, &report, &err), E_PARSE);
+    assert_non_null(strstr(report.rejects[0].message, "\xef\xbf\xbd\" is on line 1 already"));
+    buf_clear(&text);
     assert_ok(submit_text(s, "x.jsonl",
                           "{\"prompt\":\"a\",\"id\":-7}\n{\"prompt\":\"b\",\"custom_id\":\"c\",\"id\":-7}\n{\"prompt\":\"d\",\"id\":null}\n\"e\"\n"
                           "{\"prompt\":\"f\",\"id\":\"\"}\n{\"prompt\":\"g\",\"id\":\"\"}\n",

@@ -125,6 +125,9 @@ kept() {
     name='import json,sys; d = json.loads(sys.argv[1]); print(ascii((d if "name" in d else d["jobs"][0])["name"]))'
     [ "$(python3 -c "$name" "$output")" = "'caf\\ufffd.csv'" ]
     [ "$(python3 -c "$name" "$("$FAKE" status --json)")" = "'caf\\ufffd.csv'" ]
+    cp -r tests/models/demo "$DIR/"$'caf\xe9'
+    run -0 "$BATCHD" models show --json "$DIR/"$'caf\xe9'
+    [ "$(python3 -c 'import json,sys; print(ascii(json.loads(sys.argv[1])["path"][-4:]))' "$output")" = "'caf\\ufffd'" ]
 }
 
 @test "a field of 20 MiB" {
