@@ -10,7 +10,6 @@
 #include "engine/engine.h"
 
 #include <errno.h>
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 

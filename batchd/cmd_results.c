@@ -1,5 +1,4 @@
 /* cmd_results.c - batchd results: finished rows, to read. */
-#include "base/log.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/terminal.h"

@@ -1,5 +1,4 @@
 /* cmd_status.c - batchd status: jobs and how far they are. */
-#include "base/log.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/signals.h"
@@ -8,7 +7,6 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <string.h>
 #include <unistd.h>
 
 struct jobs {

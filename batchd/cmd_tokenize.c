@@ -1,6 +1,5 @@
 /* cmd_tokenize.c - batchd tokenize: lines of text to arrays of token ids, and back. */
 #include "base/log.h"
-#include "base/mem.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "batchd/verbs.h"

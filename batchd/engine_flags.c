@@ -1,7 +1,6 @@
 /* engine_flags.c - see engine_flags.h. */
 #include "batchd/engine_flags.h"
 #include "base/log.h"
-#include "base/mem.h"
 #include "batchd/exit.h"
 #include "batchd/paths.h"
 

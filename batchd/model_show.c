@@ -1,11 +1,9 @@
 /* model_show.c - see model_show.h. */
 #include "batchd/model_show.h"
-#include "base/log.h"
 #include "batchd/command.h"
 #include "batchd/exit.h"
 #include "engine/engine.h"
 
-#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 

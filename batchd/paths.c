@@ -1,6 +1,5 @@
 /* paths.c - see paths.h. */
 #include "batchd/paths.h"
-#include "base/buf.h"
 #include "base/file.h"
 #include "base/mem.h"
 

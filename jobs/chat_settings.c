@@ -3,7 +3,6 @@
 #include "base/mem.h"
 
 #include <jansson.h>
-#include <stdlib.h>
 
 char *chat_settings_to_json(const struct job_settings *s) {
     if (!s->chat_template && !s->chat_kwargs && !s->allow_special_tokens) return NULL;

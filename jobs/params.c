@@ -1,9 +1,7 @@
 /* params.c - sampling parameters: one table of names, types and limits. */
-#include "base/hash.h"
 #include "base/mem.h"
 #include "jobs/jobs.h"
 
-#include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <math.h>

@@ -6,7 +6,6 @@
 #include "jobs/messages.h"
 #include "jobs/template.h"
 
-#include <inttypes.h>
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>

@@ -5,7 +5,6 @@
  * would be told apart by nobody. */
 #include "base/clock.h"
 #include "base/hash.h"
-#include "base/mem.h"
 #include "jobs/worker.h"
 
 #include <jansson.h>

@@ -1,9 +1,7 @@
 /* store.c - opening a database: ours or nothing; and the statements on it. */
 #include "jobs/store.h"
 #include "base/clock.h"
-#include "base/file.h"
 #include "base/hash.h"
-#include "base/log.h"
 #include "base/mem.h"
 #include "jobs/zrow.h"
 

@@ -1,7 +1,7 @@
 /* store.h - the connection and short ways to run statements on it; private to jobs/.
  *
- * A statement is prepared once and kept under its text (a string literal). query_*
- * calls read: begin, bind, step until there is no row, done. */
+ * A statement is prepared once and kept under its text (a string literal): prepare, bind,
+ * step until there is no row; reset it where that is not waited for. */
 #ifndef BATCHD_JOBS_STORE_H
 #define BATCHD_JOBS_STORE_H
 

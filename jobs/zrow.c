@@ -1,6 +1,5 @@
 /* zrow.c - see zrow.h; compression, and the functions for our own connections. */
 #include "jobs/zrow.h"
-#include "base/mem.h"
 #include "jobs/jobs.h"
 
 #include <pthread.h>

@@ -1,8 +1,8 @@
 /* zrow.h - one text as one zstd frame, and the SQL functions that read it.
  *
  * Frames are standard zstd with a checksum. A text that does not get smaller by
- * more than 8 bytes stays as it is. Shared with the loadable extension, which is
- * this and zrow.c. */
+ * more than 8 bytes stays as it is. The functions are those of the loadable extension
+ * (sqlite_ext/), which has the limit from here. */
 #ifndef BATCHD_JOBS_ZROW_H
 #define BATCHD_JOBS_ZROW_H
 

@@ -14,12 +14,10 @@ SQLITE_EXTENSION_INIT1
 #include <sqlite3.h>
 #endif
 
-#include "base/mem.h"
 #include "jobs/template.h"
 #include "jobs/zrow.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <zstd.h>
 
 struct decoder { /* one for each connection; freed with its last function */
