@@ -31,7 +31,8 @@ SAY   = @$(if $(VERBOSE),:,printf '  %-5s %s\n')
 
 comma := ,
 
-VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+# Where git does not say it, for instance to root in a user's folder, it stays what it was.
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || cat $(BUILD)/obj/version.said 2>/dev/null || echo unknown)
 
 CPPFLAGS += -I. -MMD -MP $(if $(V),-DMEM_GUARD)
 CFLAGS   += $(CSTD) $(WARN) $(OPT) -fPIC -ffp-contract=off
