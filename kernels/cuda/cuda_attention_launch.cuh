@@ -82,6 +82,7 @@ static bool launch_expanded(const struct attention_call<T> *c, int32_t first, in
     void *scratch = cuda_scratch(c->cuda, room->bytes);
     if (!scratch) return false;
     const expanded_rows<T> numbers = expanded_rows_at<T>(scratch, room);
+    /* Described anew for each layer, as what any launch fetches: scratch moves when it grows. */
     if (!tma_map(&map, DTYPE_BF16, scratch, numbers.n_rows(), HD, HD, ATTENTION_TILE)) return false;
     dim3 tiles((unsigned)step->n_tiles, (unsigned)c->a.n_kv_heads, 2);
     cuda_allow_shared(c->cuda, "attention", kernel, BYTES, &allowed);

@@ -293,10 +293,6 @@ void cuda_linear_quantized(struct cuda_dev *cuda, struct product *y, const struc
         cuda_linear_fp8_blocks(cuda, &y->y, &x->x, w);
     else if (quant_is_4bit(w->quant))
         cuda_linear_4bit(cuda, &y->y, &x->x, w);
-    else if (w->dtype == DTYPE_F32)
-        product<float>(cuda, &y->y, &x->x, w);
-    else if (w->dtype == DTYPE_F16)
-        product<__half>(cuda, &y->y, &x->x, w);
     else
-        product<__nv_bfloat16>(cuda, &y->y, &x->x, w);
+        BY_DTYPE(w->dtype, product, cuda, &y->y, &x->x, w);
 }
