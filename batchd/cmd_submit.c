@@ -55,13 +55,14 @@ static int check_flags(const struct args *args) {
     return EXIT_USAGE;
 }
 
-/* The key's job is there, but nobody will work on it any more. */
-static void warn_ended(struct store *s, int64_t job_id) {
+/* The key's job is there, but nobody will work on it any more: an error where it is waited for. */
+static void tell_ended(struct store *s, int64_t job_id, bool waits) {
     struct err err = ERR_INIT;
     struct job_info job = {0};
     if (job_get(s, job_id, NULL, &job, &err) < 0) return;
     if (job_is_given_up(&job))
-        log_warn("job %" PRId64 " is %s: %s; another --key submits it anew", job_id, job.state, job.error ? job.error : "?");
+        (waits ? log_error : log_warn)("job %" PRId64 " is %s: %s; another --key submits it anew", job_id, job.state,
+                                       job.error ? job.error : "?");
     job_info_clear(&job);
 }
 
@@ -80,7 +81,7 @@ int cmd_submit(const struct args *args) {
     code = job_flags_submit(&flags, store, args, &report);
     if (code != EXIT_DONE) goto out;
     print_report(args, &report);
-    if (report.existed) warn_ended(store, report.job_id);
+    if (report.existed) tell_ended(store, report.job_id, args->wait);
     if (args->wait) code = wait_for(store, args, report.job_id);
     else if (!worker_is_alive(store_path(store), NULL)) log_info("next: %s serve --once", command_begin(begin, args));
 out:

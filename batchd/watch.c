@@ -73,6 +73,8 @@ static int watch(struct store *s, int64_t job_id, int64_t timeout_s, bool while_
         signals_wait(LOOK_MS);
     }
     progress_free(progress);
+    /* Why it failed, also under -q: cron mails what is printed. Of `run` the summary has it. */
+    if (!while_served && job.error && job_is_final(&job)) log_error("job %" PRId64 ": %s", job_id, job.error);
     if (last) *last = job;
     else job_info_clear(&job);
     return code;

@@ -206,8 +206,10 @@ X
     sqlite3 "$BATCHD_DB" 'DELETE FROM request WHERE id >> 32 = 1 AND id & 4294967295 IN (0, 3)'
     run -0 "$FAKE" serve --once
     [ "$(grep -c 'job 1: 2 of its 5 rows are gone from the database' <<<"$output")" -eq 1 ]
-    run -1 "$FAKE" wait 1
-    run -0 "$FAKE" wait 2
+    run -1 "$FAKE" -q wait 1
+    [[ "$output" == *"error: job 1: 2 of its 5 rows are gone"* ]]
+    run -0 "$FAKE" -q wait 2
+    [ -z "$output" ]
     [ "$(n_results)" -eq 8 ]
     run -0 "$FAKE" status 1
     [[ "$output" == *failed*"2 of its 5 rows are gone"* ]]
@@ -217,6 +219,8 @@ X
     run -1 "$FAKE" run --key k "$DIR/few.csv" -o "$DIR/out.jsonl"
     [ "$(grep -c 'job 3: 4 of its 5 rows are gone from the database' <<<"$output")" -eq 1 ]
     [ "$(wc -l <"$DIR/out.jsonl")" -eq 0 ]
+    run -1 "$FAKE" -q submit --wait --key k "$DIR/few.csv" -m tests/models/demo
+    [[ "$output" == *"error: job 3 is failed: 4 of its 5 rows are gone"*"another --key"* ]]
 }
 
 @test "a row that is damaged in the file fails alone, and an export has the rest" {
