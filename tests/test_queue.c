@@ -8,6 +8,7 @@
 #include "jobs/store.h"
 #include "jobs/unfinished.h"
 
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -418,6 +419,29 @@ static void a_second_worker_waits_outside(void **state) {
     assert_int_equal(look_int(q.db, "SELECT count(*) FROM daemon WHERE state = 'running' AND epoch = 1 AND device = 'cpu'"), 1);
     worker_close(NULL);
     end(&q);
+}
+
+/* Who may read the database sees whether it is served, and by whom. */
+static void a_reader_of_another_user_sees_the_worker(void **state) {
+    enum { NOBODY = 65534 };
+    if (geteuid() != 0) skip();
+    struct queue q = fresh("seen.db");
+    char *folder = temp_path("");
+    assert_int_equal(chmod(folder, 0755), 0);
+    assert_int_equal(chmod(q.db, 0644), 0);
+    start(&q);
+    pid_t child = fork();
+    if (child == 0) {
+        int pid = 0;
+        bool is_other = setresgid(NOBODY, NOBODY, NOBODY) == 0 && setresuid(NOBODY, NOBODY, NOBODY) == 0;
+        _exit(is_other && worker_is_alive(q.db, &pid) && pid == getppid() ? 0 : 1);
+    }
+    int status;
+    waitpid(child, &status, 0);
+    assert_int_equal(status, 0);
+    end(&q);
+    assert_int_equal(chmod(folder, 0700), 0);
+    free(folder);
 }
 
 /* ---------------------------------------------------------------- rows that are gone */
@@ -876,7 +900,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_dead_workers_leases_are_ready_again),
     cmocka_unit_test(an_empty_lease_is_closed_and_passed_over),
     cmocka_unit_test(a_job_of_empty_leases_ends),
-    cmocka_unit_test(rows_that_are_gone_end_the_job_with_a_word),
+    cmocka_unit_test(a_reader_of_another_user_sees_the_worker),
+        cmocka_unit_test(rows_that_are_gone_end_the_job_with_a_word),
         cmocka_unit_test(a_job_whose_rows_are_all_gone_ends),
         cmocka_unit_test(rows_that_go_while_they_are_at_work_cost_no_others),
         cmocka_unit_test(a_result_that_goes_with_its_request_still_counts),
