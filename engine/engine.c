@@ -178,13 +178,10 @@ static int reader_end(struct tokenizer_reader *t, struct engine *e, int r, struc
     return err_set(err, t->result, "%s", t->err.text);
 }
 
-/* All that needs no device. The folder is the caller's to close, after an error too. */
+/* All that needs no device. model->folder is the caller's to close, after an error too. */
 static int read_folder(struct engine *e, const struct engine_options *o, struct model_options *model, struct err *err) {
-    *model = (struct model_options){.dir = o->model_dir,
-                                    .fp8_kv_cache = plan_has_fp8_cache(o),
-                                    .cache = {o->cache_dir, o->cache_bytes},
-                                    .dummy = plan_is_dummy(o)};
-    int r = model_folder_open(&model->folder, o->model_dir, model->dummy, err);
+    *model = (struct model_options){.fp8_kv_cache = plan_has_fp8_cache(o), .cache = {o->cache_dir, o->cache_bytes}};
+    int r = model_folder_open(&model->folder, o->model_dir, plan_is_dummy(o), err);
     if (r == 0) r = quantization_parse(&model->quantization, o->quantization, err);
     if (r < 0) return r;
     e->info = *model_folder_info(model->folder);

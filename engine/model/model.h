@@ -22,19 +22,19 @@ struct model;
 struct model_folder;
 
 struct model_options {
+    struct model_folder *folder; /* borrowed; NULL: it is read from dir */
     const char *dir;
-    struct model_folder *folder; /* the same, already read; NULL: it is not. Borrowed */
     enum dtype dtype;    /* compute dtype: F32, BF16 or F16 */
     struct quantization quantization; /* on load; borrowed */
     bool fp8_kv_cache;   /* keys and values in fp8; else in dtype */
     struct weight_cache_options cache; /* of what is quantized on load; borrowed */
-    bool dummy;          /* weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
+    bool dummy;          /* of dir: weights N(0, 1/sqrt K) from a fixed seed; config.json alone is read */
     int32_t max_positions; /* length of the RoPE table; 0 = the model's context */
 };
 
 /* The folder's files of json and the headers of its weights, unless those are dummies. E_NOT_FOUND,
  * E_PARSE, E_RANGE: what is wrong with which file, key or tensor; E_UNSUPPORTED: the key and the value
- * that this program does not compute. */
+ * that this program does not compute; *out is NULL then. */
 int model_folder_open(struct model_folder **out, const char *dir, bool dummy, struct err *err);
 void model_folder_close(struct model_folder *f); /* NULL is fine */
 const struct model_info *model_folder_info(const struct model_folder *f);

@@ -46,6 +46,7 @@ static int complete_info(struct model_config *config, const struct checkpoint *c
 
 int model_folder_open(struct model_folder **out, const char *dir, bool dummy, struct err *err) {
     struct model_folder *f = mem_zalloc(1, sizeof *f);
+    *out = NULL;
     int r = config_read(&f->config, dir, err);
     if (r == 0 && !dummy) r = checkpoint_open(&f->checkpoint, dir, err);
     if (r == 0) r = complete_info(&f->config, f->checkpoint, err);
