@@ -51,7 +51,7 @@ struct weight_cache {
     const struct file_entry *found;
     uint64_t n_found;
 
-    /* its images are checked by these while they go to the device */
+    /* its images are checked by these, from before there is a device until they are on it */
     struct team checkers;
     atomic_ullong next; /* to be checked */
     atomic_bool is_damaged;

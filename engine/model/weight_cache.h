@@ -24,14 +24,14 @@ struct weight_cache_options { /* all zero = no cache */
 
 struct weight_cache;
 
-/* The file of these weights, or the beginning of one. NULL: no cache is wanted, or nothing is to
- * be quantized; checkpoint NULL: dummy weights. */
+/* The file of these weights, which threads check from now on, or the beginning of one; no device is
+ * needed yet. NULL: no cache is wanted, or nothing is to be quantized; checkpoint NULL: dummy weights. */
 struct weight_cache *weight_cache_open(const struct weight_cache_options *options, const struct checkpoint *checkpoint,
                                        const struct model_config *config, enum dtype dtype,
                                        const struct quantization *quantization);
 
 /* From the file into a new weight; the file's bytes are read until dev_sync. False: it is not
- * there. c NULL is fine. The file is checked meanwhile: see weight_cache_is_whole. */
+ * there. c NULL is fine. Whether they are right shows later: see weight_cache_is_whole. */
 bool weight_cache_load(struct weight_cache *c, struct dev *dev, struct weight *w, const char *name);
 
 /* After dev_sync: was every byte of the file what was written? If not, nothing that was loaded may
