@@ -227,11 +227,15 @@ static bool check_prompt_list(const struct row_form *f, const struct input_row *
         n_strings += json_is_string(json_array_get(list, i));
         n_ids += json_is_integer(json_array_get(list, i)) || json_is_array(json_array_get(list, i));
     }
+    const char *code = "unsupported_content";
     if (n == 1 && n_strings == 1) return true;
     if (n > 0 && n_strings == n) snprintf(text, sizeof text, "%.60s: a list of %zu strings; give each a line of its own", f->prompt_name, n);
     else if (n > 0 && n_ids == n) snprintf(text, sizeof text, "%.60s: token ids are not built; give the text that they stand for", f->prompt_name);
-    else snprintf(text, sizeof text, "%.60s: neither a string nor a list of one", f->prompt_name);
-    return bad(reject, row, n > 0 && (n_strings == n || n_ids == n) ? "unsupported_content" : "bad_value", text);
+    else {
+        code = "bad_value";
+        snprintf(text, sizeof text, "%.60s: neither a string nor a list of one", f->prompt_name);
+    }
+    return bad(reject, row, code, text);
 }
 
 static bool json_prompt(struct row_form *f, const struct input_row *row, const json_t *object, struct reject *reject) {
